@@ -1,0 +1,36 @@
+# Two commands do everything on a fresh machine with Python 3.11+ and make: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+PHOTOGRAPH = $(shell $(BIN)/python -c "from sklearn.datasets import images; print(images.__path__[0])")/china.jpg
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: demo test unit notebooks lab lint
+
+demo: $(INSTALLED)
+	$(BIN)/emerdiff-probe segment emerdiff_probe/pocket/assets/scene.png "$(PHOTOGRAPH)" --out out
+	@echo
+	@echo "out/scene: a drawn scene of the pocket model's own world, never seen in training."
+	@echo "out/china: a real photograph, OUTSIDE the pocket model's world: expect rough regions, not objects."
+	@echo "Look at side_by_side.png and difference_maps.html in both folders."
+
+test: unit notebooks
+
+unit: $(INSTALLED)
+	$(BIN)/pytest tests
+
+notebooks: $(INSTALLED)
+	$(BIN)/pytest --nbmake --nbmake-timeout=300 notebooks
+
+lab: $(INSTALLED)
+	$(BIN)/jupyter lab notebooks
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@

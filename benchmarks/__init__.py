@@ -1,0 +1,1 @@
+"""Measurements that take longer than tests: quality and speed, as figures against a yardstick."""

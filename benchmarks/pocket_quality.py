@@ -1,0 +1,201 @@
+"""How good EmerDiff on the pocket model is on held-out scenes, beside baselines with the same number of segments.
+
+    python -m benchmarks.pocket_quality --scenes 200
+
+Protocol: majority (every predicted segment takes its majority part class), one confusion matrix over all scenes, 95%
+paired bootstrap intervals over scenes. Finished scenes are kept in the store, so that a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated
+
+import joblib
+import numpy as np
+import typer
+from skimage.segmentation import slic
+from sklearn.cluster import KMeans
+from torch import nn
+from tqdm.auto import tqdm
+
+from emerdiff_probe.correspondence import assign, difference_maps
+from emerdiff_probe.diffusion import Trajectory, denoise
+from emerdiff_probe.evaluation.metrics import Interval, bootstrap, boundary_f, majority_confusion, mean_iou
+from emerdiff_probe.features import capture, cluster, one_hot_masks
+from emerdiff_probe.inversion import invert
+from emerdiff_probe.models import ProbeModel, load_model
+from emerdiff_probe.pocket.world import PART_NAMES, Scene, draw_scene
+from emerdiff_probe.segmentation import EmerDiffConfig, check_config
+
+BASELINES = ("rgb k-means", "coordinate k-means", "slic")
+FROM_MODEL = ("nearest", "bilinear", "emerdiff without injection", "emerdiff")
+
+Labels = dict[tuple[str, int], np.ndarray]
+"""Label maps by method and number of clusters."""
+
+
+def baseline_labels(scene: Scene, counts: Sequence[int]) -> Labels:
+    """Label maps of the methods that need no model."""
+    labels: Labels = {}
+    height, width = scene.parts.shape
+    for count in counts:
+        pixels = scene.image.reshape(-1, 3).astype(np.float32)
+        rgb = KMeans(count, n_init=1, random_state=0).fit_predict(pixels)
+        labels["rgb k-means", count] = rgb.reshape(height, width)
+        labels["coordinate k-means", count] = coordinate_labels(height, width, count)
+        labels["slic", count] = slic(scene.image, n_segments=count, start_label=0)
+    return labels
+
+
+@lru_cache
+def coordinate_labels(height: int, width: int, count: int) -> np.ndarray:
+    """K-means on pixel coordinates, the same for every scene."""
+    coordinates = np.indices((height, width), np.float32).reshape(2, -1).T
+    return KMeans(count, n_init=1, random_state=0).fit_predict(coordinates).reshape(height, width)
+
+
+def model_labels(
+    model: ProbeModel, scene: Scene, counts: Sequence[int], config: EmerDiffConfig
+) -> tuple[Labels, float]:
+    """Label maps of the methods that share the model's low-resolution masks, and the error of the replay."""
+    height, width = scene.parts.shape
+    site, _ = check_config(model, config, height, width)
+    grid = site.grid(height // model.factor, width // model.factor)
+    latents = model.encode(model.to_tensor(scene.image))
+    trajectory = invert(
+        model, latents, start=max(config.modulate_at, config.feature_timestep), steps=config.steps, seed=config.seed
+    )
+    replay_error = _replay_error(model, trajectory)
+    features = capture(model, trajectory, [site], [config.feature_timestep])[site, config.feature_timestep][0]
+    labels: Labels = {}
+    for count in counts:
+        coarse = cluster(features, count, grid, seed=config.seed)
+        masks = one_hot_masks(coarse)
+        for mode in ("nearest", "bilinear"):
+            upsampled = nn.functional.interpolate(masks[None], size=(height, width), mode=mode)[0]
+            labels[mode, count] = assign(upsampled).numpy()
+        for method, injection in (("emerdiff without injection", ()), ("emerdiff", config.injection)):
+            _, modulation = check_config(model, replace(config, injection=injection), height, width)
+            maps = difference_maps(model, trajectory, masks, modulation, smoothing=config.smoothing)
+            labels[method, count] = assign(maps).numpy()
+    return labels, replay_error
+
+
+def _replay_error(model: ProbeModel, trajectory: Trajectory) -> float:
+    return float((denoise(model, trajectory, [[]])[0] - trajectory.final[0]).abs().max())
+
+
+def score(labels: Labels, scene: Scene) -> dict[str, np.ndarray]:
+    """Confusion matrix and boundary F-score of every label map, by "method/clusters/figure"."""
+    scores: dict[str, np.ndarray] = {}
+    for (method, count), predicted in labels.items():
+        confusion = majority_confusion(predicted, scene.parts, len(PART_NAMES))
+        scores[f"{method}/{count}/confusion"] = confusion.astype(np.uint32)
+        scores[f"{method}/{count}/boundary"] = np.array(boundary_f(predicted, scene.parts))
+    return scores
+
+
+def measure(
+    model: ProbeModel, seeds: Sequence[int], counts: Sequence[int], config: EmerDiffConfig, store: Path
+) -> list[dict[str, np.ndarray]]:
+    """Scores of every scene, from the store where they are there already."""
+    identity = json.dumps([asdict(config), model.fingerprint, list(counts)], sort_keys=True)
+    folder = store / hashlib.sha256(identity.encode()).hexdigest()[:12]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "configuration.json").write_text(identity)
+    missing = [seed for seed in seeds if not (folder / f"{seed}.npz").exists()]
+    for seed, baselines in zip(missing, _baseline_scores(missing, counts), strict=True):
+        scene = draw_scene(seed)
+        labels, replay_error = model_labels(model, scene, counts, config)
+        partial = folder / f".{seed}.partial.npz"
+        np.savez_compressed(partial, **baselines, **score(labels, scene), replay_error=replay_error)
+        partial.rename(folder / f"{seed}.npz")
+    return [dict(np.load(folder / f"{seed}.npz")) for seed in seeds]
+
+
+def _baseline_scores(seeds: Sequence[int], counts: Sequence[int]) -> Iterator[dict[str, np.ndarray]]:
+    def one(seed: int) -> dict[str, np.ndarray]:
+        scene = draw_scene(seed)
+        return score(baseline_labels(scene, counts), scene)
+
+    workers = joblib.Parallel(n_jobs=-1, return_as="generator", pre_dispatch="2*n_jobs")
+    yield from tqdm(workers(joblib.delayed(one)(seed) for seed in seeds), total=len(seeds), desc="scenes")
+
+
+def miou_of(scores: list[dict[str, np.ndarray]], method: str, count: int) -> Callable[[np.ndarray], np.ndarray]:
+    """The mIoU in percent of a method as a statistic of how often each scene was drawn."""
+    confusions = np.stack([scene[f"{method}/{count}/confusion"] for scene in scores]).astype(np.float64)
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        return 100 * mean_iou(np.tensordot(weights, confusions, 1))
+
+    return statistic
+
+
+def report(scores: list[dict[str, np.ndarray]], counts: Sequence[int]) -> dict[str, object]:
+    """The table as rows, and what EmerDiff gains over bilinear upsampling of its own masks, averaged over K."""
+    rows = []
+    for count in counts:
+        for method in (*BASELINES, *FROM_MODEL):
+            interval = bootstrap(miou_of(scores, method, count), len(scores))
+            boundary = np.mean([scene[f"{method}/{count}/boundary"] for scene in scores])
+            rows.append(
+                {
+                    "method": method,
+                    "clusters": count,
+                    **rounded(interval),
+                    "boundary_f": round(100 * float(boundary), 2),
+                }
+            )
+    pairs = [(miou_of(scores, "emerdiff", count), miou_of(scores, "bilinear", count)) for count in counts]
+    gains = {
+        str(count): rounded(bootstrap(lambda w, o=ours, t=theirs: o(w) - t(w), len(scores)))
+        for count, (ours, theirs) in zip(counts, pairs, strict=True)
+    }
+    mean = bootstrap(lambda w: np.mean([ours(w) - theirs(w) for ours, theirs in pairs], axis=0), len(scores))
+    return {
+        "rows": rows,
+        "gain_over_bilinear": rounded(mean),
+        "gain_by_clusters": gains,
+        "replay_error": max(float(scene["replay_error"]) for scene in scores),
+        "scenes": len(scores),
+    }
+
+
+def rounded(interval: Interval) -> dict[str, float]:
+    """An interval as a JSON object, in percent points with two decimals."""
+    return {"miou": round(interval.value, 2), "low": round(interval.low, 2), "high": round(interval.high, 2)}
+
+
+def main(
+    scenes: Annotated[int, typer.Option(help="Number of held-out scenes.")] = 200,
+    seed: Annotated[int, typer.Option(help="Of the first scene; training begins at 1,000,000.")] = 0,
+    clusters: Annotated[str, typer.Option(help="Numbers of clusters, with commas.")] = "8,12,20",
+    model: Annotated[str, typer.Option(help="A model of the world's scenes.")] = "pocket",
+    device: Annotated[str | None, typer.Option()] = None,
+    precision: Annotated[str | None, typer.Option()] = "float32",
+    store: Annotated[Path, typer.Option(help="Where finished scenes are kept.")] = Path("out/pocket_quality"),
+) -> None:
+    """Print the table and, as the last line, one JSON object."""
+    counts = [int(count) for count in clusters.split(",")]
+    probed = load_model(model, device=device, dtype=precision)
+    config = EmerDiffConfig.for_model(probed)
+    scores = measure(probed, range(seed, seed + scenes), counts, config, store)
+    result = report(scores, counts)
+    print(f"majority protocol, {scenes} held-out scenes from seed {seed}, {probed!r}\n{config}\n")
+    print(f"{'method':28s} {'K':>3s} {'mIoU':>6s}  {'95% interval':15s} {'boundary F':>10s}")
+    for row in result["rows"]:  # type: ignore[attr-defined]
+        span = f"[{row['low']:.2f}, {row['high']:.2f}]"
+        print(f"{row['method']:28s} {row['clusters']:3d} {row['miou']:6.2f}  {span:15s} {row['boundary_f']:10.2f}")
+    print(f"\ngain over bilinear by K: {result['gain_by_clusters']}; replay error {result['replay_error']:.1e}\n")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    typer.run(main)

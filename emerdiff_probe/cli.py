@@ -1,0 +1,172 @@
+"""The command line `emerdiff-probe`: one subcommand a verb, no logic of its own."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from tqdm.auto import tqdm
+
+from emerdiff_probe.errors import InputError, ProbeError
+
+app = typer.Typer(
+    name="emerdiff-probe",
+    help="Find out what a pretrained diffusion model knows about the pixels it paints.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ModelOption = Annotated[
+    str, typer.Option("--model", help="'pocket', a hub id such as CompVis/stable-diffusion-v1-4, or a local folder.")
+]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda or mps; the fastest that is there by default.")]
+PrecisionOption = Annotated[
+    str | None, typer.Option("--precision", help="float32, float16 or bfloat16; float16 on CUDA, else float32.")
+]
+
+
+class Placement(StrEnum):
+    """Where the offset is added."""
+
+    after = "after"
+    before = "before"
+
+
+@app.command()
+def segment(
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    model: ModelOption = "pocket",
+    clusters: Annotated[int | None, typer.Option(help="Number of masks K.")] = None,
+    feature_timestep: Annotated[int | None, typer.Option(help="Timestep of the clustered features, t_f.")] = None,
+    feature_layer: Annotated[
+        str | None, typer.Option(help="Site whose features are clustered, by its name in `emerdiff-probe layers`.")
+    ] = None,
+    modulate_at: Annotated[int | None, typer.Option(help="Timestep of the modulation, t_m.")] = None,
+    strength: Annotated[float | None, typer.Option(help="Strength of the modulation, lambda.")] = None,
+    layer: Annotated[
+        str | None, typer.Option(help="Attention layer to modulate, by the name of any of its sites.")
+    ] = None,
+    placement: Annotated[Placement | None, typer.Option(help="Offset after or before the output projection.")] = None,
+    no_injection: Annotated[bool, typer.Option("--no-injection", help="Do not inject attention.")] = False,
+    smoothing: Annotated[float | None, typer.Option(help="Gaussian over difference maps, pixels.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Text for the denoiser; empty by default.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the inversion and of k-means.")] = None,
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+    out: Annotated[Path, typer.Option(help="Folder for the results, a subfolder an image.")] = Path("out"),
+) -> None:
+    """Segment images by EmerDiff; settings that are not given are the best known ones for the model."""
+    from emerdiff_probe.models import load_model
+    from emerdiff_probe.segmentation import EmerDiffConfig, segment_all
+
+    names = _folder_names(images)
+    given: dict[str, Any] = {
+        "clusters": clusters,
+        "feature_timestep": feature_timestep,
+        "feature_site": feature_layer,
+        "modulate_at": modulate_at,
+        "strength": strength,
+        "layer": layer,
+        "placement": None if placement is None else placement.value,
+        "injection": () if no_injection else None,
+        "smoothing": smoothing,
+        "prompt": prompt,
+        "seed": seed,
+    }
+    changes = {name: value for name, value in given.items() if value is not None}
+    EmerDiffConfig(**changes)  # refuses values out of range before a model is loaded
+    probed = load_model(model, device=device, dtype=precision)
+    results = segment_all(probed, images, EmerDiffConfig.for_model(probed, **changes), progress=sys.stderr.isatty())
+    for name, result in zip(names, results, strict=True):
+        folder = result.save(out / name)
+        print(f"{folder}: {result.masks} masks in {sum(result.seconds.values()):.1f} s")
+
+
+@app.command()
+def layers(model: ModelOption = "pocket", device: DeviceOption = None) -> None:
+    """Print the table of sites: every tensor of the denoiser that can be read, clustered or changed."""
+    from emerdiff_probe.layers import list_sites
+    from emerdiff_probe.models import load_model
+
+    print(list_sites(load_model(model, device=device)))
+
+
+@app.command()
+def world(
+    out: Annotated[Path, typer.Option(help="Folder to write into.")],
+    count: Annotated[int, typer.Option(help="Number of scenes.")] = 16,
+    seed: Annotated[int, typer.Option(help="Seed of the first scene; the others follow.")] = 0,
+    height: Annotated[int, typer.Option(help="Pixels.")] = 256,
+    width: Annotated[int, typer.Option(help="Pixels.")] = 256,
+) -> None:
+    """Write drawn scenes with their ground truth: NAME.png, NAME.parts.png, NAME.objects.png, captions.json."""
+    from emerdiff_probe.pocket.world import write_world
+
+    write_world(out, count, seed, height=height, width=width)
+    print(f"{out}: {count} scenes of {height} x {width} pixels")
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option(help="Run folder: checkpoints, losses, sample grids and the pipeline.")],
+    world: Annotated[bool, typer.Option("--world", help="Train on drawn scenes.")] = False,
+    images: Annotated[Path | None, typer.Option(help="Train on a folder of images of any size.")] = None,
+    captions: Annotated[Path | None, typer.Option(help="JSON file {image name: caption}.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Time budget.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoiser steps.")] = None,
+    init: Annotated[str | None, typer.Option(help="Start from 'pocket' or a pipeline folder.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in OUT stopped.")] = False,
+    batch: Annotated[int | None, typer.Option(help="Denoiser batch size.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights, data order and noise.")] = 0,
+    device: DeviceOption = None,
+) -> None:
+    """Train a pocket model; killed at any moment it loses at most a few minutes, and --resume goes on."""
+    from emerdiff_probe.pocket.train import TrainConfig
+    from emerdiff_probe.pocket.train import train as run
+
+    if minutes is None and steps is None:
+        minutes = 60.0
+    config = TrainConfig(
+        out=out,
+        world=world,
+        images=images,
+        captions=captions,
+        minutes=minutes,
+        steps=steps,
+        init=init,
+        resume=resume,
+        batch=batch,
+        seed=seed,
+        device=device,
+    )
+    print(run(config, report=tqdm.write))
+
+
+def _folder_names(images: list[Path]) -> list[str]:
+    """The name of each image's result folder: its file name without suffix, which must not repeat."""
+    names = [image.stem for image in images]
+    for name in names:
+        if names.count(name) > 1:
+            same = ", ".join(str(image) for image in images if image.stem == name)
+            raise InputError(f"{same} would all be written to {name}; accepted: images with different names")
+    return names
+
+
+def main() -> None:
+    """Run the command line: exit code 2 and one line for bad input, 130 for Ctrl-C; finished results are kept."""
+    try:
+        app(standalone_mode=True)
+    except ProbeError as error:
+        print(f"emerdiff-probe: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("emerdiff-probe: interrupted; finished results are kept", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,299 @@
+"""The one denoising loop, over diffusers' own scheduler, with interventions; and the `Trajectory` that it follows."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from emerdiff_probe.errors import InputError, TimestepError
+from emerdiff_probe.hooks import Edit, attached
+from emerdiff_probe.interventions import Intervention
+from emerdiff_probe.models import Conditioning, ProbeModel
+
+MAX_ROWS = {"cpu": 24, "mps": 32, "cuda": 128}
+MAX_BYTES_ON_CPU = 4 * 2**30
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """A path from noise to image that replays exactly: x_{t-1} = mean(x_t) + residual.
+
+    Attributes:
+        timesteps: on the scheduler's grid, falling, such as 281, 261, …, 21, 1.
+        latents: (step + 1, batch, channel, latent_height, latent_width) float32; `latents[i]` is x at
+            `timesteps[i]`, the last one is x_0.
+        residuals: (step, batch, channel, latent_height, latent_width) float32: what is added to the mean of the
+            reverse step, sigma_t z_t. Keeping the product instead of z_t needs no division by a small sigma_t.
+        steps: of the whole scheduler grid that the timesteps belong to (50 in the paper).
+        eta: 1 for DDPM steps (the paper's), 0 for DDIM.
+        prompt, guidance: what the denoiser was told; the paper uses the empty prompt without guidance (1).
+    """
+
+    timesteps: tuple[int, ...]
+    latents: Tensor
+    residuals: Tensor
+    steps: int
+    eta: float
+    prompt: str = ""
+    guidance: float = 1.0
+
+    @property
+    def batch(self) -> int:
+        """Number of images."""
+        return self.latents.shape[1]
+
+    @property
+    def final(self) -> Tensor:
+        """x_0 of every image, (batch, channel, latent_height, latent_width)."""
+        return self.latents[-1]
+
+    def at(self, timestep: int) -> Tensor:
+        """X at one timestep, (batch, channel, latent_height, latent_width).
+
+        Raises:
+            TimestepError: the trajectory does not pass it.
+        """
+        return self.latents[self._position(timestep)]
+
+    def since(self, timestep: int) -> Trajectory:
+        """The rest of the trajectory from this timestep on.
+
+        Raises:
+            TimestepError: the trajectory does not pass it.
+        """
+        start = self._position(timestep)
+        return replace(
+            self,
+            timesteps=self.timesteps[start:],
+            latents=self.latents[start:],
+            residuals=self.residuals[start:],
+        )
+
+    def image(self, index: int) -> Trajectory:
+        """The trajectory of one image of the batch, as a batch of one."""
+        rows = slice(index, index + 1)
+        return replace(self, latents=self.latents[:, rows], residuals=self.residuals[:, rows])
+
+    def _position(self, timestep: int) -> int:
+        require_on_grid(timestep, self.timesteps)
+        return self.timesteps.index(timestep)
+
+
+def require_on_grid(timestep: int, grid: Sequence[int]) -> None:
+    """Raise TimestepError, naming the near ones, unless `timestep` is on the grid."""
+    if timestep not in grid:
+        near = sorted(grid, key=lambda other: abs(other - timestep))[:4]
+        raise TimestepError(
+            f"timestep {timestep} is not on the grid of {len(grid)} timesteps from {grid[0]} to {grid[-1]}; "
+            f"near ones: {', '.join(map(str, sorted(near)))}"
+        )
+
+
+def make_scheduler(model: ProbeModel, steps: int) -> tuple[DDIMScheduler, tuple[int, ...]]:
+    """The model's scheduler set to `steps` steps, and its falling grid of timesteps.
+
+    Raises:
+        InputError: `steps` that the training timesteps cannot be divided into.
+    """
+    total = model.scheduler.config.num_train_timesteps
+    if not 1 <= steps < total:
+        raise InputError(f"{steps} denoising steps; accepted: 1 to {total - 1}")
+    scheduler = copy.deepcopy(model.scheduler)
+    scheduler.set_timesteps(steps)
+    return scheduler, tuple(int(timestep) for timestep in scheduler.timesteps)
+
+
+def reverse_mean(scheduler: DDIMScheduler, prediction: Tensor, timestep: int, latents: Tensor, eta: float) -> Tensor:
+    """Mean of the reverse step from `timestep`, by the scheduler's own formula, float32."""
+    step = scheduler.step(prediction, timestep, latents, eta=eta, variance_noise=torch.zeros_like(latents))
+    return step.prev_sample
+
+
+@torch.no_grad()
+def predict(
+    model: ProbeModel,
+    latents: Tensor,
+    timestep: int | Tensor,
+    conditioning: Conditioning,
+    *,
+    unconditional: Conditioning | None = None,
+    guidance: float = 1.0,
+) -> Tensor:
+    """One pass of the denoiser, the only place that calls it.
+
+    Args:
+        model: whose denoiser runs.
+        latents: (batch, channel, latent_height, latent_width) float32.
+        timestep: one for all rows, or (batch,) on the model's device.
+        conditioning: of one row, used for every row.
+        unconditional: the empty prompt; needed for a guidance other than 1. Its rows follow the conditional ones.
+        guidance: classifier-free guidance scale; 1 is one plain pass.
+
+    Returns:
+        The denoiser's output, same shape as the latents, float32.
+    """
+    rows, batch = latents, len(latents)
+    condition = conditioning.expand(batch)
+    if unconditional is not None:
+        rows = torch.cat([latents, latents])
+        condition = condition + unconditional.expand(batch)
+        if isinstance(timestep, Tensor) and timestep.ndim:
+            timestep = torch.cat([timestep, timestep])
+    output = model.denoiser(
+        rows.to(model.dtype),
+        timestep,
+        encoder_hidden_states=condition.hidden_states,
+        added_cond_kwargs=dict(condition.added),
+        return_dict=False,
+    )[0].float()
+    if unconditional is None:
+        return output
+    guided, free = output.chunk(2)
+    return torch.lerp(free, guided, guidance)
+
+
+def conditionings(
+    model: ProbeModel, latents: Tensor, prompt: str, guidance: float
+) -> tuple[Conditioning, Conditioning | None]:
+    """The prompt's conditioning for latents of this size, and the empty prompt's when there is guidance."""
+    height, width = (side * model.factor for side in latents.shape[-2:])
+    free = None if guidance == 1 else model.embed("", height, width)
+    return model.embed(prompt, height, width), free
+
+
+def denoise(
+    model: ProbeModel,
+    trajectory: Trajectory,
+    variants: Sequence[Sequence[Intervention]],
+    *,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """Replay a trajectory once for every variant, each under its own interventions.
+
+    The unchanged trajectory rides along in batch row 0, for interventions that refer to it. Variants run in batches
+    that fit the device, halved when memory runs out.
+
+    Args:
+        model: to run.
+        trajectory: of one image; its residuals are added at every step.
+        variants: for each result a list of interventions; an empty list replays the reference. The same
+            intervention object in several variants runs as one.
+        batch_size: variants a batch; chosen by the device when None.
+        progress: show a progress bar over denoiser passes.
+
+    Returns:
+        x_0 of every variant, (variant, channel, latent_height, latent_width) float32.
+
+    Raises:
+        InterventionError: an intervention that never took effect.
+        InputError: a trajectory of several images, or no variants.
+    """
+    if trajectory.batch != 1 or not variants:
+        raise InputError(
+            f"{len(variants)} variants of a trajectory of {trajectory.batch} images; accepted: one or more variants "
+            "of one image (take it with trajectory.image(i))"
+        )
+    size = min(len(variants), batch_size or _rows_that_fit(model, trajectory.final))
+    with tqdm(total=len(variants) * len(trajectory.timesteps), disable=not progress, desc="denoise") as bar:
+        results: list[Tensor] = []
+        while len(results) < len(variants):
+            chunk = variants[len(results) : len(results) + size]
+            try:
+                results.extend(_replay(model, trajectory, chunk, bar))
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                size = -(-size // 2)
+                torch.cuda.empty_cache()
+    return torch.stack(results)
+
+
+def _replay(model: ProbeModel, trajectory: Trajectory, variants: Sequence[Sequence[Intervention]], bar: tqdm) -> Tensor:
+    scheduler, _ = make_scheduler(model, trajectory.steps)
+    conditioning, free = conditionings(model, trajectory.final, trajectory.prompt, trajectory.guidance)
+    batch = 1 + len(variants)
+    latents = trajectory.latents[0].repeat(batch, 1, 1, 1)
+    halves = 1 if free is None else 2
+    with attached(model, edits=list(_edits(model, variants, batch, halves))):
+        for timestep, residual in zip(trajectory.timesteps, trajectory.residuals, strict=True):
+            prediction = predict(
+                model, latents, timestep, conditioning, unconditional=free, guidance=trajectory.guidance
+            )
+            latents = reverse_mean(scheduler, prediction, timestep, latents, trajectory.eta) + residual
+            bar.update(len(variants))
+    return latents[1:]
+
+
+def _edits(model: ProbeModel, variants: Sequence[Sequence[Intervention]], batch: int, halves: int) -> Iterator[Edit]:
+    """Edits of all variants; row 0 is the reference, and guidance repeats all rows in a second half."""
+    rows_of: dict[int, tuple[Intervention, list[int]]] = {}
+    for row, variant in enumerate(variants, start=1):
+        for intervention in variant:
+            rows_of.setdefault(id(intervention), (intervention, []))[1].append(row)
+    for intervention, rows in rows_of.values():
+        both = [row + half * batch for half in range(halves) for row in rows]
+        references = [half * batch for half in range(halves) for _ in rows]
+        yield from intervention.edits(model, both, references)
+
+
+def _rows_that_fit(model: ProbeModel, latents: Tensor) -> int:
+    """Variants a batch; on the CPU also bounded by an estimate of the widest layers' activations."""
+    limit = MAX_ROWS.get(model.device.type, 24)
+    if model.device.type == "cpu":
+        cells = latents.shape[-2] * latents.shape[-1]
+        row_bytes = 48 * model.denoiser.config.block_out_channels[0] * cells * 4
+        limit = min(limit, max(1, MAX_BYTES_ON_CPU // row_bytes))
+    return limit
+
+
+def generate(
+    model: ProbeModel,
+    prompt: str,
+    *,
+    seed: int = 0,
+    steps: int = 50,
+    eta: float = 1.0,
+    guidance: float = 5.0,
+    size: tuple[int, int] | None = None,
+    callback: Callable[[int, Tensor], None] | None = None,
+) -> Trajectory:
+    """Draw one image from the model and keep the trajectory, so that it can be probed like an inverted one.
+
+    Args:
+        model: to draw from.
+        prompt: text; "" draws unconditionally.
+        seed: of the starting noise and of the noise of every step.
+        steps: of the scheduler's grid.
+        eta: 1 for DDPM steps, 0 for DDIM.
+        guidance: classifier-free guidance scale; 1 is none.
+        size: height and width in pixels; the model's native square when None.
+        callback: called with every timestep and the latents after it.
+
+    Returns:
+        A trajectory over the whole grid, of one image; `model.decode(trajectory.final)` is the image.
+    """
+    height, width = size or (model.native_size, model.native_size)
+    if height % model.multiple or width % model.multiple:
+        raise InputError(f"size {height} x {width}; accepted: multiples of {model.multiple}")
+    scheduler, timesteps = make_scheduler(model, steps)
+    generator = torch.Generator().manual_seed(seed)
+    shape = (1, model.denoiser.config.in_channels, height // model.factor, width // model.factor)
+    draws = torch.randn(len(timesteps) + 1, *shape, generator=generator).to(model.device)
+    latents, residuals = [draws[0]], []
+    conditioning, free = conditionings(model, draws[0], prompt, guidance)
+    for timestep, noise in zip(timesteps, draws[1:], strict=True):
+        prediction = predict(model, latents[-1], timestep, conditioning, unconditional=free, guidance=guidance)
+        mean = reverse_mean(scheduler, prediction, timestep, latents[-1], eta)
+        step = scheduler.step(prediction, timestep, latents[-1], eta=eta, variance_noise=noise)
+        latents.append(step.prev_sample)
+        residuals.append(step.prev_sample - mean)
+        if callback is not None:
+            callback(timestep, latents[-1])
+    return Trajectory(timesteps, torch.stack(latents), torch.stack(residuals), steps, eta, prompt, float(guidance))

@@ -1,0 +1,186 @@
+"""Pictures in and out: reading any image file safely, label maps as indexed PNG, overlays and contours."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageOps
+from skimage.segmentation import find_boundaries
+
+from emerdiff_probe.errors import InputError
+
+MIN_SIDE = 16
+MAX_PIXELS = 4096 * 4096
+MAX_ASPECT = 8.0
+
+
+def load_image(source: str | Path | Image.Image | np.ndarray) -> np.ndarray:
+    """Read an image of any kind as 8-bit RGB, upright by its EXIF orientation.
+
+    Args:
+        source: a file, a Pillow image, or an array (height, width), (height, width, 1), (height, width, 3) or
+            (height, width, 4): uint8, uint16, bool, or floats in [0, 1]. Transparency is laid over white.
+
+    Returns:
+        (height, width, 3) uint8.
+
+    Raises:
+        InputError: missing, truncated or not an image; a side under 16 pixels, more than 4096 x 4096 pixels, or a
+            side more than 8 times the other; values that are not finite or out of range.
+    """
+    if isinstance(source, np.ndarray):
+        picture = Image.fromarray(_array_to_uint8(source))
+        where = f"array of shape {source.shape}"
+    elif isinstance(source, Image.Image):
+        picture, where = source, f"image of mode {source.mode}"
+    else:
+        picture, where = _open(Path(source)), str(source)
+    width, height = picture.size
+    if min(width, height) < MIN_SIDE:
+        raise InputError(f"{where}: {width} x {height} pixels is too small; accepted: both sides {MIN_SIDE} or more")
+    if width * height > MAX_PIXELS:
+        raise InputError(
+            f"{where}: {width} x {height} is {width * height:,} pixels; accepted: up to {MAX_PIXELS:,}. "
+            "Scale the image down first"
+        )
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise InputError(
+            f"{where}: {width} x {height} is too elongated; accepted: one side up to {MAX_ASPECT:g} x the other"
+        )
+    return np.array(_to_rgb(picture, where))
+
+
+def _open(path: Path) -> Image.Image:
+    if not path.is_file():
+        raise InputError(f"{path}: no such image file")
+    try:
+        picture = Image.open(path)
+        width, height = picture.size
+        if width * height <= MAX_PIXELS:  # a larger one is refused by its header, unread
+            picture.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: cannot be read as an image ({error})") from error
+    return picture
+
+
+def _to_rgb(picture: Image.Image, where: str) -> Image.Image:
+    try:
+        picture = ImageOps.exif_transpose(picture)
+        if picture.mode.startswith("I;16") or picture.mode in {"I", "F"}:
+            return Image.fromarray(_array_to_uint8(np.asarray(picture))).convert("RGB")
+        if picture.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in picture.info:
+            picture = picture.convert("RGBA")
+            white = Image.new("RGBA", picture.size, "white")
+            return Image.alpha_composite(white, picture).convert("RGB")
+        return picture.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{where}: cannot be read as an image ({error})") from error
+
+
+def _array_to_uint8(array: np.ndarray) -> np.ndarray:
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim not in {2, 3} or (array.ndim == 3 and array.shape[2] not in {3, 4}):
+        raise InputError(
+            f"an array of shape {array.shape} is no image; accepted: (height, width), or (height, width, channel) "
+            "with 1, 3 or 4 channels"
+        )
+    if array.size == 0:
+        raise InputError(f"an array of shape {array.shape} holds no pixels")
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == bool:
+        return array.astype(np.uint8) * 255
+    if np.issubdtype(array.dtype, np.integer):
+        low, high = int(array.min()), int(array.max())
+        if low < 0 or high > 65535:
+            raise InputError(f"image values span {low} to {high}; accepted for integers: 0 to 65535 (16-bit)")
+        return (array.astype(np.uint32) // 257).astype(np.uint8)
+    if not np.isfinite(array).all():
+        raise InputError("the image holds NaN or infinite values; accepted: finite values in [0, 1]")
+    darkest, brightest = float(array.min()), float(array.max())
+    if darkest < 0 or brightest > 1:
+        raise InputError(f"image values span {darkest:g} to {brightest:g}; accepted for floats: 0 to 1")
+    return np.round(array * 255).astype(np.uint8)
+
+
+@lru_cache
+def palette(count: int) -> np.ndarray:
+    """Distinct colours for `count` labels, (count, 3) uint8; label i has the same colour whatever the count.
+
+    Hues step by the golden ratio while lightness alternates, so that neighbours in the list stay apart for
+    colour-blind readers too.
+    """
+    lightness = (0.55, 0.75, 0.38, 0.65)
+    colours = [colorsys.hls_to_rgb((0.58 + i * 0.618034) % 1, lightness[i % 4], 0.75) for i in range(count)]
+    table = np.round(np.array(colours).reshape(-1, 3) * 255).astype(np.uint8)
+    table.flags.writeable = False
+    return table
+
+
+def save_labels(labels: np.ndarray, path: str | Path) -> None:
+    """Write integer labels (height, width) as PNG: 8-bit indexed with colours up to 256 labels, else 16-bit grey.
+
+    Raises:
+        InputError: negative labels, or labels above 65535.
+    """
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high > 65535:
+        raise InputError(f"labels span {low} to {high}; accepted for a label image: 0 to 65535")
+    if high < 256:
+        picture = Image.fromarray(labels.astype(np.uint8), mode="P")
+        picture.putpalette(palette(256).tobytes())
+    else:
+        picture = Image.fromarray(labels.astype(np.uint16))
+    picture.save(path)
+
+
+def load_labels(path: str | Path) -> np.ndarray:
+    """Read what `save_labels` wrote: (height, width) uint8 or uint16, the indices and not the colours."""
+    return np.array(_open(Path(path)))
+
+
+def colour_labels(labels: np.ndarray) -> np.ndarray:
+    """Labels (height, width) as colours, (height, width, 3) uint8."""
+    return palette(max(256, int(labels.max()) + 1))[labels]
+
+
+def overlay(image: np.ndarray, labels: np.ndarray, opacity: float = 0.55) -> np.ndarray:
+    """Blend label colours over an image, with the borders between labels in white.
+
+    Args:
+        image: (height, width, 3) uint8.
+        labels: (height, width) integers.
+        opacity: of the colours, 0 to 1.
+
+    Returns:
+        (height, width, 3) uint8.
+    """
+    blended = (1 - opacity) * image + opacity * colour_labels(labels)
+    return contours(np.round(blended).astype(np.uint8), labels)
+
+
+def contours(image: np.ndarray, labels: np.ndarray, colour: Sequence[int] = (255, 255, 255)) -> np.ndarray:
+    """Draw the borders between labels, one pixel wide, over an image (height, width, 3) uint8."""
+    drawn = image.copy()
+    drawn[find_boundaries(labels, mode="inner")] = colour
+    return drawn
+
+
+def side_by_side(pictures: Sequence[np.ndarray], titles: Sequence[str], *, gap: int = 8) -> Image.Image:
+    """Lay pictures (height, width, 3) uint8 of one height in a row, each under its title."""
+    header, height = 18, pictures[0].shape[0]
+    width = sum(picture.shape[1] for picture in pictures) + gap * (len(pictures) - 1)
+    sheet = Image.new("RGB", (width, height + header), "white")
+    draw, left = ImageDraw.Draw(sheet), 0
+    for picture, title in zip(pictures, titles, strict=True):
+        draw.text((left + 2, 2), title, fill="black")
+        sheet.paste(Image.fromarray(picture), (left, header))
+        left += picture.shape[1] + gap
+    return sheet

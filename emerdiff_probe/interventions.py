@@ -1,0 +1,297 @@
+"""Values that say what to change in the denoiser: they compose in a list and are checked when made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from emerdiff_probe.errors import InterventionError
+from emerdiff_probe.hooks import Edit
+from emerdiff_probe.layers import Site, find_site, list_sites
+from emerdiff_probe.models import ProbeModel
+
+Placement = Literal["after", "before"]
+AttentionKind = Literal["self", "cross"]
+
+MaskLike = Tensor | np.ndarray
+
+
+class Intervention(Protocol):
+    """Something that changes the denoiser's activations for some batch rows."""
+
+    def edits(self, model: ProbeModel, rows: Sequence[int], references: Sequence[int]) -> list[Edit]:
+        """The edits that carry it out.
+
+        Args:
+            model: to be changed.
+            rows: the batch rows to change.
+            references: for each of them the batch row that runs the same image unchanged.
+        """
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Modulate:
+    """Add `strength * mask (x) direction` to an attention layer's output (EmerDiff, modulated denoising).
+
+    Attributes:
+        site: any site of the attention layer to modulate; only the layer counts.
+        mask: (grid_height, grid_width), finite; usually 0 and 1.
+        strength: the paper's lambda with its sign.
+        modulate_at: timesteps, the paper's t_m.
+        placement: "after" the output projection (the paper's) or "before" it.
+        direction: (channel,) vector, finite; all ones, the paper's, when None.
+
+    Raises:
+        InterventionError: any of these is ill-formed.
+    """
+
+    site: Site
+    mask: MaskLike
+    strength: float = 10.0
+    modulate_at: tuple[int, ...] = (281,)
+    placement: Placement = "after"
+    direction: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        _require_attention(self.site, "Modulate")
+        if self.placement not in {"after", "before"}:
+            raise InterventionError(f"Modulate: placement {self.placement!r}; accepted: 'after', 'before'")
+        if not np.isfinite(self.strength):
+            raise InterventionError(f"Modulate: strength {self.strength}; accepted: a finite number")
+        mask = torch.as_tensor(self.mask).float()
+        if mask.ndim != 2 or not torch.isfinite(mask).all():
+            raise InterventionError(
+                f"Modulate: mask of shape {tuple(mask.shape)}; accepted: (grid_height, grid_width), finite"
+            )
+        object.__setattr__(self, "mask", mask)
+        object.__setattr__(self, "modulate_at", _timesteps(self.modulate_at, "Modulate"))
+        if self.direction is not None and (self.direction.ndim != 1 or not torch.isfinite(self.direction).all()):
+            raise InterventionError(
+                f"Modulate: direction of shape {tuple(self.direction.shape)}; accepted: (channel,), finite"
+            )
+
+    def edits(self, model: ProbeModel, rows: Sequence[int], references: Sequence[int]) -> list[Edit]:
+        """One edit, at the output of the attention layer or at the input of its output projection."""
+        target = attention_part(model, self.site, "output" if self.placement == "after" else "heads")
+        direction = torch.ones(target.channels) if self.direction is None else self.direction
+        if len(direction) != target.channels:
+            raise InterventionError(
+                f"Modulate: direction of {len(direction)} channels at {target}; accepted: {target.channels}"
+            )
+        mask = torch.as_tensor(self.mask)
+        offset = self.strength * rearrange(mask, "h w -> (h w) 1") * direction.cpu().float()
+        offset = offset.to(model.device)
+
+        def replace(activation: Tensor, chosen: list[int], grid: tuple[int, int]) -> Tensor:
+            if mask.shape != grid:
+                raise InterventionError(
+                    f"Modulate: mask of shape {tuple(mask.shape)} at {target}; accepted for this image: {grid}"
+                )
+            return activation[chosen] + offset.to(activation.dtype)
+
+        return [Edit(target, tuple(rows), frozenset(self.modulate_at), replace, f"Modulate({self.strength:g})")]
+
+
+@dataclass(frozen=True, eq=False)
+class InjectAttention:
+    """Use the attention probabilities of the unchanged image: queries and keys come from its row, values stay.
+
+    Exact and without stored maps: softmax(Q K^T) is fixed by Q and K, and the reference rides in the same batch.
+
+    Attributes:
+        kinds: of attention layers, "self" and / or "cross".
+        sites: any sites of the layers to inject; every layer of those kinds when None.
+        timesteps: when; at every timestep when None.
+    """
+
+    kinds: tuple[AttentionKind, ...] = ("self", "cross")
+    sites: tuple[Site, ...] | None = None
+    timesteps: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.kinds or not set(self.kinds) <= {"self", "cross"}:
+            raise InterventionError(f"InjectAttention: kinds {self.kinds!r}; accepted: 'self', 'cross' or both")
+        if self.sites is not None and not self.sites:
+            raise InterventionError("InjectAttention: no site given; accepted: one or more, or None for all")
+        for site in self.sites or ():
+            _require_attention(site, "InjectAttention")
+        if self.timesteps is not None:
+            object.__setattr__(self, "timesteps", _timesteps(self.timesteps, "InjectAttention"))
+
+    def edits(self, model: ProbeModel, rows: Sequence[int], references: Sequence[int]) -> list[Edit]:
+        """Two edits a layer, at its query and at its key."""
+        reference_of = dict(zip(rows, references, strict=True))
+
+        def replace(activation: Tensor, chosen: list[int], grid: tuple[int, int]) -> Tensor:
+            return activation[[reference_of[row] for row in chosen]]
+
+        layers = None if self.sites is None else {site.attention for site in self.sites}
+        when = None if self.timesteps is None else frozenset(self.timesteps)
+        return [
+            Edit(site, tuple(rows), when, replace, "InjectAttention")
+            for site in list_sites(model)
+            if site.kind in self.kinds
+            and site.part in {"query", "key"}
+            and (layers is None or site.attention in layers)
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """Multiply a site's activation by a factor; 0 ablates it.
+
+    Attributes:
+        site: where; any site.
+        factor: finite.
+        mask: (grid_height, grid_width) of cells to scale; every cell when None.
+        timesteps: when; at every timestep when None.
+    """
+
+    site: Site
+    factor: float
+    mask: MaskLike | None = None
+    timesteps: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not np.isfinite(self.factor):
+            raise InterventionError(f"Scale: factor {self.factor}; accepted: a finite number")
+        _check_mask_and_timesteps(self)
+
+    def edits(self, model: ProbeModel, rows: Sequence[int], references: Sequence[int]) -> list[Edit]:
+        """One edit at the site."""
+        return [_masked_edit(self, rows, lambda old: old * self.factor, f"Scale({self.factor:g})")]
+
+
+@dataclass(frozen=True, eq=False)
+class Replace:
+    """Put given values in the place of a site's activation, for instance another image's (activation patching).
+
+    Attributes:
+        site: where; any site.
+        values: one row's activation as `features.capture` gives it, (cell, channel), finite.
+        mask: (grid_height, grid_width) of cells to replace; every cell when None.
+        timesteps: when; at every timestep when None.
+    """
+
+    site: Site
+    values: Tensor
+    mask: MaskLike | None = None
+    timesteps: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 2 or self.values.shape[1] != self.site.channels:
+            raise InterventionError(
+                f"Replace: values of shape {tuple(self.values.shape)} at {self.site}; "
+                f"accepted: (cell, {self.site.channels})"
+            )
+        if not torch.isfinite(self.values).all():
+            raise InterventionError("Replace: the values hold NaN or infinity; accepted: finite values")
+        _check_mask_and_timesteps(self)
+
+    def edits(self, model: ProbeModel, rows: Sequence[int], references: Sequence[int]) -> list[Edit]:
+        """One edit at the site."""
+
+        def new(old: Tensor) -> Tensor:
+            if self.values.shape != old.shape[1:]:
+                raise InterventionError(
+                    f"Replace: values of shape {tuple(self.values.shape)} at {self.site}; "
+                    f"accepted for this image: {tuple(old.shape[1:])}"
+                )
+            return self.values.to(old).expand_as(old)
+
+        return [_masked_edit(self, rows, new, "Replace")]
+
+
+@dataclass(frozen=True, eq=False)
+class Noise:
+    """Add Gaussian noise to a site's activation: the null model beside a directed perturbation.
+
+    Attributes:
+        site: where; any site.
+        strength: standard deviation of the noise, 0 or more.
+        seed: same seed, same noise, on every device; every row and timestep gets the same draw.
+        mask: (grid_height, grid_width) of cells to disturb; every cell when None.
+        timesteps: when; at every timestep when None.
+    """
+
+    site: Site
+    strength: float
+    seed: int = 0
+    mask: MaskLike | None = None
+    timesteps: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not np.isfinite(self.strength) or self.strength < 0:
+            raise InterventionError(f"Noise: strength {self.strength}; accepted: a finite number, 0 or more")
+        _check_mask_and_timesteps(self)
+
+    def edits(self, model: ProbeModel, rows: Sequence[int], references: Sequence[int]) -> list[Edit]:
+        """One edit at the site."""
+
+        def noisy(old: Tensor) -> Tensor:
+            generator = torch.Generator().manual_seed(self.seed)
+            return old + self.strength * torch.randn(old.shape[1:], generator=generator).to(old)
+
+        return [_masked_edit(self, rows, noisy, f"Noise({self.strength:g})")]
+
+
+def attention_part(model: ProbeModel, site: Site, part: Literal["query", "key", "value", "heads", "output"]) -> Site:
+    """The site of another part of the attention layer that `site` belongs to."""
+    return find_site(model, stage=site.stage, resolution=site.resolution, kind=site.kind, part=part, nth=site.nth)
+
+
+def _masked_edit(intervention: Scale | Replace | Noise, rows: Sequence[int], change: _Change, label: str) -> Edit:
+    mask = None if intervention.mask is None else torch.as_tensor(intervention.mask)
+
+    def replace(activation: Tensor, chosen: list[int], grid: tuple[int, int]) -> Tensor:
+        old = activation[chosen]
+        flat = rearrange(old, "b c h w -> b (h w) c") if old.ndim == 4 else old
+        new = change(flat)
+        if mask is not None:
+            if mask.shape != grid or flat.shape[1] != mask.numel():
+                raise InterventionError(
+                    f"{label}: mask of shape {tuple(mask.shape)} at {intervention.site}; accepted for this image: "
+                    f"{grid}, at a site whose rows are cells"
+                )
+            weight = rearrange(mask, "h w -> 1 (h w) 1").to(flat)
+            new = torch.lerp(flat, new, weight)
+        return rearrange(new, "b (h w) c -> b c h w", h=grid[0]) if old.ndim == 4 else new
+
+    when = None if intervention.timesteps is None else frozenset(intervention.timesteps)
+    return Edit(intervention.site, tuple(rows), when, replace, label)
+
+
+class _Change(Protocol):
+    def __call__(self, old: Tensor) -> Tensor: ...
+
+
+def _check_mask_and_timesteps(intervention: Scale | Replace | Noise) -> None:
+    name = type(intervention).__name__
+    if intervention.mask is not None:
+        mask = torch.as_tensor(intervention.mask).float()
+        if mask.ndim != 2 or not torch.isfinite(mask).all():
+            raise InterventionError(
+                f"{name}: mask of shape {tuple(mask.shape)}; accepted: (grid_height, grid_width), finite"
+            )
+        object.__setattr__(intervention, "mask", mask)
+    if intervention.timesteps is not None:
+        object.__setattr__(intervention, "timesteps", _timesteps(intervention.timesteps, name))
+
+
+def _timesteps(timesteps: Sequence[int] | int, name: str) -> tuple[int, ...]:
+    values = (timesteps,) if isinstance(timesteps, int) else tuple(timesteps)
+    if not values or any(not 0 <= int(value) < 1000 or int(value) != value for value in values):
+        raise InterventionError(f"{name}: timesteps {timesteps!r}; accepted: one or more integers from 0 to 999")
+    return tuple(int(value) for value in values)
+
+
+def _require_attention(site: Site, name: str) -> None:
+    if site.kind not in {"self", "cross"}:
+        raise InterventionError(f"{name}: {site} is no attention layer; accepted: sites of kind self or cross")

@@ -1,0 +1,342 @@
+"""Loading a diffusers pipeline, or the pocket model that ships in the package, as one `ProbeModel`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import diffusers
+import numpy as np
+import torch
+import transformers
+from diffusers import DDIMScheduler, DiffusionPipeline
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from emerdiff_probe.errors import InputError, ModelError
+
+POCKET_FOLDER = Path(__file__).parent / "pocket" / "weights"
+PICKLE_SUFFIXES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
+COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+
+Family = Literal["pocket", "sd1", "sd2", "sdxl"]
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the denoiser is told besides latent and timestep: the embedded prompt, one row a batch element.
+
+    Attributes:
+        hidden_states: (batch, token, channel) text embeddings.
+        added: further conditions by name, each (batch, channel); Stable Diffusion XL's pooled text and sizes.
+    """
+
+    hidden_states: Tensor
+    added: Mapping[str, Tensor]
+
+    def expand(self, batch: int) -> Conditioning:
+        """The same condition for every one of `batch` rows; needs a conditioning of one row."""
+        return Conditioning(
+            repeat(self.hidden_states, "1 token channel -> batch token channel", batch=batch),
+            {name: repeat(value, "1 channel -> batch channel", batch=batch) for name, value in self.added.items()},
+        )
+
+    def __add__(self, other: Conditioning) -> Conditioning:
+        """Rows of `self`, then rows of `other`."""
+        return Conditioning(
+            torch.cat([self.hidden_states, other.hidden_states]),
+            {name: torch.cat([value, other.added[name]]) for name, value in self.added.items()},
+        )
+
+
+class ProbeModel:
+    """A latent diffusion model with a U-Net denoiser, ready to be probed.
+
+    Attributes:
+        name: what it was loaded from.
+        family: "pocket", "sd1", "sd2" or "sdxl"; the paper's settings differ between them.
+        denoiser: the `UNet2DConditionModel`.
+        scheduler: a `DDIMScheduler` on the model's own noise schedule, with the paper's grid ("leading" spacing,
+            offset 1: 981, …, 281, …, 21, 1 for 50 steps).
+        device, dtype: where and in which precision the denoiser runs; latents and pixels are float32 outside it.
+    """
+
+    def __init__(self, pipeline: DiffusionPipeline, name: str) -> None:
+        denoiser = getattr(pipeline, "unet", None)
+        if not isinstance(denoiser, diffusers.UNet2DConditionModel):
+            raise ModelError(
+                f"{name}: the denoiser is {type(denoiser).__name__}; accepted: pipelines with a "
+                "UNet2DConditionModel (Stable Diffusion 1.x, 2.x, XL, the pocket model)"
+            )
+        self.pipeline = pipeline
+        self.name = name
+        self.denoiser = denoiser.eval().requires_grad_(False)
+        self.autoencoder = pipeline.vae.eval().requires_grad_(False)
+        self.scheduler = DDIMScheduler.from_config(
+            pipeline.scheduler.config,
+            timestep_spacing="leading",
+            steps_offset=1,
+            clip_sample=False,
+            thresholding=False,
+            set_alpha_to_one=False,
+            rescale_betas_zero_snr=False,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the denoiser."""
+        return self.denoiser.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the denoiser."""
+        return self.denoiser.dtype
+
+    @cached_property
+    def family(self) -> Family:
+        """Which known model this is, by its structure."""
+        if self.denoiser.config.addition_embed_type == "text_time":
+            return "sdxl"
+        if self.denoiser.config.cross_attention_dim == 1024:
+            return "sd2"
+        return "sd1" if self.native_size >= 512 else "pocket"
+
+    @cached_property
+    def factor(self) -> int:
+        """Pixels a latent cell, along one side."""
+        return 2 ** (len(self.autoencoder.config.block_out_channels) - 1)
+
+    @cached_property
+    def native_size(self) -> int:
+        """Side in pixels of the square images that the model was trained on."""
+        return int(self.denoiser.config.sample_size) * self.factor
+
+    @cached_property
+    def multiple(self) -> int:
+        """Image sides must be a multiple of this many pixels, so that every layer's grid is whole."""
+        return self.factor * 2 ** (len(self.denoiser.config.block_out_channels) - 1)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that change with the configuration or with the weights.
+
+        Every tensor enters by its name, shape and up to 64 evenly spaced values, so that it stays cheap for
+        models of gigabytes.
+        """
+        digest = hashlib.sha256()
+        for component in (self.denoiser, self.autoencoder):
+            config = {key: value for key, value in component.config.items() if not key.startswith("_")}
+            digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+            for name, tensor in sorted(component.state_dict().items()):
+                flat = tensor.detach().flatten()
+                picked = flat[:: max(1, flat.numel() // 64)][:64].float().cpu().numpy()
+                digest.update(f"{name}{tuple(tensor.shape)}".encode() + picked.tobytes())
+        return digest.hexdigest()[:16]
+
+    def working_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width to process an image at: shorter side the native size, both sides whole multiples."""
+        scale = self.native_size / min(height, width)
+        sides = [max(1, round(side * scale / self.multiple)) * self.multiple for side in (height, width)]
+        return sides[0], sides[1]
+
+    def to_tensor(self, image: np.ndarray, size: tuple[int, int] | None = None) -> Tensor:
+        """An 8-bit RGB image as the model takes it.
+
+        Args:
+            image: (height, width, 3) uint8.
+            size: height and width to resize to, bilinear with antialiasing; as it is when None.
+
+        Returns:
+            (1, 3, height, width) float32 in [-1, 1], on the model's device.
+        """
+        tensor = rearrange(torch.from_numpy(image).float(), "height width c -> 1 c height width")
+        tensor = tensor.to(self.device) / 127.5 - 1
+        if size is None or size == tuple(image.shape[:2]):
+            return tensor
+        return nn.functional.interpolate(tensor, size=size, mode="bilinear", antialias=True)
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor) -> Tensor:
+        """Encode images to latents, the mode of the autoencoder's distribution.
+
+        Args:
+            images: (batch, 3, height, width) in [-1, 1]; sides multiples of `multiple`.
+
+        Returns:
+            (batch, channel, latent_height, latent_width) float32, scaled to about unit variance.
+
+        Raises:
+            InputError: another shape, or NaN.
+        """
+        if images.ndim != 4 or images.shape[1] != 3 or any(side % self.multiple for side in images.shape[2:]):
+            raise InputError(
+                f"images of shape {tuple(images.shape)}; accepted: (batch, 3, height, width) with sides that "
+                f"are multiples of {self.multiple}"
+            )
+        if not torch.isfinite(images).all():
+            raise InputError("the images hold NaN or infinite values")
+        config = self.autoencoder.config
+        latents = self.autoencoder.encode(images.to(self.autoencoder.dtype)).latent_dist.mode().float()
+        return (latents - (config.shift_factor or 0)) * config.scaling_factor
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode latents (batch, channel, latent_height, latent_width) to images (batch, 3, height, width).
+
+        Pixel values are float32, about [-1, 1], and not clipped: differences between them stay linear.
+        """
+        config = self.autoencoder.config
+        scaled = latents / config.scaling_factor + (config.shift_factor or 0)
+        return self.autoencoder.decode(scaled.to(self.autoencoder.dtype)).sample.float()
+
+    @torch.inference_mode()
+    def embed(self, prompt: str, height: int, width: int) -> Conditioning:
+        """Embed one prompt, as one row.
+
+        Args:
+            prompt: the text; the empty one is the paper's choice.
+            height, width: of the image in pixels; Stable Diffusion XL is told them.
+        """
+        if self.family == "sdxl":
+            embedding, _, pooled, _ = self.pipeline.encode_prompt(
+                prompt, device=self.device, do_classifier_free_guidance=False
+            )
+            sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=self.dtype, device=self.device)
+            return Conditioning(embedding.to(self.dtype), {"text_embeds": pooled.to(self.dtype), "time_ids": sizes})
+        embedding, _ = self.pipeline.encode_prompt(prompt, self.device, 1, False)
+        return Conditioning(embedding.to(self.dtype), {})
+
+    def __repr__(self) -> str:
+        count = sum(parameter.numel() for parameter in self.denoiser.parameters())
+        return (
+            f"ProbeModel({self.name!r}, family={self.family!r}, {count / 1e6:.1f} M parameters in the denoiser, "
+            f"native size {self.native_size}, {self.dtype} on {self.device})"
+        )
+
+
+def load_model(
+    source: str | Path | DiffusionPipeline = "pocket",
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+) -> ProbeModel:
+    """Load a model to probe.
+
+    Args:
+        source: "pocket" (ships with the package), a hub id such as "CompVis/stable-diffusion-v1-4", a local
+            diffusers folder, or a pipeline that is already built.
+        device: defaults to CUDA, then MPS, then CPU, whichever is there.
+        dtype: float32, float16 or bfloat16; defaults to float16 on CUDA, else float32. An autoencoder that asks
+            for it (Stable Diffusion XL's) stays in float32.
+
+    Raises:
+        ModelError: unknown model, pickled weights, NaN in the weights, or no U-Net inside.
+        InputError: a device or precision that is not there.
+    """
+    place = _device(device)
+    precision = _precision(dtype, place)
+    if isinstance(source, DiffusionPipeline):
+        pipeline, name = source, str(getattr(source.config, "_name_or_path", "") or type(source).__name__)
+    else:
+        name = str(source)
+        pipeline = _load_pipeline(name, precision)
+    _require_finite(pipeline, name)
+    with _quiet():
+        pipeline.to(place, precision)
+    if getattr(pipeline.vae.config, "force_upcast", False):
+        pipeline.vae.to(torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return ProbeModel(pipeline, name)
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device {str(device)!r} cannot be used here ({reason}); accepted: cpu, cuda, mps") from error
+    return place
+
+
+def _precision(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
+    accepted = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if dtype is None:
+        return torch.float16 if device.type == "cuda" else torch.float32
+    if isinstance(dtype, str) and dtype in accepted:
+        return accepted[dtype]
+    if dtype in accepted.values():
+        return dtype  # type: ignore[return-value]
+    raise InputError(f"precision {dtype!r}; accepted: {', '.join(accepted)}")
+
+
+def _load_pipeline(name: str, dtype: torch.dtype) -> DiffusionPipeline:
+    folder = POCKET_FOLDER if name == "pocket" else Path(name)
+    if folder.is_dir():
+        _require_safetensors(folder)
+    elif name == "pocket" or folder.is_absolute() or name.startswith("."):
+        raise ModelError(f"{folder}: no such model folder")
+    try:
+        return _from_pretrained(str(folder) if folder.is_dir() else name, dtype)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"cannot load model {name!r}; accepted: 'pocket', a local diffusers folder with safetensors weights, "
+            f"or a hub id such as 'CompVis/stable-diffusion-v1-4' where the hub is reachable ({reason})"
+        ) from error
+
+
+def _from_pretrained(location: str, dtype: torch.dtype) -> DiffusionPipeline:
+    with _quiet():  # a missing safety checker is on purpose here
+        return DiffusionPipeline.from_pretrained(location, use_safetensors=True, dtype=dtype, safety_checker=None)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Loading prints no progress bars and no warnings; the libraries' settings come back afterwards."""
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    levels = [library.get_verbosity() for library in libraries]
+    bars = [library.is_progress_bar_enabled() for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, level, bar in zip(libraries, levels, bars, strict=True):
+            library.set_verbosity(level)
+            if bar:
+                library.enable_progress_bar()
+
+
+def _require_safetensors(folder: Path) -> None:
+    if not (folder / "model_index.json").is_file():
+        raise ModelError(f"{folder}: no model_index.json in it, so it is no diffusers pipeline folder")
+    for component in COMPONENTS:
+        files = list((folder / component).glob("*")) if (folder / component).is_dir() else []
+        pickled = [file for file in files if file.suffix in PICKLE_SUFFIXES]
+        if pickled and not any(file.suffix == ".safetensors" for file in files):
+            raise ModelError(
+                f"{pickled[0]}: pickled weights can run code when opened and are refused; accepted: safetensors "
+                "(load it once where you trust it, then save_pretrained(..., safe_serialization=True))"
+            )
+
+
+def _require_finite(pipeline: DiffusionPipeline, name: str) -> None:
+    for component in COMPONENTS:
+        module = getattr(pipeline, component, None)
+        if not isinstance(module, nn.Module):
+            continue
+        for key, tensor in module.state_dict().items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise ModelError(f"{name}: the weights hold NaN or infinite values, first in {component}.{key}")

@@ -1,0 +1,752 @@
+"""Training of a pocket model: autoencoder, cached latents, then denoiser and text encoder; resumable."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import math
+import os
+import shutil
+import signal
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from emerdiff_probe.errors import InputError, ModelError
+from emerdiff_probe.pocket.architecture import MODULES, Architecture, Parts
+from emerdiff_probe.pocket.card import write_model_card
+from emerdiff_probe.pocket.data import (
+    HELD_OUT_SEEDS,
+    Pictures,
+    SceneStore,
+    draw_scenes,
+    mirrored,
+    read_captions,
+    read_folder,
+)
+
+POCKET_WEIGHTS = Path(__file__).parent / "weights"
+"""The pipeline folder that ships; ``init="pocket"`` starts from it."""
+
+AUTOENCODER_SHARE = 0.3
+"""Part of the minutes of a run that the autoencoder takes, unless it is told otherwise."""
+
+_REPORT_SECONDS = 10.0
+_SCALED_BY = 256
+_ENCODE_BATCH = {"cuda": 256, "mps": 32, "cpu": 8}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a stage trains: minutes, steps, or whichever ends first."""
+
+    minutes: float | None = None
+    steps: int | None = None
+
+    def progress(self, *, step: int, seconds: float) -> float:
+        """Part of the budget that is spent; 1 or more when the stage is over."""
+        spent = [
+            done / total if total else 1.0
+            for done, total in ((seconds / 60, self.minutes), (step, self.steps))
+            if total is not None
+        ]
+        return max(spent)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that a training run depends on.
+
+    Pictures come from the world (``world=True``) or from the folder ``images``. ``minutes`` are shared out
+    30 : 70 between autoencoder and denoiser. ``steps`` counts those of the denoiser and, where nothing else
+    bounds it, of the autoencoder too. A stage with minutes and steps ends at whichever comes first; one with
+    0 is skipped. Encoding the latents counts as the denoiser's time. ``None`` leaves a choice to the device.
+    Raises ``InputError`` for values that cannot work.
+    """
+
+    out: Path
+    world: bool = False
+    images: Path | None = None
+    captions: Path | None = None
+    init: str | Path | None = None
+    """Start from ``"pocket"`` (the weights that ship) or a pipeline folder, which sets the architecture."""
+    resume: bool = False
+    device: str | None = None
+    minutes: float | None = None
+    steps: int | None = None
+    autoencoder_minutes: float | None = None
+    autoencoder_steps: int | None = None
+    denoiser_minutes: float | None = None
+    session_minutes: float | None = None
+    """Leave with a checkpoint and a pipeline after so many minutes; ``resume`` goes on. No budget changes."""
+
+    architecture: Architecture = field(default_factory=Architecture)
+    scenes: int | None = None
+    """Pictures at most (default 60,000 on CUDA, else 4,000); one of 256 x 256 takes 0.2 MB of disk."""
+    held_out: int = 64
+    workers: int | None = None
+    """Processes that draw scenes; default: all cores."""
+    cache: Path | None = None
+    """Folder of the drawn scenes; default: ``out/cache``."""
+
+    seed: int = 0
+    batch: int | None = None
+    autoencoder_batch: int | None = None
+    crop: int | None = None
+    """Pixels of a side of the autoencoder's training crops."""
+    learning_rate: float = 4e-4
+    autoencoder_learning_rate: float = 8e-4
+    warmup_steps: int = 200
+    ema_decay: float = 0.9995
+    caption_dropout: float = 0.1
+    kl_weight: float = 1e-5
+    """Weight of the mean Kullback-Leibler divergence of a latent element."""
+    min_snr: float | None = None
+    """Cap of the signal-to-noise ratio in the weights of the loss (5 in the paper on Min-SNR). The default is
+    Stable Diffusion's unweighted loss: a cap plays down the low noise levels at which features are read."""
+    compile: bool | None = None
+    checkpoint_seconds: float = 90.0
+    log_every: int = 50
+
+    prompts: tuple[str, ...] = ()
+    """Captions of the sample grid; default: those of held-out pictures."""
+    samples: int = 8
+    sample_steps: int = 50
+    guidance: float = 4.0
+    weaknesses: str = ""
+    """Known weaknesses, in words, for the model card."""
+
+    def __post_init__(self) -> None:
+        if self.world == (self.images is not None):
+            raise InputError("pictures: either world=True or images=FOLDER is accepted, not both and not neither")
+        if self.captions is not None and self.images is None:
+            raise InputError("captions: they go with images=FOLDER; the world captions its own scenes")
+        for name in ("minutes", "steps", "autoencoder_minutes", "autoencoder_steps", "denoiser_minutes"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise InputError(f"{name}: {value} given; 0 or more accepted")
+        for name in ("session_minutes", "scenes", "workers", "batch", "autoencoder_batch", "crop", "min_snr"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(f"{name}: {value} given; more than 0 accepted")
+        for name in (
+            "learning_rate",
+            "autoencoder_learning_rate",
+            "checkpoint_seconds",
+            "log_every",
+            "samples",
+        ):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name}: {getattr(self, name)} given; more than 0 accepted")
+        if not 0 <= self.caption_dropout <= 1:
+            raise InputError(f"caption_dropout: {self.caption_dropout} given; 0 to 1 accepted")
+        for stage in ("autoencoder", "denoiser"):
+            if self.budget(stage) == Budget():
+                raise InputError(f"{stage}: no budget; minutes, steps or {stage}_minutes are accepted")
+        skipped = self.budget("autoencoder").progress(step=0, seconds=0) >= 1
+        if skipped and self.init is None and not self.resume:
+            raise InputError("autoencoder: a budget of 0 given; only a run with init has one to skip training of")
+
+    def budget(self, stage: str) -> Budget:
+        """The budget of stage ``"autoencoder"`` or ``"denoiser"``."""
+        own = {"autoencoder": self.autoencoder_minutes, "denoiser": self.denoiser_minutes}[stage]
+        share = {"autoencoder": AUTOENCODER_SHARE, "denoiser": 1 - AUTOENCODER_SHARE}[stage]
+        shared = None if self.minutes is None else self.minutes * share
+        minutes = shared if own is None else own
+        steps = self.steps
+        if stage == "autoencoder":
+            steps = self.autoencoder_steps
+            if steps is None and minutes is None:
+                steps = self.steps
+        return Budget(minutes, steps)
+
+    @cached_property
+    def torch_device(self) -> torch.device:
+        """The device to train on: the one named, else CUDA, MPS or the CPU."""
+        if self.device is not None:
+            try:
+                return torch.device(self.device)
+            except RuntimeError as error:
+                raise InputError(f"device: {self.device!r} given; cpu, cuda, cuda:1, mps … are accepted") from error
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must stay the same for a run to be resumed."""
+        names = (
+            "world",
+            "images",
+            "captions",
+            "init",
+            "scenes",
+            "held_out",
+            "seed",
+            "batch",
+            "autoencoder_batch",
+            "crop",
+        )
+        values = {name: getattr(self, name) for name in names} | {"architecture": asdict(self.architecture)}
+        return json.loads(json.dumps(values, default=str))
+
+    def choice(self, name: str, *, cuda: int, other: int) -> int:
+        """The value of an option, or the default for the kind of device."""
+        value = getattr(self, name)
+        return int(value) if value is not None else cuda if self.torch_device.type == "cuda" else other
+
+
+def train(config: TrainConfig, *, report: Callable[[str], None] = print) -> Path:
+    """Train a pocket model and return its pipeline folder, ``config.out / "pipeline"``.
+
+    The run folder also holds ``losses.jsonl``, ``figures.json``, ``samples/`` and the state from which
+    ``resume=True`` goes on. Runs with a budget in steps draw everything from ``seed`` and the number of the
+    step, so a resumed run equals an uninterrupted one. Raises ``InputError`` for a folder in use or without
+    images, ``ModelError`` if the loss is no longer finite, and ``KeyboardInterrupt`` after Ctrl-C, when
+    checkpoint and pipeline are written.
+    """
+    _open_run(config)
+    parts = None if config.init is None else Parts.load(_init_folder(config.init))
+    size = config.architecture.image_size if parts is None else parts.image_size
+    with _pictures(config, size, report) as source, _Stop(config.session_minutes) as stop:
+        if parts is None:
+            parts = Parts.build(config.architecture, source.words, seed=config.seed)
+        run = _Run(config, parts, source, stop, report)
+        run.train_autoencoder()
+        if not stop:
+            run.train_denoiser()
+        pipeline = run.export()
+    if stop.interrupted:
+        raise KeyboardInterrupt
+    return pipeline
+
+
+class _Run:
+    """The stages of one training run over its parts."""
+
+    def __init__(self, config: TrainConfig, parts: Parts, source: _Source, stop: _Stop, report: Callable[[str], None]):
+        self.config, self.parts, self.source, self.stop, self.report = config, parts, source, stop, report
+        self.device = config.torch_device
+        self.scaling_factor = float(parts.autoencoder.config.scaling_factor)
+        batch = config.choice("autoencoder_batch", cuda=64, other=8)
+        crop = min(config.choice("crop", cuda=128, other=64), parts.image_size)
+        self.crop_shape = (batch, crop)
+        self.batch = config.choice("batch", cuda=256, other=16)
+        for name in MODULES:
+            getattr(parts, name).to(self.device, memory_format=torch.channels_last)
+        self.autoencoder_loop = _Loop("autoencoder", {"autoencoder": parts.autoencoder}, self)
+        self.denoiser_loop = _Loop("denoiser", {"denoiser": parts.denoiser, "text_encoder": parts.text_encoder}, self)
+
+    def train_autoencoder(self) -> None:
+        """Stage 1: crops in, crops out."""
+        loop, autoencoder = self.autoencoder_loop, self.parts.autoencoder
+        if loop.progress >= 1 or self.stop:
+            self._measure_scaling()
+            return
+        if loop.compile:
+            autoencoder.encoder.compile()
+            autoencoder.decoder.compile()
+        # Steps are drawn from a fixed number of pictures, or two runs of the same steps would differ.
+        pictures = self.source.wait(self.source.count if loop.budget.minutes is None else 2 * self.crop_shape[0])
+
+        def loss_of(step: int) -> Tensor:
+            available = self.source.ready() if loop.budget.minutes is not None else pictures
+            target = self._crops(available.images, step)
+            generator = self.generator("autoencoder", step)
+            posterior = autoencoder.encode(target).latent_dist
+            noise = torch.randn(posterior.mean.shape, generator=generator, device=self.device)
+            painted = autoencoder.decode(posterior.mean + posterior.std * noise).sample
+            divergence = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).float().mean()
+            return reconstruction_loss(painted.float(), target) + self.config.kl_weight * divergence
+
+        loop.run(loss_of)
+        self._measure_scaling()
+
+    def train_denoiser(self) -> None:
+        """Stages 2 and 3: encode the pictures once, then learn to predict the noise in their latents."""
+        loop, parts, config = self.denoiser_loop, self.parts, self.config
+        if loop.progress >= 1:
+            return
+        loop.start_clock()
+        latents, tokens = self._latents()
+        empty = self._tokenize([""]).to(self.device)
+        alphas = parts.scheduler.alphas_cumprod.to(self.device)
+        if loop.compile:
+            parts.denoiser.compile()
+
+        def loss_of(step: int) -> Tensor:
+            generator = self.generator("denoiser", step)
+
+            def draw(below: int) -> Tensor:
+                return torch.randint(below, (self.batch,), generator=generator, device=self.device)
+
+            chosen, timestep = draw(len(latents)), draw(len(alphas))
+            clean = latents[chosen].float() * self.scaling_factor
+            clean = clean.contiguous(memory_format=torch.channels_last)
+            dropped = torch.rand((self.batch, 1), generator=generator, device=self.device) < config.caption_dropout
+            context = parts.text_encoder(torch.where(dropped, empty, tokens[chosen].long())).last_hidden_state
+            alpha = alphas[timestep].reshape(-1, 1, 1, 1)
+            noise = torch.randn(clean.shape, generator=generator, device=self.device)
+            noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+            predicted = parts.denoiser(noisy, timestep, context).sample
+            error = F.mse_loss(predicted.float(), noise, reduction="none").mean((1, 2, 3))
+            if config.min_snr is not None:
+                ratio = (alpha / (1 - alpha)).flatten()
+                error = error * ratio.clamp(max=config.min_snr) / ratio
+            return error.mean()
+
+        loop.run(loss_of)
+
+    def export(self) -> Path:
+        """Write pipeline, sample grids, figures and model card; returns the pipeline folder."""
+        parts = Parts(
+            autoencoder=self.autoencoder_loop.averaged["autoencoder"],
+            denoiser=self.denoiser_loop.averaged["denoiser"],
+            text_encoder=self.denoiser_loop.averaged["text_encoder"],
+            tokenizer=self.parts.tokenizer,
+            scheduler=self.parts.scheduler,
+        )
+        parts.autoencoder.register_to_config(scaling_factor=self.scaling_factor)
+        folder = self.config.out / "pipeline"
+        temporary = folder.with_suffix(".writing")
+        shutil.rmtree(temporary, ignore_errors=True)
+        parts.save(temporary)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+        self.report(f"pipeline: {folder}")
+
+        shown = self.source.held_out or self.source.wait(1)
+        figures = {
+            **self.source.description,
+            "held_out": len(self.source.held_out) if self.source.held_out else 0,
+            "device": torch.cuda.get_device_name() if self.device.type == "cuda" else self.device.type,
+            "image_size": parts.image_size,
+            "scaling_factor": self.scaling_factor,
+            "parameters": {name: sum(p.numel() for p in getattr(parts, name).parameters()) for name in MODULES},
+            "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+            "autoencoder": {
+                **self.autoencoder_loop.figures,
+                "batch": self.crop_shape[0],
+                "crop": self.crop_shape[1],
+            },
+            "denoiser": {**self.denoiser_loop.figures, "batch": self.batch},
+            "guidance": self.config.guidance,
+            "sample_steps": self.config.sample_steps,
+            **self._draw_samples(parts, shown),
+        }
+        _write_atomically(self.config.out / "figures.json", json.dumps(figures, indent=1).encode())
+        write_model_card(self.config.out, weaknesses=self.config.weaknesses)
+        return folder
+
+    def generator(self, stage: str, step: int) -> torch.Generator:
+        """The random numbers of one step: a resumed run draws those of an uninterrupted one."""
+        seed = zlib.crc32(f"{self.config.seed}/{stage}/{step}".encode())
+        return torch.Generator(self.device).manual_seed(seed)
+
+    def _crops(self, images: np.ndarray, step: int) -> Tensor:
+        """Random crops, (batch, channel, height, width) in [-1, 1]; half of them flipped."""
+        batch, crop = self.crop_shape
+        random = np.random.default_rng([self.config.seed, step])
+        height, width = images.shape[1:3]
+        chosen = random.integers(len(images), size=batch)
+        tops, lefts = (
+            random.integers(height - crop + 1, size=batch),
+            random.integers(width - crop + 1, size=batch),
+        )
+        crops = np.stack(
+            [images[n, top : top + crop, left : left + crop] for n, top, left in zip(chosen, tops, lefts, strict=True)]
+        )
+        flipped = random.random(batch) < 0.5
+        crops[flipped] = crops[flipped, :, ::-1]
+        return self._to_device(crops)
+
+    def _to_device(self, images: np.ndarray) -> Tensor:
+        pixels = torch.from_numpy(np.require(images, requirements=["C", "W"]))
+        if self.device.type == "cuda":
+            pixels = pixels.pin_memory()
+        # Channels stay last in memory: the permuted view already is a channels_last tensor.
+        return pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+    def _tokenize(self, captions: list[str]) -> Tensor:
+        return self.parts.tokenizer(
+            captions,
+            padding="max_length",
+            truncation=True,
+            max_length=self.parts.tokenizer.model_max_length,
+            return_tensors="pt",
+        ).input_ids
+
+    def _measure_scaling(self) -> None:
+        """Set the scaling factor that gives the latents of the first pictures unit variance."""
+        if self.autoencoder_loop.step:
+            count = min(_SCALED_BY, self.source.count)
+            self.scaling_factor = 1 / self._encode(self.source.wait(count).images[:count]).float().std().item()
+            self.report(f"latents: scaling factor {self.scaling_factor:.4f}")
+
+    def _latents(self) -> tuple[Tensor, Tensor]:
+        """Latent means (float16, not scaled) of all pictures, then of their mirror images; their tokens."""
+        path = self.config.out / "latents.safetensors"
+        origin = {"autoencoder_step": str(self.autoencoder_loop.step), "pictures": str(self.source.count)}
+        if not path.exists() or _metadata(path) != origin:
+            pictures = self.source.wait(self.source.count)
+            latents = torch.cat([self._encode(pictures.images), self._encode(pictures.images, flip=True)])
+            captions = [*pictures.captions, *map(mirrored, pictures.captions)]
+            tensors = {"latents": latents.cpu().contiguous(), "tokens": self._tokenize(captions).to(torch.int32)}
+            temporary = path.with_suffix(".writing")
+            save_file(tensors, temporary, metadata=origin)
+            os.replace(temporary, path)
+            self.report(f"latents: {len(latents)} encoded")
+        tensors = load_file(path, device=str(self.device))
+        return tensors["latents"], tensors["tokens"]
+
+    @torch.no_grad()
+    def _encode(self, images: np.ndarray, *, flip: bool = False) -> Tensor:
+        autoencoder = self.autoencoder_loop.averaged["autoencoder"]
+        batch = _ENCODE_BATCH.get(self.device.type, 8)
+        means = []
+        for start in range(0, len(images), batch):
+            pixels = images[start : start + batch]
+            with self.autocast():
+                posterior = autoencoder.encode(self._to_device(pixels[:, :, ::-1] if flip else pixels)).latent_dist
+            means.append(posterior.mean.to(torch.float16))
+        return torch.cat(means)
+
+    def autocast(self) -> torch.autocast:
+        """Bfloat16 where the device is made for it."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+
+    @torch.no_grad()
+    def _draw_samples(self, parts: Parts, pictures: Pictures) -> dict[str, Any]:
+        """Write the sample grids; returns the figures of the autoencoder and the prompts."""
+        folder = self.config.out / "samples"
+        folder.mkdir(exist_ok=True)
+        painted = []
+        for start in range(0, len(pictures), 8):
+            latent = parts.autoencoder.encode(self._to_device(pictures.images[start : start + 8])).latent_dist.mean
+            painted.append(_to_bytes(parts.autoencoder.decode(latent).sample))
+        reconstructed = np.concatenate(painted)
+        shown = slice(0, self.config.samples)
+        _save_grid(folder / "reconstructions.png", [pictures.images[shown], reconstructed[shown]])
+
+        captions = self.config.prompts or tuple(dict.fromkeys(pictures.captions))
+        prompts = [captions[n % len(captions)] for n in range(self.config.samples)]
+        pipeline = parts.pipeline().to(self.device)
+        pipeline.set_progress_bar_config(disable=True)
+        sampled = pipeline(
+            prompts,
+            height=parts.image_size,
+            width=parts.image_size,
+            num_inference_steps=self.config.sample_steps,
+            guidance_scale=self.config.guidance,
+            generator=[torch.Generator().manual_seed(n) for n in range(len(prompts))],
+            output_type="np",
+        ).images
+        pixels = (np.nan_to_num(sampled) * 255).round().astype(np.uint8)
+        _save_grid(folder / "prompts.png", [pixels[: len(pixels) // 2], pixels[len(pixels) // 2 :]])
+        return {"prompts": prompts, **reconstruction_figures(np.asarray(pictures.images), reconstructed)}
+
+
+class _Loop:
+    """The steps of one stage: optimizer, learning rate, averaged weights, log and checkpoints."""
+
+    def __init__(self, stage: str, modules: dict[str, nn.Module], run: _Run):
+        config = run.config
+        self.stage, self.modules, self.config = stage, modules, config
+        self.budget, self.stop, self.report, self.autocast = (
+            config.budget(stage),
+            run.stop,
+            run.report,
+            run.autocast,
+        )
+        self.peak = config.autoencoder_learning_rate if stage == "autoencoder" else config.learning_rate
+        self.step = 0
+        self.seconds = 0.0
+        self._started: float | None = None
+        self.averaged: dict[str, Any] = {name: copy.deepcopy(module).eval() for name, module in modules.items()}
+        for module in self.averaged.values():
+            module.requires_grad_(False)
+        cuda = run.device.type == "cuda"
+        self.compile = cuda if config.compile is None else config.compile
+        self.optimizer = torch.optim.AdamW(self._parameters(), lr=self.peak, weight_decay=0.01, fused=cuda)
+        self.path = config.out / "state" / f"{stage}.pt"
+        self.log_path = config.out / "losses.jsonl"
+        if self.path.exists():
+            self._load(run.device)
+        self._forget_later_losses()
+
+    @property
+    def progress(self) -> float:
+        """Part of the stage's budget that is spent."""
+        return self.budget.progress(step=self.step, seconds=self._elapsed())
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """Steps, minutes and parameters of the schedule, for the model card."""
+        return {"steps": self.step, "minutes": self.seconds / 60, "learning_rate": self.peak}
+
+    def start_clock(self) -> None:
+        """Count the time from now on (for work of the stage before its first step)."""
+        if self._started is None:
+            self._started = time.monotonic()
+
+    def run(self, loss_of: Callable[[int], Tensor]) -> None:
+        """Take steps down ``loss_of(step)`` until the budget is spent or the run is stopped."""
+        self.start_clock()
+        for module in self.modules.values():
+            module.train()
+        parameters = self._parameters()
+        losses: list[Tensor] = []
+        saved = told = time.monotonic()
+        while (progress := self.progress) < 1 and not self.stop:
+            rate = self.peak * min(1.0, (self.step + 1) / self.config.warmup_steps) * _cosine(progress)
+            losses.append(self._take_step(loss_of, parameters, rate))
+            if self.step % self.config.log_every == 0:
+                value = self._log(losses, rate)
+                losses = []
+                if time.monotonic() - told > _REPORT_SECONDS:
+                    told = time.monotonic()
+                    self.report(f"{self.stage}: step {self.step}, {self.progress:.0%}, loss {value:.4f}")
+            if time.monotonic() - saved > self.config.checkpoint_seconds:
+                saved = time.monotonic()
+                self._save()
+        if losses:
+            self._log(losses, rate)
+        self._save()
+        self._started = None
+        for module in self.modules.values():
+            module.eval()
+        self.report(f"{self.stage}: {self.step} steps in {self.seconds / 60:.1f} minutes")
+
+    def _take_step(self, loss_of: Callable[[int], Tensor], parameters: list[Tensor], rate: float) -> Tensor:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=True):
+            with self.autocast():
+                loss = loss_of(self.step)
+            loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self._average(parameters)
+        return loss.detach()
+
+    def _parameters(self) -> list[Tensor]:
+        return [parameter for module in self.modules.values() for parameter in module.parameters()]
+
+    def _average(self, parameters: list[Tensor]) -> None:
+        # Averaging over fewer steps at first: otherwise the average remembers its random start for long.
+        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
+        averaged = [parameter for module in self.averaged.values() for parameter in module.parameters()]
+        get_ema_multi_avg_fn(decay)(averaged, parameters, None)
+
+    def _elapsed(self) -> float:
+        return self.seconds + (0.0 if self._started is None else time.monotonic() - self._started)
+
+    def _log(self, losses: list[Tensor], rate: float) -> float:
+        value = torch.stack(losses).mean().item()
+        if not math.isfinite(value):
+            raise ModelError(
+                f"{self.stage}: the loss is {value} at step {self.step}; resume from the last checkpoint "
+                f"with a learning rate below {self.peak}"
+            )
+        line = {
+            "stage": self.stage,
+            "step": self.step,
+            "loss": value,
+            "rate": rate,
+            "seconds": self._elapsed(),
+        }
+        with self.log_path.open("a", encoding="utf-8") as log:
+            log.write(json.dumps(line) + "\n")
+        return value
+
+    def _save(self) -> None:
+        now = time.monotonic()
+        if self._started is not None:
+            self.seconds += now - self._started
+            self._started = now
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "modules": {name: module.state_dict() for name, module in self.modules.items()},
+            "averaged": {name: module.state_dict() for name, module in self.averaged.items()},
+            "optimizer": self.optimizer.state_dict(),
+        }
+        self.path.parent.mkdir(exist_ok=True)
+        temporary = self.path.with_suffix(".writing")
+        torch.save(state, temporary)
+        os.replace(temporary, self.path)
+
+    def _load(self, device: torch.device) -> None:
+        state = torch.load(self.path, map_location=device, weights_only=True)
+        self.step, self.seconds = state["step"], state["seconds"]
+        for name in self.modules:
+            self.modules[name].load_state_dict(state["modules"][name])
+            self.averaged[name].load_state_dict(state["averaged"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def _forget_later_losses(self) -> None:
+        """Drop what a killed run logged after its last checkpoint: those steps are taken again."""
+        if self.log_path.exists():
+            lines = [json.loads(line) for line in self.log_path.read_text(encoding="utf-8").splitlines()]
+            kept = [line for line in lines if line["stage"] != self.stage or line["step"] <= self.step]
+            _write_atomically(self.log_path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+
+class _Stop:
+    """True once the session is over or Ctrl-C was pressed; a second Ctrl-C interrupts at once."""
+
+    def __init__(self, minutes: float | None):
+        self.deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
+        self.interrupted = False
+        self._previous: Any = None
+
+    def __bool__(self) -> bool:
+        return self.interrupted or time.monotonic() > self.deadline
+
+    def __enter__(self) -> _Stop:
+        # Python delivers signals to the main thread only, and only there may handlers be set.
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGINT, self._interrupt)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+
+    def _interrupt(self, *_: object) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Pictures to train on (perhaps still being drawn), those held out, and the words of their captions."""
+
+    count: int
+    ready: Callable[[], Pictures]
+    wait: Callable[[int], Pictures]
+    held_out: Pictures | None
+    words: tuple[str, ...]
+    description: dict[str, Any]
+
+
+@contextlib.contextmanager
+def _pictures(config: TrainConfig, size: int, report: Callable[[str], None]) -> Iterator[_Source]:
+    cap = config.choice("scenes", cuda=60_000, other=4_000)
+    if config.world:
+        from emerdiff_probe.pocket.world import caption_vocabulary
+
+        workers = config.workers or os.cpu_count() or 1
+        held_out = draw_scenes(HELD_OUT_SEEDS[: config.held_out], size) if config.held_out else None
+        with SceneStore(config.cache or config.out / "cache", count=cap, size=size, workers=workers) as store:
+            description = {
+                "data": "the project's procedural world",
+                "pictures": cap,
+                "first_seed": store.seeds[0],
+            }
+            yield _Source(cap, store.pictures, store.wait, held_out, caption_vocabulary(), description)
+        return
+    assert config.images is not None
+    everything = read_folder(config.images, size=size, captions=config.captions, cap=cap, report=report)
+    kept = min(config.held_out, len(everything) // 10)
+    held_out = Pictures(everything.images[:kept], everything.captions[:kept]) if kept else None
+    pictures = Pictures(everything.images[kept:], everything.captions[kept:])
+    texts = read_captions(config.captions).values() if config.captions else ()
+    words = tuple(sorted({word for text in texts for word in _words(text)}))
+    description = {"data": f"images of the folder {config.images.name}", "pictures": len(pictures)}
+    yield _Source(len(pictures), lambda: pictures, lambda count: pictures, held_out, words, description)
+
+
+def reconstruction_loss(painted: Tensor, target: Tensor) -> Tensor:
+    """Loss between pictures (batch, channel, height, width): absolute, squared, edges, colour."""
+    difference = painted - target
+    loss = difference.abs().mean() + difference.square().mean()
+    for scale in (1, 2, 4):
+        coarse = F.avg_pool2d(difference, scale)
+        loss = loss + (coarse.diff(dim=-1).abs().mean() + coarse.diff(dim=-2).abs().mean()) / 6
+    # Hue away from the grey axis, without the fine detail that the other terms look after.
+    coarse = F.avg_pool2d(difference, 4)
+    return loss + 0.5 * (coarse - coarse.mean(dim=1, keepdim=True)).abs().mean()
+
+
+def reconstruction_figures(images: np.ndarray, painted: np.ndarray) -> dict[str, float]:
+    """Mean PSNR (dB) over images (image, height, width, 3; uint8), mean error of 8 x 8 blocks' colours."""
+    difference = painted.astype(np.float64) - images
+    squared = np.maximum((difference**2).mean((1, 2, 3)), 1e-4)
+    blocks = F.avg_pool2d(torch.from_numpy(difference).permute(0, 3, 1, 2), 8)
+    return {
+        "psnr": float((10 * np.log10(255**2 / squared)).mean()),
+        "colour_error": float(blocks.abs().mean()),
+    }
+
+
+def _open_run(config: TrainConfig) -> None:
+    """Make the run folder, or check that a resumed run is the one in it."""
+    path = config.out / "config.json"
+    if config.resume and path.exists():
+        then = json.loads(path.read_text(encoding="utf-8"))
+        for name, value in config.identity.items():
+            if then.get(name) != value:
+                raise InputError(
+                    f"{config.out}: {name} was {then.get(name)} there and is {value} now; resume needs the same"
+                )
+        return
+    if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
+        raise InputError(f"{config.out}: in use; a new or empty folder is accepted, or resume with the run in it")
+    config.out.mkdir(parents=True, exist_ok=True)
+    _write_atomically(path, json.dumps(config.identity, indent=1).encode())
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return dict(file.metadata())
+
+
+def _init_folder(init: str | Path) -> Path:
+    return POCKET_WEIGHTS if init == "pocket" else Path(init)
+
+
+def _words(text: str) -> list[str]:
+    return "".join(character if character.isalnum() else " " for character in text.lower()).split()
+
+
+def _cosine(progress: float) -> float:
+    """Factor of the learning rate: from 1 down to 1%."""
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def _to_bytes(images: Tensor) -> np.ndarray:
+    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _save_grid(path: Path, rows: list[np.ndarray]) -> None:
+    """Rows of pictures (image, height, width, 3), one below the other."""
+    lines = [np.concatenate(list(row), axis=1) for row in rows if len(row)]
+    width = max(line.shape[1] for line in lines)
+    padded = [np.pad(line, ((0, 0), (0, width - line.shape[1]), (0, 0)), constant_values=255) for line in lines]
+    Image.fromarray(np.concatenate(padded)).save(path)
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    temporary = path.with_name(path.name + ".writing")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)

@@ -1,0 +1,386 @@
+"""The whole of EmerDiff, from an image to a `Segmentation`; the only orchestrator."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from emerdiff_probe.correspondence import Modulation, assign, difference_maps
+from emerdiff_probe.diffusion import make_scheduler, require_on_grid
+from emerdiff_probe.errors import InputError
+from emerdiff_probe.features import capture, cluster, mask_embeddings, one_hot_masks
+from emerdiff_probe.images import (
+    contours,
+    load_image,
+    load_labels,
+    overlay,
+    palette,
+    save_labels,
+    side_by_side,
+)
+from emerdiff_probe.interventions import AttentionKind, InjectAttention, Placement
+from emerdiff_probe.inversion import Inversion, invert
+from emerdiff_probe.layers import Site, find_site
+from emerdiff_probe.models import Family, ProbeModel
+
+
+@dataclass(frozen=True)
+class EmerDiffConfig:
+    """Every choice of the method. The defaults are the paper's for Stable Diffusion v1.4 where it states them.
+
+    Attributes:
+        clusters: number of masks K, 1 or more.
+        feature_site: name of the site whose features are clustered.
+        feature_timestep: the paper's t_f.
+        layer: name of a site of the attention layer that is modulated.
+        modulate_at: the paper's t_m; the inversion starts there.
+        strength: the paper's lambda, above 0.
+        placement: offset "after" or "before" the layer's output projection.
+        injection: kinds of attention layers whose attention is injected; empty for none.
+        smoothing: standard deviation in pixels of the Gaussian over difference maps (width is ours, not the paper's).
+        steps: of the scheduler's grid.
+        inversion: "ddpm" (edit-friendly, the paper's) or "ddim".
+        prompt: text for the denoiser; the paper's is empty.
+        seed: of the inversion's noise and of k-means.
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    clusters: int = 20
+    feature_site: str = "up16.cross0.query"
+    feature_timestep: int = 1
+    layer: str = "up16.cross2.output"
+    modulate_at: int = 281
+    strength: float = 10.0
+    placement: Placement = "after"
+    injection: tuple[AttentionKind, ...] = ("self", "cross")
+    smoothing: float = 2.0
+    steps: int = 50
+    inversion: Inversion = "ddpm"
+    prompt: str = ""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "injection", tuple(self.injection))
+        checks: list[tuple[str, bool, str]] = [
+            ("clusters", _is_integer(self.clusters) and self.clusters >= 1, "an integer, 1 or more"),
+            ("steps", _is_integer(self.steps) and self.steps >= 1, "an integer, 1 or more"),
+            ("seed", _is_integer(self.seed) and self.seed >= 0, "an integer, 0 or more"),
+            ("strength", np.isfinite(self.strength) and self.strength > 0, "a finite number above 0"),
+            ("smoothing", np.isfinite(self.smoothing) and self.smoothing >= 0, "a finite number, 0 or more"),
+            ("placement", self.placement in {"after", "before"}, "'after', 'before'"),
+            ("inversion", self.inversion in {"ddpm", "ddim"}, "'ddpm', 'ddim'"),
+            ("injection", set(self.injection) <= {"self", "cross"}, "any of 'self', 'cross'"),
+        ]
+        for name, holds, accepted in checks:
+            if not holds:
+                raise InputError(f"{name} {getattr(self, name)!r}; accepted: {accepted}")
+
+    @classmethod
+    def for_model(cls, model: ProbeModel, **changes: Any) -> Self:
+        """The best known settings for a model, with changes: the paper's, or for the pocket model its measured ones.
+
+        Layers are named for the model's own grid: a quarter of Stable Diffusion's latent grid, half of the pocket
+        model's.
+        """
+        divisor, settings = PRESETS[model.family]
+        resolution = int(model.denoiser.config.sample_size) // divisor
+        named = {
+            "feature_site": f"up{resolution}.cross0.query",
+            "layer": f"up{resolution}.cross2.output",
+        }
+        unknown = set(changes) - {known.name for known in fields(cls)}
+        if unknown:
+            raise InputError(f"no such setting: {', '.join(sorted(unknown))}")
+        return cls(**{**named, **settings, **changes})
+
+
+PRESETS: dict[Family, tuple[int, dict[str, Any]]] = {
+    "sd1": (4, {}),
+    "sd2": (4, {}),
+    "sdxl": (4, {}),
+    "pocket": (2, {"clusters": 12, "strength": 30.0}),
+}
+"""For every family: latent cells a cell of the probed grid along one side, and what differs from the defaults."""
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """What `segment` found in one image.
+
+    Attributes:
+        image: (height, width, 3) uint8, as given.
+        labels: (height, width) integers in 0 … K - 1.
+        low_resolution_masks: (grid_height, grid_width) integers, the k-means clusters.
+        difference_maps: (mask, height, width) float32; `labels` is their argmax.
+        mask_embeddings: (mask, channel) float32, the mean feature inside every low-resolution mask.
+        config: every setting.
+        model: name of the model; fingerprint: of its weights.
+        seconds: of every stage.
+    """
+
+    image: np.ndarray
+    labels: np.ndarray
+    low_resolution_masks: np.ndarray
+    difference_maps: np.ndarray
+    mask_embeddings: np.ndarray
+    config: EmerDiffConfig
+    model: str
+    fingerprint: str
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def masks(self) -> int:
+        """Number of masks, K (or fewer, where the image has fewer distinct cells)."""
+        return len(self.difference_maps)
+
+    def overlay(self, opacity: float = 0.55) -> Image.Image:
+        """Label colours over the image, borders in white."""
+        return Image.fromarray(overlay(self.image, self.labels, opacity))
+
+    def contours(self) -> Image.Image:
+        """Borders between labels over the image."""
+        return Image.fromarray(contours(self.image, self.labels))
+
+    def side_by_side(self) -> Image.Image:
+        """Image, low-resolution masks, segmentation and contours in a row."""
+        height, width = self.labels.shape
+        coarse = Image.fromarray(palette(256)[self.low_resolution_masks]).resize(
+            (width, height), Image.Resampling.NEAREST
+        )
+        pictures = [self.image, np.array(coarse), np.array(self.overlay(1.0)), np.array(self.contours())]
+        return side_by_side(pictures, ["image", "low-resolution masks", "EmerDiff", "contours"])
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the result as open formats; a folder is written as a whole or not at all, replacing an older one.
+
+        Files: image.png, labels.png (indexed), overlay.png, contours.png, side_by_side.png,
+        segmentation.safetensors (difference_maps, low_resolution_masks, mask_embeddings) and result.json.
+        """
+        folder = Path(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+            partial = Path(scratch) / folder.name
+            partial.mkdir()
+            Image.fromarray(self.image).save(partial / "image.png")
+            save_labels(self.labels, partial / "labels.png")
+            self.overlay().save(partial / "overlay.png")
+            self.contours().save(partial / "contours.png")
+            self.side_by_side().save(partial / "side_by_side.png")
+            tensors = {
+                "difference_maps": torch.from_numpy(self.difference_maps).contiguous(),
+                "low_resolution_masks": torch.from_numpy(self.low_resolution_masks).contiguous(),
+                "mask_embeddings": torch.from_numpy(self.mask_embeddings).contiguous(),
+            }
+            save_file(tensors, partial / "segmentation.safetensors")
+            (partial / "result.json").write_text(json.dumps(self.summary(), indent=2) + "\n")
+            if folder.exists():
+                shutil.rmtree(folder)
+            partial.rename(folder)
+        return folder
+
+    def summary(self) -> dict[str, Any]:
+        """What result.json holds: settings, model fingerprint, seconds, sizes and versions."""
+        return {
+            "masks": self.masks,
+            "height": self.labels.shape[0],
+            "width": self.labels.shape[1],
+            "grid": list(self.low_resolution_masks.shape),
+            "model": self.model,
+            "fingerprint": self.fingerprint,
+            "configuration": asdict(self.config),
+            "seconds": self.seconds,
+            "versions": {name: version(name) for name in ("emerdiff_probe", "torch", "diffusers", "scikit-learn")},
+        }
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Segmentation:
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: a file is missing or damaged.
+        """
+        folder = Path(folder)
+        try:
+            summary = json.loads((folder / "result.json").read_text())
+            tensors = load_file(folder / "segmentation.safetensors")
+            return cls(
+                image=load_image(folder / "image.png"),
+                labels=load_labels(folder / "labels.png"),
+                low_resolution_masks=tensors["low_resolution_masks"].numpy(),
+                difference_maps=tensors["difference_maps"].numpy(),
+                mask_embeddings=tensors["mask_embeddings"].numpy(),
+                config=EmerDiffConfig(**summary["configuration"]),
+                model=summary["model"],
+                fingerprint=summary["fingerprint"],
+                seconds=summary["seconds"],
+            )
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise InputError(f"{folder}: no readable segmentation in it ({error})") from error
+
+    def _repr_html_(self) -> str:
+        buffer = io.BytesIO()
+        self.side_by_side().save(buffer, "PNG")
+        encoded = base64.b64encode(buffer.getvalue()).decode()
+        caption = f"{self.masks} masks, {self.model}, {sum(self.seconds.values()):.1f} s"
+        return f'<figure><img src="data:image/png;base64,{encoded}"/><figcaption>{caption}</figcaption></figure>'
+
+    def __repr__(self) -> str:
+        height, width = self.labels.shape
+        return f"Segmentation({self.masks} masks, {height} x {width} pixels, model {self.model!r})"
+
+
+class _Stopwatch:
+    """Seconds of every stage; waits for the device, so that work is charged to its own stage."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.seconds = device, dict[str, float]()
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds[stage] = round(time.perf_counter() - began, 4)
+
+
+def resolve_modulation(model: ProbeModel, config: EmerDiffConfig) -> Modulation:
+    """The configuration's modulation, with its layer found in the model."""
+    injection = InjectAttention(config.injection) if config.injection else None
+    return Modulation(find_site(model, config.layer), config.strength, config.modulate_at, config.placement, injection)
+
+
+def segment(
+    model: ProbeModel,
+    image: str | Path | Image.Image | np.ndarray,
+    config: EmerDiffConfig | None = None,
+    *,
+    progress: bool = False,
+) -> Segmentation:
+    """Segment one image by EmerDiff (Namekata et al. 2024).
+
+    The image is processed with its shorter side at the model's native size, and difference maps are brought back to
+    the image's own size before the labels are read off.
+
+    Args:
+        model: from `load_model`.
+        image: a file, a Pillow image or an array; see `load_image`.
+        config: settings; `EmerDiffConfig.for_model(model)` when None.
+        progress: show a progress bar over denoiser passes.
+
+    Raises:
+        InputError: a bad image, or more clusters than the image has cells.
+        SiteError, TimestepError: a layer or timestep that the model does not have. All before any model runs.
+    """
+    config = config or EmerDiffConfig.for_model(model)
+    pixels = load_image(image)
+    height, width = model.working_size(*pixels.shape[:2])
+    feature_site, modulation = check_config(model, config, height, width)
+    grid = feature_site.grid(height // model.factor, width // model.factor)
+
+    stage = _Stopwatch(model.device)
+    with stage("invert"):
+        latents = model.encode(model.to_tensor(pixels, (height, width)))
+        trajectory = invert(
+            model,
+            latents,
+            start=max(config.modulate_at, config.feature_timestep),
+            steps=config.steps,
+            method=config.inversion,
+            prompt=config.prompt,
+            seed=config.seed,
+        )
+    with stage("features"):
+        captured = capture(model, trajectory, [feature_site], [config.feature_timestep])
+        features = captured[feature_site, config.feature_timestep][0]
+    with stage("cluster"):
+        coarse = cluster(features, config.clusters, grid, seed=config.seed)
+    with stage("modulate"):
+        masks = _on_grid(one_hot_masks(coarse), modulation.site, height // model.factor, width // model.factor)
+        maps = difference_maps(model, trajectory, masks, modulation, smoothing=config.smoothing, progress=progress)
+    with stage("assign"):
+        maps = _resize(maps, pixels.shape[0], pixels.shape[1])
+        labels = assign(maps).numpy()
+    return Segmentation(
+        image=pixels,
+        labels=labels.astype(np.uint8 if len(maps) <= 256 else np.uint16),
+        low_resolution_masks=coarse,
+        difference_maps=maps.numpy(),
+        mask_embeddings=mask_embeddings(features, coarse).numpy(),
+        config=config,
+        model=model.name,
+        fingerprint=model.fingerprint,
+        seconds=stage.seconds,
+    )
+
+
+def segment_all(
+    model: ProbeModel,
+    images: Sequence[str | Path | Image.Image | np.ndarray],
+    config: EmerDiffConfig | None = None,
+    *,
+    progress: bool = False,
+) -> Iterator[Segmentation]:
+    """Segment images of any sizes one after the other; every one is read and checked before the first is run."""
+    loaded = [load_image(image) for image in images]
+    return (segment(model, pixels, config, progress=progress) for pixels in loaded)
+
+
+def check_config(model: ProbeModel, config: EmerDiffConfig, height: int, width: int) -> tuple[Site, Modulation]:
+    """The feature site and the modulation that a configuration names, if the model can run it at this size.
+
+    Raises:
+        SiteError, TimestepError, InputError: as in `segment`.
+    """
+    feature_site = find_site(model, config.feature_site)
+    if feature_site.kind == "cross" and feature_site.part in {"key", "value"}:
+        raise InputError(f"{feature_site} holds text tokens, not cells; accepted: any site with a grid")
+    modulation = resolve_modulation(model, config)
+    modulation.variant(torch.zeros(1, 1), 1.0)  # refuses a layer that cannot be modulated
+    _, grid = make_scheduler(model, config.steps)
+    require_on_grid(config.feature_timestep, grid)
+    require_on_grid(config.modulate_at, grid)
+    rows, columns = feature_site.grid(height // model.factor, width // model.factor)
+    if config.clusters > rows * columns:
+        raise InputError(
+            f"{config.clusters} clusters, but {feature_site.name} has {rows} x {columns} cells at "
+            f"{height} x {width} pixels; accepted: 1 to {rows * columns}"
+        )
+    return feature_site, modulation
+
+
+def _on_grid(masks: Tensor, site: Site, latent_height: int, latent_width: int) -> Tensor:
+    """Masks on the grid of another layer, by nearest neighbour."""
+    grid = site.grid(latent_height, latent_width)
+    if masks.shape[1:] == grid:
+        return masks
+    return nn.functional.interpolate(masks[None], size=grid, mode="nearest-exact")[0]
+
+
+def _resize(maps: Tensor, height: int, width: int) -> Tensor:
+    if maps.shape[1:] == (height, width):
+        return maps
+    return nn.functional.interpolate(maps[None], size=(height, width), mode="bilinear")[0]

@@ -1,0 +1,338 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file
+
+from emerdiff_probe.errors import InputError, ModelError
+from emerdiff_probe.pocket import train as training
+from emerdiff_probe.pocket.architecture import MODULES, Architecture, Parts, build_tokenizer
+from emerdiff_probe.pocket.data import HELD_OUT_SEEDS, TRAIN_SEEDS, SceneStore, draw_scenes, mirrored, read_folder
+from emerdiff_probe.pocket.train import Budget, TrainConfig, train
+
+TINY = Architecture(
+    image_size=32,
+    autoencoder_channels=(8, 16),
+    denoiser_channels=(16, 16, 32),
+    denoiser_heads=(2, 2, 2),
+    text_width=16,
+    text_layers=1,
+    text_heads=2,
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for number in range(12):
+        blocks = np.kron(random.integers(0, 255, (5, 5, 3)), np.ones((8, 8, 1)))
+        Image.fromarray(blocks.astype(np.uint8)).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path, images):
+    captions = tmp_path / "captions.json"
+    captions.write_text(json.dumps({f"{n}.png": f"a red car left of house {n}" for n in range(12)}))
+    return TrainConfig(
+        out=tmp_path / "run",
+        images=images,
+        captions=captions,
+        architecture=TINY,
+        device="cpu",
+        steps=4,
+        batch=2,
+        autoencoder_batch=2,
+        samples=2,
+        sample_steps=2,
+        log_every=2,
+    )
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+def weights(pipeline: Path) -> dict[str, torch.Tensor]:
+    files = sorted(pipeline.rglob("*.safetensors"))
+    return {f"{file.parent.name}/{key}": value for file in files for key, value in load_file(file).items()}
+
+
+def assert_equal_weights(one: Path, other: Path) -> None:
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_trained_folder_loads_as_a_pipeline_and_denoises(config):
+    folder = train(config, report=quiet)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    assert {module.dtype for module in (pipeline.vae, pipeline.unet, pipeline.text_encoder)} == {torch.float32}
+    pipeline.set_progress_bar_config(disable=True)
+    image = pipeline("a red car", height=32, width=32, num_inference_steps=2, output_type="np").images[0]
+    assert image.shape == (32, 32, 3)
+    assert np.isfinite(image).all()
+    assert all(tensor.dtype == torch.float16 for tensor in weights(folder).values())
+
+
+def test_saved_text_encoder_is_the_trained_one(tmp_path):
+    parts = Parts.build(TINY, ["car"], seed=1)
+    parts.save(tmp_path / "pipeline")
+    loaded = Parts.load(tmp_path / "pipeline")
+    ids = parts.tokenizer(["a car"], padding="max_length", return_tensors="pt").input_ids
+    assert torch.equal(ids, loaded.tokenizer(["a car"], padding="max_length", return_tensors="pt").input_ids)
+    for name in MODULES:
+        for key, value in getattr(parts, name).state_dict().items():
+            if value.is_floating_point():
+                torch.testing.assert_close(getattr(loaded, name).state_dict()[key], value.half().float())
+
+
+def test_run_logs_figures_and_writes_a_card(config):
+    folder = train(config, report=quiet)
+    figures = json.loads((config.out / "figures.json").read_text())
+    assert figures["denoiser"]["steps"] == figures["autoencoder"]["steps"] == 4
+    assert figures["held_out"] == 1
+    card = (folder / "README.md").read_text()
+    assert f"{figures['psnr']:.1f} dB" in card
+    for name in ("autoencoder-loss.png", "denoiser-loss.png", "prompts.jpg", "reconstructions.jpg"):
+        assert f"card/{name}" in card
+        assert (folder / "card" / name).stat().st_size > 0
+    losses = [json.loads(line) for line in (config.out / "losses.jsonl").read_text().splitlines()]
+    assert [(line["stage"], line["step"]) for line in losses] == [
+        (stage, step) for stage in ("autoencoder", "denoiser") for step in (2, 4)
+    ]
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "denoiser"])
+def test_a_run_that_breaks_off_and_is_resumed_equals_an_uninterrupted_one(config, tmp_path, monkeypatch, stage):
+    whole = train(replace(config, out=tmp_path / "whole"), report=quiet)
+
+    class KilledError(Exception):
+        pass
+
+    take_step = training._Loop._take_step
+
+    def die_at_the_third(loop, *arguments):
+        if loop.stage == stage and loop.step == 3:
+            raise KilledError
+        return take_step(loop, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Loop, "_take_step", die_at_the_third)
+        with pytest.raises(KilledError):
+            train(replace(config, checkpoint_seconds=1e-9), report=quiet)
+    assert torch.load(config.out / "state" / f"{stage}.pt", weights_only=True)["step"] == 3
+    resumed = train(replace(config, resume=True), report=quiet)
+    assert_equal_weights(whole, resumed)
+    assert (tmp_path / "whole" / "losses.jsonl").read_text().count("\n") == 4
+
+
+def test_session_that_ends_leaves_a_pipeline_and_resumes_to_the_same_end(config, tmp_path):
+    whole = train(replace(config, out=tmp_path / "whole"), report=quiet)
+    assert (train(replace(config, session_minutes=1e-9), report=quiet) / "model_index.json").exists()
+    assert_equal_weights(whole, train(replace(config, resume=True), report=quiet))
+
+
+def test_killed_process_resumes(config):
+    script = (
+        "import sys; from pathlib import Path; import torch; torch.set_num_threads(1)\n"
+        "from emerdiff_probe.pocket.architecture import Architecture\n"
+        "from emerdiff_probe.pocket.train import TrainConfig, train\n"
+        f"architecture = {TINY!r}\n"
+        "train(TrainConfig(out=Path(sys.argv[1]), images=Path(sys.argv[2]), captions=Path(sys.argv[3]), device='cpu',"
+        " architecture=architecture, steps=10**6, autoencoder_steps=4, batch=2, autoencoder_batch=2, samples=2,"
+        " sample_steps=2, log_every=2, checkpoint_seconds=0.01))"
+    )
+    command = [sys.executable, "-c", script, str(config.out), str(config.images), str(config.captions)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    state = config.out / "state" / "denoiser.pt"
+    try:
+        deadline = time.monotonic() + 60
+        while not state.exists() and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.05)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    reached = torch.load(state, weights_only=True)["step"]
+    train(replace(config, resume=True, autoencoder_steps=4, steps=reached + 2), report=quiet)
+    assert torch.load(state, weights_only=True)["step"] == reached + 2
+
+
+def test_interrupt_saves_before_it_is_raised(config, monkeypatch):
+    take_step = training._Loop._take_step
+
+    def press_ctrl_c(loop, *arguments):
+        if loop.step == 1:
+            signal.raise_signal(signal.SIGINT)
+        return take_step(loop, *arguments)
+
+    monkeypatch.setattr(training._Loop, "_take_step", press_ctrl_c)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, report=quiet)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert torch.load(config.out / "state" / "autoencoder.pt", weights_only=True)["step"] == 2
+    assert (config.out / "pipeline" / "model_index.json").exists()
+
+
+def test_init_goes_on_from_a_folder_and_may_skip_the_autoencoder(config, tmp_path):
+    first = train(config, report=quiet)
+    second = train(replace(config, out=tmp_path / "next", init=first, autoencoder_minutes=0), report=quiet)
+    before, after = weights(first), weights(second)
+    assert all(torch.equal(before[key], after[key]) for key in before if key.startswith("vae/"))
+    assert any(not torch.equal(before[key], after[key]) for key in before if key.startswith("unet/"))
+    assert Parts.load(first).autoencoder.config.scaling_factor == Parts.load(second).autoencoder.config.scaling_factor
+
+
+def test_folder_in_use_needs_resume_and_resume_needs_the_same_run(config):
+    train(replace(config, session_minutes=1e-9), report=quiet)
+    with pytest.raises(InputError, match="in use"):
+        train(config, report=quiet)
+    with pytest.raises(InputError, match="seed was 0"):
+        train(replace(config, resume=True, seed=1), report=quiet)
+
+
+def test_diverging_loss_is_an_error_that_says_what_to_do(config):
+    with pytest.raises(ModelError, match="learning rate"):
+        train(replace(config, autoencoder_learning_rate=1e30, warmup_steps=1, log_every=1), report=quiet)
+
+
+def test_budgets():
+    def config(**budget):
+        return TrainConfig(out=Path("run"), world=True, **budget)
+
+    assert config(minutes=10).budget("autoencoder") == Budget(minutes=3)
+    assert config(minutes=10).budget("denoiser") == Budget(minutes=7)
+    assert config(steps=5).budget("autoencoder") == config(steps=5).budget("denoiser") == Budget(steps=5)
+    both = config(minutes=10, steps=5)
+    assert both.budget("autoencoder") == Budget(minutes=3)
+    assert both.budget("denoiser") == Budget(minutes=7, steps=5)
+    assert config(autoencoder_minutes=2, denoiser_minutes=0).budget("denoiser").progress(step=0, seconds=0) == 1
+    assert Budget(minutes=1, steps=10).progress(step=5, seconds=15) == 0.5
+    assert Budget(minutes=1, steps=10).progress(step=5, seconds=45) == 0.75
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"images": Path("folder")}, "not both"),
+        ({"world": False}, "not neither"),
+        ({"captions": Path("captions.json")}, "captions"),
+        ({"steps": None}, "no budget"),
+        ({"minutes": -1}, "minutes"),
+        ({"batch": 0}, "batch"),
+        ({"caption_dropout": 2}, "caption_dropout"),
+        ({"autoencoder_minutes": 0}, "autoencoder"),
+    ],
+)
+def test_configurations_that_cannot_work(given, message):
+    with pytest.raises(InputError, match=message):
+        TrainConfig(**({"out": Path("run"), "world": True, "steps": 1} | given))
+
+
+def test_architectures_that_cannot_work():
+    for given in ({"image_size": 100}, {"denoiser_channels": (48, 96, 145)}, {"denoiser_heads": (5, 6, 6)}):
+        with pytest.raises(InputError):
+            Architecture(**given)
+
+
+def test_unreadable_images_are_skipped_and_counted(images):
+    (images / "broken.png").write_bytes(b"no image")
+    whole = (images / "0.png").read_bytes()
+    (images / "truncated.png").write_bytes(whole[: len(whole) // 2])
+    said: list[str] = []
+    assert len(read_folder(images, size=32, report=said.append)) == 12
+    assert len(said) == 1
+    assert "2 unreadable" in said[0]
+
+
+def test_folder_without_images_is_an_error(config, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(InputError, match="no readable image"):
+        train(replace(config, images=empty, captions=None), report=quiet)
+    with pytest.raises(InputError, match="no such folder"):
+        read_folder(tmp_path / "missing", size=32)
+
+
+def test_images_of_any_size_and_mode_become_squares(tmp_path):
+    for number, (mode, size) in enumerate([("RGB", (70, 20)), ("L", (1, 1)), ("RGBA", (33, 64)), ("P", (40, 40))]):
+        Image.new(mode, size).save(tmp_path / f"{number}.png")
+    Image.fromarray(np.full((32, 32), 65535, np.uint16)).save(tmp_path / "sixteen.png")
+    pictures = read_folder(tmp_path, size=32)
+    assert len(pictures) == 4 + 1 + 2 + 1 + 1
+    assert pictures.images.shape[1:] == (32, 32, 3)
+    assert (pictures.images[-1] == 255).all()
+
+
+def test_caption_words_are_one_token_each_and_any_text_tokenizes():
+    words = ["mother", "the", "path", "other", "a", "them", "père", "on", "onto"]
+    tokenizer = build_tokenizer(words)
+    for word in words:
+        assert tokenizer.tokenize(word.upper()) == tokenizer.tokenize(word)
+        assert len(tokenizer.tokenize(word)) == 1
+    unknown = tokenizer.unk_token_id
+    for text in ("zebra crossing!", "日本 ~ 12", "l'été"):
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+        assert ids
+        assert unknown not in ids
+    assert build_tokenizer(reversed(words)).get_vocab() == tokenizer.get_vocab()
+
+
+def test_words_of_the_world_are_one_token_each():
+    world = pytest.importorskip("emerdiff_probe.pocket.world")
+    tokenizer = build_tokenizer(world.caption_vocabulary())
+    for word in world.caption_vocabulary():
+        assert len(tokenizer.tokenize(word)) == 1
+
+
+def test_default_sizes_have_the_sites_of_stable_diffusion_and_fit_the_package(tmp_path):
+    parts = Parts.build(Architecture(), ["car"])
+    block = parts.denoiser.up_blocks[1]
+    assert len(block.attentions) == 3
+    assert all(layer.transformer_blocks[0].attn2 is not None for layer in block.attentions)
+    grids: list[tuple[int, ...]] = []
+    hook = block.attentions[0].register_forward_hook(lambda _, inputs, __: grids.append(tuple(inputs[0].shape[2:])))
+    with torch.no_grad():
+        parts.denoiser(torch.zeros(1, 4, 32, 32), torch.tensor([1]), torch.zeros(1, 32, 128))
+    hook.remove()
+    assert grids == [(16, 16)]
+    parts.save(tmp_path / "pipeline")
+    assert sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file()) < 25e6
+
+
+def test_scenes_are_drawn_beside_training_and_found_again(tmp_path):
+    pytest.importorskip("emerdiff_probe.pocket.world")
+    with SceneStore(tmp_path, count=20, size=32) as store:
+        drawn = store.wait(20)
+        alone = draw_scenes(TRAIN_SEEDS[:20], 32)
+        assert drawn.captions == alone.captions
+        assert (drawn.images == alone.images).all()
+    with SceneStore(tmp_path, count=20, size=32) as store:
+        assert store.ready == 20
+    assert HELD_OUT_SEEDS.stop <= TRAIN_SEEDS.start
+
+
+def test_mirrored_captions_swap_sides():
+    assert mirrored("a boat left of a house, right") == "a boat right of a house, left"
