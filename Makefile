@@ -12,7 +12,7 @@ demo: $(INSTALLED)
 	@echo
 	@echo "out/scene: a drawn scene of the pocket model's own world, never seen in training."
 	@echo "out/china: a real photograph, OUTSIDE the pocket model's world: expect rough regions, not objects."
-	@echo "Look at side_by_side.png and difference_maps.html in both folders."
+	@echo "Look at side_by_side.png and difference_maps.png in both folders."
 
 test: unit notebooks
 

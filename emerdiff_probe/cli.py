@@ -163,9 +163,10 @@ def main() -> None:
     except ProbeError as error:
         print(f"emerdiff-probe: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("emerdiff-probe: interrupted; finished results are kept", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == 130:  # what typer makes of Ctrl-C
+            print("emerdiff-probe: interrupted; finished results are kept", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import colorsys
+import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
-from skimage.segmentation import find_boundaries
+from plotly.colors import sample_colorscale
 
 from emerdiff_probe.errors import InputError
 
@@ -58,7 +59,9 @@ def _open(path: Path) -> Image.Image:
     if not path.is_file():
         raise InputError(f"{path}: no such image file")
     try:
-        picture = Image.open(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # its size is checked here
+            picture = Image.open(path)
         width, height = picture.size
         if width * height <= MAX_PIXELS:  # a larger one is refused by its header, unread
             picture.load()
@@ -93,6 +96,8 @@ def _array_to_uint8(array: np.ndarray) -> np.ndarray:
         )
     if array.size == 0:
         raise InputError(f"an array of shape {array.shape} holds no pixels")
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"an array of {array.dtype} is no image; accepted: integers, bool or floats")
     if array.dtype == np.uint8:
         return array
     if array.dtype == bool:
@@ -169,18 +174,38 @@ def overlay(image: np.ndarray, labels: np.ndarray, opacity: float = 0.55) -> np.
 def contours(image: np.ndarray, labels: np.ndarray, colour: Sequence[int] = (255, 255, 255)) -> np.ndarray:
     """Draw the borders between labels, one pixel wide, over an image (height, width, 3) uint8."""
     drawn = image.copy()
-    drawn[find_boundaries(labels, mode="inner")] = colour
+    drawn[borders(labels)] = colour
     return drawn
 
 
-def side_by_side(pictures: Sequence[np.ndarray], titles: Sequence[str], *, gap: int = 8) -> Image.Image:
-    """Lay pictures (height, width, 3) uint8 of one height in a row, each under its title."""
-    header, height = 18, pictures[0].shape[0]
-    width = sum(picture.shape[1] for picture in pictures) + gap * (len(pictures) - 1)
-    sheet = Image.new("RGB", (width, height + header), "white")
-    draw, left = ImageDraw.Draw(sheet), 0
-    for picture, title in zip(pictures, titles, strict=True):
-        draw.text((left + 2, 2), title, fill="black")
-        sheet.paste(Image.fromarray(picture), (left, header))
-        left += picture.shape[1] + gap
+def borders(labels: np.ndarray) -> np.ndarray:
+    """Pixels whose right or lower neighbour has another label, (height, width) bool; no label is special."""
+    found = np.zeros(labels.shape, bool)
+    found[:, :-1] |= labels[:, 1:] != labels[:, :-1]
+    found[:-1] |= labels[1:] != labels[:-1]
+    return found
+
+
+def heatmap(values: np.ndarray, top: float) -> np.ndarray:
+    """Values (height, width) from 0 to `top` as colours of the Viridis scale, (height, width, 3) uint8."""
+    positions = np.linspace(0, 1, 256)
+    scale = np.round(np.array(sample_colorscale("Viridis", positions, colortype="tuple")) * 255).astype(np.uint8)
+    return scale[np.clip(np.round(values / max(top, 1e-12) * 255), 0, 255).astype(int)]
+
+
+def contact_sheet(
+    pictures: Sequence[np.ndarray], titles: Sequence[str], *, columns: int | None = None, gap: int = 8
+) -> Image.Image:
+    """Lay pictures (height, width, 3) uint8 of one size in rows, each under its title; one row when columns is None."""
+    header = 18
+    height, width = pictures[0].shape[:2]
+    columns = columns or len(pictures)
+    rows = -(-len(pictures) // columns)
+    size = (columns * (width + gap) - gap, rows * (height + header))
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
+        left, top = (i % columns) * (width + gap), (i // columns) * (height + header)
+        draw.text((left + 2, top + 2), title, fill="black")
+        sheet.paste(Image.fromarray(picture), (left, top + header))
     return sheet

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import diffusers
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 import transformers
 from diffusers import DDIMScheduler, DiffusionPipeline
 from einops import rearrange, repeat
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from emerdiff_probe.errors import InputError, ModelError
@@ -24,6 +25,7 @@ from emerdiff_probe.errors import InputError, ModelError
 POCKET_FOLDER = Path(__file__).parent / "pocket" / "weights"
 PICKLE_SUFFIXES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+VOLATILE = {"dtype", "torch_dtype", "transformers_version", "architectures"}
 
 Family = Literal["pocket", "sd1", "sd2", "sdxl"]
 
@@ -69,6 +71,11 @@ class ProbeModel:
 
     def __init__(self, pipeline: DiffusionPipeline, name: str) -> None:
         denoiser = getattr(pipeline, "unet", None)
+        if hasattr(denoiser, "_orig_mod"):
+            raise ModelError(
+                f"{name}: the denoiser is compiled, so hooks would be bypassed; put the original module back first: "
+                "pipeline.unet = pipeline.unet._orig_mod"
+            )
         if not isinstance(denoiser, diffusers.UNet2DConditionModel):
             raise ModelError(
                 f"{name}: the denoiser is {type(denoiser).__name__}; accepted: pipelines with a "
@@ -129,10 +136,10 @@ class ProbeModel:
         Every tensor enters by its name, shape and up to 64 evenly spaced values, so that it stays cheap for
         models of gigabytes.
         """
-        digest = hashlib.sha256()
-        for component in (self.denoiser, self.autoencoder):
-            config = {key: value for key, value in component.config.items() if not key.startswith("_")}
-            digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+        digest = hashlib.sha256(json.dumps(_settings(self.scheduler), sort_keys=True, default=str).encode())
+        parts = [getattr(self.pipeline, name, None) for name in COMPONENTS]
+        for component in (part for part in parts if isinstance(part, nn.Module)):
+            digest.update(json.dumps(_settings(component), sort_keys=True, default=str).encode())
             for name, tensor in sorted(component.state_dict().items()):
                 flat = tensor.detach().flatten()
                 picked = flat[:: max(1, flat.numel() // 64)][:64].float().cpu().numpy()
@@ -255,6 +262,13 @@ def load_model(
     return ProbeModel(pipeline, name)
 
 
+def _settings(component: Any) -> dict[str, Any]:
+    """A component's configuration, without where it was loaded from and by which version."""
+    config = component.config
+    settings = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    return {key: value for key, value in settings.items() if not key.startswith("_") and key not in VOLATILE}
+
+
 def _device(device: str | torch.device | None) -> torch.device:
     if device is None:
         if torch.cuda.is_available():
@@ -288,7 +302,7 @@ def _load_pipeline(name: str, dtype: torch.dtype) -> DiffusionPipeline:
         raise ModelError(f"{folder}: no such model folder")
     try:
         return _from_pretrained(str(folder) if folder.is_dir() else name, dtype)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(
             f"cannot load model {name!r}; accepted: 'pocket', a local diffusers folder with safetensors weights, "

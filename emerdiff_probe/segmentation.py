@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -27,13 +25,14 @@ from emerdiff_probe.diffusion import make_scheduler, require_on_grid
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.features import capture, cluster, mask_embeddings, one_hot_masks
 from emerdiff_probe.images import (
+    contact_sheet,
     contours,
+    heatmap,
     load_image,
     load_labels,
     overlay,
     palette,
     save_labels,
-    side_by_side,
 )
 from emerdiff_probe.interventions import AttentionKind, InjectAttention, Placement
 from emerdiff_probe.inversion import Inversion, invert
@@ -84,8 +83,8 @@ class EmerDiffConfig:
             ("clusters", _is_integer(self.clusters) and self.clusters >= 1, "an integer, 1 or more"),
             ("steps", _is_integer(self.steps) and self.steps >= 1, "an integer, 1 or more"),
             ("seed", _is_integer(self.seed) and self.seed >= 0, "an integer, 0 or more"),
-            ("strength", np.isfinite(self.strength) and self.strength > 0, "a finite number above 0"),
-            ("smoothing", np.isfinite(self.smoothing) and self.smoothing >= 0, "a finite number, 0 or more"),
+            ("strength", _is_finite(self.strength) and self.strength > 0, "a finite number above 0"),
+            ("smoothing", _is_finite(self.smoothing) and self.smoothing >= 0, "a finite number, 0 or more"),
             ("placement", self.placement in {"after", "before"}, "'after', 'before'"),
             ("inversion", self.inversion in {"ddpm", "ddim"}, "'ddpm', 'ddim'"),
             ("injection", set(self.injection) <= {"self", "cross"}, "any of 'self', 'cross'"),
@@ -124,6 +123,10 @@ PRESETS: dict[Family, tuple[int, dict[str, Any]]] = {
 
 def _is_integer(value: object) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and bool(np.isfinite(value))
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,15 +174,26 @@ class Segmentation:
             (width, height), Image.Resampling.NEAREST
         )
         pictures = [self.image, np.array(coarse), np.array(self.overlay(1.0)), np.array(self.contours())]
-        return side_by_side(pictures, ["image", "low-resolution masks", "EmerDiff", "contours"])
+        return contact_sheet(pictures, ["image", "low-resolution masks", "EmerDiff", "contours"])
+
+    def difference_sheet(self) -> Image.Image:
+        """The image and every difference map under its mask's number, all on one scale."""
+        top = float(self.difference_maps.max())
+        pictures = [self.image, *(heatmap(values, top) for values in self.difference_maps)]
+        titles = ["image", *(f"mask {i}" for i in range(self.masks))]
+        return contact_sheet(pictures, titles, columns=7)
 
     def save(self, folder: str | Path) -> Path:
         """Write the result as open formats; a folder is written as a whole or not at all, replacing an older one.
 
-        Files: image.png, labels.png (indexed), overlay.png, contours.png, side_by_side.png,
+        Files: image.png, labels.png (indexed), overlay.png, contours.png, side_by_side.png, difference_maps.png,
         segmentation.safetensors (difference_maps, low_resolution_masks, mask_embeddings) and result.json.
+
+        Raises:
+            InputError: the folder exists and holds something else.
         """
         folder = Path(folder)
+        _require_replaceable(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
             partial = Path(scratch) / folder.name
@@ -189,6 +203,7 @@ class Segmentation:
             self.overlay().save(partial / "overlay.png")
             self.contours().save(partial / "contours.png")
             self.side_by_side().save(partial / "side_by_side.png")
+            self.difference_sheet().save(partial / "difference_maps.png")
             tensors = {
                 "difference_maps": torch.from_numpy(self.difference_maps).contiguous(),
                 "low_resolution_masks": torch.from_numpy(self.low_resolution_masks).contiguous(),
@@ -197,7 +212,7 @@ class Segmentation:
             save_file(tensors, partial / "segmentation.safetensors")
             (partial / "result.json").write_text(json.dumps(self.summary(), indent=2) + "\n")
             if folder.exists():
-                shutil.rmtree(folder)
+                folder.rename(Path(scratch) / "old")
             partial.rename(folder)
         return folder
 
@@ -240,16 +255,20 @@ class Segmentation:
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise InputError(f"{folder}: no readable segmentation in it ({error})") from error
 
-    def _repr_html_(self) -> str:
+    def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
         self.side_by_side().save(buffer, "PNG")
-        encoded = base64.b64encode(buffer.getvalue()).decode()
-        caption = f"{self.masks} masks, {self.model}, {sum(self.seconds.values()):.1f} s"
-        return f'<figure><img src="data:image/png;base64,{encoded}"/><figcaption>{caption}</figcaption></figure>'
+        return buffer.getvalue()
 
     def __repr__(self) -> str:
         height, width = self.labels.shape
         return f"Segmentation({self.masks} masks, {height} x {width} pixels, model {self.model!r})"
+
+
+def _require_replaceable(folder: Path) -> None:
+    empty = folder.is_dir() and not any(folder.iterdir())
+    if folder.exists() and not empty and not (folder / "result.json").is_file():
+        raise InputError(f"{folder} exists and holds no segmentation; accepted: a new, empty or earlier result folder")
 
 
 class _Stopwatch:

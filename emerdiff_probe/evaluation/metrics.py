@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.ndimage import distance_transform_edt
-from skimage.segmentation import find_boundaries
 from sklearn.metrics.cluster import contingency_matrix
 
 from emerdiff_probe.errors import InputError
+from emerdiff_probe.images import borders
 
 
 class Interval(NamedTuple):
@@ -81,7 +81,7 @@ def boundary_f(predicted: np.ndarray, truth: np.ndarray, tolerance: float = 2.0)
     Returns:
         1 where neither has a boundary, 0 where only one has.
     """
-    ours, theirs = find_boundaries(predicted, mode="inner"), find_boundaries(truth, mode="inner")
+    ours, theirs = borders(predicted), borders(truth)
     if not ours.any() or not theirs.any():
         return float(ours.any() == theirs.any())
     precision = (distance_transform_edt(~theirs)[ours] <= tolerance).mean()

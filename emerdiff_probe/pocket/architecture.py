@@ -13,7 +13,11 @@ from typing import Self
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from emerdiff_probe.errors import InputError, ModelError
@@ -21,6 +25,9 @@ from emerdiff_probe.errors import InputError, ModelError
 START_TOKEN = "<|startoftext|>"
 END_TOKEN = "<|endoftext|>"
 WORD_END = "</w>"
+AUTOENCODER_NORM_GROUPS = 2
+STEADY = 4.0
+"""Constant that a fresh autoencoder carries beside colours in [-1, 1]; the larger, the more linear it starts."""
 MODULES = ("autoencoder", "denoiser", "text_encoder")
 """Names of the trained modules of ``Parts``."""
 
@@ -29,22 +36,23 @@ MODULES = ("autoencoder", "denoiser", "text_encoder")
 class Architecture:
     """Sizes of a pocket model; the defaults are those of the model that ships.
 
-    The denoiser has three levels with cross-attention at the two finer ones, so that ``up_blocks.1`` holds
-    three cross-attention layers at half the latent resolution, as in Stable Diffusion v1.4.
+    The denoiser has three levels with cross-attention at the two coarser ones, so that ``up_blocks.1`` holds
+    three cross-attention layers at half the latent resolution, as in Stable Diffusion v1.4. Attention at the
+    finest level would cost as much as all of its convolutions, and everything here runs on laptops.
     """
 
     image_size: int = 256
     """Pixels of a side of the square training pictures."""
-    latent_channels: int = 4
+    latent_channels: int = 8
     autoencoder_channels: tuple[int, ...] = (16, 32, 64, 128)
     """Width of each level, finest first; every level but the last halves the resolution."""
-    denoiser_channels: tuple[int, int, int] = (48, 96, 144)
-    denoiser_heads: tuple[int, int, int] = (3, 6, 6)
+    denoiser_channels: tuple[int, int, int] = (32, 64, 128)
+    denoiser_heads: tuple[int, int, int] = (2, 4, 8)
     """Attention heads of each level of the denoiser."""
     text_width: int = 128
     text_layers: int = 3
     text_heads: int = 4
-    max_tokens: int = 32
+    max_tokens: int = 40
     norm_groups: int = 8
 
     def __post_init__(self) -> None:
@@ -153,7 +161,7 @@ class Parts:
             _write_vocabulary(path.parent, model["vocab"], [tuple(pair) for pair in model["merges"]])
 
 
-def build_tokenizer(words: Iterable[str], *, max_tokens: int = 32) -> CLIPTokenizer:
+def build_tokenizer(words: Iterable[str], *, max_tokens: int = 40) -> CLIPTokenizer:
     """A CLIP tokenizer (lower case, byte-level BPE) to which each of ``words`` is one token.
 
     Every byte is a token as well, inside a word and at its end, so that any other text still tokenizes. The
@@ -225,7 +233,7 @@ def _byte_characters() -> dict[int, str]:
 
 def _autoencoder(architecture: Architecture) -> AutoencoderKL:
     levels = len(architecture.autoencoder_channels)
-    return AutoencoderKL(
+    autoencoder = AutoencoderKL(
         in_channels=3,
         out_channels=3,
         down_block_types=("DownEncoderBlock2D",) * levels,
@@ -233,11 +241,71 @@ def _autoencoder(architecture: Architecture) -> AutoencoderKL:
         block_out_channels=architecture.autoencoder_channels,
         layers_per_block=1,
         latent_channels=architecture.latent_channels,
-        norm_num_groups=architecture.norm_groups,
+        norm_num_groups=AUTOENCODER_NORM_GROUPS,
         sample_size=architecture.image_size,
         force_upcast=False,
         mid_block_add_attention=False,
     )
+    _start_as_thumbnail(autoencoder)
+    return autoencoder
+
+
+@torch.no_grad()
+def _start_as_thumbnail(autoencoder: AutoencoderKL) -> None:
+    """Let a fresh autoencoder begin with the right colours, which take long to learn on a laptop.
+
+    Its first three latent channels start as the mean colours of the cells, its decoder as their smooth enlargement;
+    residual branches start at zero. The first eight channels of every layer carry the colours, their negatives and two
+    constants: a pair's SiLUs subtract to the identity, and the constants keep group norms from dividing brightness out.
+    """
+    encoder, decoder = autoencoder.encoder, autoencoder.decoder
+    for module in autoencoder.modules():
+        if isinstance(module, ResnetBlock2D):
+            _carry(module.conv_shortcut, [1.0])
+            nn.init.zeros_(module.conv2.weight)
+        elif isinstance(module, Downsample2D):
+            _carry(module.conv, [0.5, 0.5, 0.0])
+        elif isinstance(module, Upsample2D):
+            _carry(module.conv, [0.25, 0.5, 0.25])
+        elif isinstance(module, nn.Conv2d):
+            nn.init.zeros_(module.bias)
+    for half in (encoder, decoder):
+        _fan_out(half.conv_in)
+        _gather(half.conv_norm_out, half.conv_out)
+    nn.init.dirac_(autoencoder.quant_conv.weight)
+    nn.init.dirac_(autoencoder.post_quant_conv.weight)
+    logvar = encoder.conv_out.out_channels // 2
+    encoder.conv_out.weight[logvar:] = 0
+    encoder.conv_out.bias[logvar:] = -6.0
+
+
+def _carry(conv: nn.Conv2d | None, taps: list[float]) -> None:
+    """Pass the first eight channels on, each filtered by the outer product of `taps`."""
+    if conv is not None:
+        kernel = torch.tensor(taps)
+        conv.weight[:8] = 0
+        conv.weight[range(8), range(8)] = torch.outer(kernel, kernel)
+
+
+def _fan_out(conv: nn.Conv2d) -> None:
+    """Three colours in; the first eight channels out are they, their negatives, and plus and minus one constant."""
+    centre = conv.kernel_size[0] // 2
+    conv.weight[:8] = 0
+    for colour in range(3):
+        conv.weight[2 * colour, colour, centre, centre] = 1.0
+        conv.weight[2 * colour + 1, colour, centre, centre] = -1.0
+    conv.bias[6:8] = torch.tensor([STEADY, -STEADY])
+
+
+def _gather(norm: nn.GroupNorm, conv: nn.Conv2d) -> None:
+    """The reverse of `_fan_out`, behind a group norm and a SiLU."""
+    centre = conv.kernel_size[0] // 2
+    steady_share = 2 * norm.num_groups / norm.num_channels
+    norm.weight[:8] = STEADY * steady_share**0.5
+    conv.weight[:3] = 0
+    for colour in range(3):
+        conv.weight[colour, 2 * colour, centre, centre] = 1.0
+        conv.weight[colour, 2 * colour + 1, centre, centre] = -1.0
 
 
 def _denoiser(architecture: Architecture) -> UNet2DConditionModel:
@@ -245,8 +313,8 @@ def _denoiser(architecture: Architecture) -> UNet2DConditionModel:
         sample_size=architecture.latent_size,
         in_channels=architecture.latent_channels,
         out_channels=architecture.latent_channels,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         block_out_channels=architecture.denoiser_channels,
         layers_per_block=2,
         # diffusers reads this as the number of heads in models of Stable Diffusion v1's kind.

@@ -1,0 +1,1 @@
+"""Looking at results: figures as pure functions of results."""

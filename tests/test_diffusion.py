@@ -1,0 +1,197 @@
+"""The denoising loop: batching, replay, guidance, errors."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import tiny
+import torch
+
+from emerdiff_probe.diffusion import conditionings, denoise, generate, make_scheduler, predict
+from emerdiff_probe.errors import InputError, TimestepError
+from emerdiff_probe.hooks import Edit
+from emerdiff_probe.interventions import InjectAttention, Modulate, Noise, Scale
+from emerdiff_probe.inversion import invert
+from emerdiff_probe.layers import Site, find_site
+
+
+@pytest.fixture(scope="module")
+def site(model):
+    return find_site(model, "up8.cross2.output")
+
+
+@pytest.fixture(scope="module")
+def variants(site):
+    """Five masks, each with injection by one shared object."""
+    injection, made = InjectAttention(), []
+    for row in range(5):
+        mask = torch.zeros(8, 8)
+        mask[row] = 1
+        made.append([Modulate(site, mask, 20.0, (301,)), injection])
+    return made
+
+
+def test_the_grid_of_fifty_steps_is_the_papers(model):
+    _, grid = make_scheduler(model, 50)
+    assert grid == tuple(range(981, 0, -20))
+    assert 281 in grid
+    assert grid[-1] == 1
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1000])
+def test_a_number_of_steps_that_is_out_of_range_is_refused(model, steps):
+    with pytest.raises(InputError, match="accepted"):
+        make_scheduler(model, steps)
+
+
+def test_making_a_scheduler_leaves_the_models_own_alone(model):
+    before = model.scheduler.timesteps.clone()
+    make_scheduler(model, 7)
+    assert torch.equal(model.scheduler.timesteps, before)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_batched_equals_one_at_a_time(model, trajectory, variants, batch_size):
+    together = denoise(model, trajectory, variants)
+    assert torch.allclose(denoise(model, trajectory, variants, batch_size=batch_size), together, atol=1e-4)
+    assert (together[0] - together[1]).abs().max() > 1e-3
+
+
+def test_results_permute_with_the_variants(model, trajectory, variants):
+    order = [3, 0, 4, 1, 2]
+    permuted = denoise(model, trajectory, [variants[i] for i in order])
+    assert torch.allclose(permuted, denoise(model, trajectory, variants)[order], atol=1e-5)
+
+
+def test_a_variant_does_not_depend_on_its_neighbours(model, trajectory, variants, site):
+    alone = denoise(model, trajectory, [variants[0]])[0]
+    crowd = denoise(model, trajectory, [[Scale(site, 0.0)], variants[0], [Noise(site, 50.0)], []])
+    assert torch.allclose(crowd[1], alone, atol=1e-4)
+    assert torch.allclose(crowd[3], trajectory.final[0], atol=1e-4)
+
+
+@dataclass(frozen=True, eq=False)
+class Hungry:
+    """Runs out of memory when a batch has more than `limit` rows; changes nothing otherwise."""
+
+    site: Site
+    limit: int
+    seen: list
+
+    def edits(self, model, rows, references):
+        def keep(activation, chosen, grid):
+            self.seen.append(len(activation))
+            if len(activation) > self.limit:
+                raise torch.OutOfMemoryError("out of memory")
+            return activation[chosen]
+
+        return [Edit(self.site, tuple(rows), None, keep, "Hungry")]
+
+
+def test_out_of_memory_halves_the_batch_and_gives_the_same_result(model, trajectory, variants, site):
+    hungry = Hungry(site, 3, [])
+    results = denoise(model, trajectory, [[*variant, hungry] for variant in variants])
+    assert torch.allclose(results, denoise(model, trajectory, variants), atol=1e-4)
+    assert max(hungry.seen) == 6
+    assert sum(rows > 3 for rows in hungry.seen) == 2  # five variants, then three, and the reference
+    assert not tiny.hooks_of(model.denoiser)
+
+
+def test_out_of_memory_with_a_single_variant_is_not_hidden(model, trajectory, site):
+    with pytest.raises(torch.OutOfMemoryError):
+        denoise(model, trajectory, [[Hungry(site, 1, [])]])
+    assert not tiny.hooks_of(model.denoiser)
+
+
+def test_an_interrupt_leaves_no_hooks(model, trajectory, site):
+    class Interrupt(Hungry):
+        def edits(self, model, rows, references):
+            def stop(*_):
+                raise KeyboardInterrupt
+
+            return [Edit(self.site, tuple(rows), frozenset({101}), stop, "Interrupt")]
+
+    with pytest.raises(KeyboardInterrupt):
+        denoise(model, trajectory, [[], [Interrupt(site, 0, [])]])
+    assert not tiny.hooks_of(model.denoiser)
+
+
+def test_denoising_needs_one_image_and_a_variant(model, trajectory, latents):
+    with pytest.raises(InputError, match="one or more variants"):
+        denoise(model, trajectory, [])
+    several = invert(model, latents.repeat(2, 1, 1, 1), start=101, steps=10)
+    with pytest.raises(InputError, match=r"trajectory\.image"):
+        denoise(model, several, [[]])
+    assert torch.allclose(denoise(model, several.image(1), [[]]), several.final[1:], atol=1e-4)
+
+
+def test_the_rest_of_a_trajectory_replays_to_the_same_end(model, trajectory):
+    rest = trajectory.since(101)
+    assert rest.timesteps == (101, 1)
+    assert torch.equal(rest.latents[0], trajectory.at(101))
+    assert torch.allclose(denoise(model, rest, [[]]), trajectory.final, atol=1e-4)
+
+
+@pytest.mark.parametrize("timestep", [281, 0, 401])
+def test_a_timestep_off_the_trajectory_names_the_near_ones(trajectory, timestep):
+    for ask in (trajectory.at, trajectory.since):
+        with pytest.raises(TimestepError, match=rf"timestep {timestep} .* near ones: .*\b(1|301)\b"):
+            ask(timestep)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_a_generated_trajectory_replays(model, eta, guidance):
+    made = generate(model, "red car", steps=8, eta=eta, guidance=guidance)
+    plain, injected = denoise(model, made, [[], [InjectAttention()]])
+    scale = made.final.abs().max()
+    assert torch.allclose(plain, made.final[0], atol=1e-4 * scale)
+    assert torch.allclose(injected, made.final[0], atol=1e-4 * scale)
+    if eta == 0:
+        assert made.residuals.abs().max() < 1e-5 * made.latents.abs().max()
+
+
+def test_modulation_under_guidance_is_batch_independent_and_acts(model, site):
+    made = generate(model, "red car", steps=5, guidance=3.0)
+    at = made.timesteps[2]
+    variants = [[Modulate(site, torch.eye(8), sign * 20.0, (at,)), InjectAttention()] for sign in (-1, 1)]
+    together = denoise(model, made, variants)
+    assert torch.allclose(together, denoise(model, made, variants, batch_size=1), atol=1e-3)
+    assert (together[0] - together[1]).abs().max() > 1e-2
+
+
+def test_generating_follows_its_seed_and_prompt(model):
+    one, same, other = (generate(model, "red", seed=seed, steps=3) for seed in (0, 0, 1))
+    assert torch.equal(one.latents, same.latents)
+    assert (one.final - other.final).abs().max() > 1e-2
+    assert not torch.equal(one.final, generate(model, "car", seed=0, steps=3).final)
+
+
+def test_generating_calls_back_at_every_timestep(model):
+    seen = []
+    made = generate(model, "", steps=4, size=(64, 128), guidance=1.0, callback=lambda *step: seen.append(step))
+    assert tuple(timestep for timestep, _ in seen) == made.timesteps
+    assert all(torch.equal(x, made.latents[i + 1]) for i, (_, x) in enumerate(seen))
+    assert model.decode(made.final).shape == (1, 3, 64, 128)
+
+
+@pytest.mark.parametrize("size", [(60, 64), (64, 65)])
+def test_a_size_that_the_layers_cannot_halve_is_refused(model, size):
+    with pytest.raises(InputError, match="multiples of 16"):
+        generate(model, "", steps=2, size=size)
+
+
+def test_guidance_is_the_extrapolation_from_the_empty_prompt(model, latents):
+    with_text, free = conditionings(model, latents, "red car", 3.0)
+    one = predict(model, latents, 281, with_text)
+    none = predict(model, latents, 281, free)
+    both = predict(model, latents, 281, with_text, unconditional=free, guidance=3.0)
+    assert torch.allclose(both, none + 3.0 * (one - none), atol=1e-4)
+    assert (one - none).abs().max() > 1e-4
+    timesteps = torch.tensor([281, 1])
+    rows = predict(model, latents.repeat(2, 1, 1, 1), timesteps, with_text, unconditional=free, guidance=3.0)
+    assert torch.allclose(rows[:1], both, atol=1e-4)
+
+
+def test_another_prompt_in_the_trajectory_ends_elsewhere(model, trajectory):
+    told = replace(trajectory, prompt="red car")
+    assert (denoise(model, told, [[]]) - trajectory.final).abs().max() > 1e-3

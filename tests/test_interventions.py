@@ -1,0 +1,323 @@
+"""Laws of the interventions, checked against plain arithmetic and an independent slow implementation."""
+
+import copy
+
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from emerdiff_probe.diffusion import conditionings, denoise, predict
+from emerdiff_probe.errors import InterventionError
+from emerdiff_probe.features import capture
+from emerdiff_probe.hooks import Capture, attached
+from emerdiff_probe.interventions import InjectAttention, Modulate, Noise, Replace, Scale, attention_part
+from emerdiff_probe.layers import find_site, list_sites
+from emerdiff_probe.models import load_model
+
+MASK = torch.zeros(8, 8)
+MASK[2:5, 1:7] = 1
+
+
+@pytest.fixture(scope="module")
+def site(model):
+    return find_site(model, "up8.cross2.output")
+
+
+def modulate(site, strength=10.0, **settings):
+    return Modulate(site, MASK, strength, **{"modulate_at": (301,), **settings})
+
+
+def difference(one, other):
+    return float((one - other).abs().max())
+
+
+def captured(model, latents, site, interventions, timestep=301):
+    """What `site` holds in the changed row and in the unchanged one."""
+    conditioning, _ = conditionings(model, latents, "", 1.0)
+    edits = [edit for intervention in interventions for edit in intervention.edits(model, [1], [0])]
+    with attached(model, edits=edits, captures=[Capture(site)]) as record:
+        predict(model, latents.repeat(2, 1, 1, 1), timestep, conditioning)
+    unchanged, changed = record[site, timestep]
+    return changed, unchanged
+
+
+def test_modulate_adds_strength_times_mask_times_direction(model, latents, site):
+    direction = torch.linspace(-1, 1, site.channels)
+    changed, unchanged = captured(model, latents, site, [modulate(site, 3.0, direction=direction)])
+    expected = 3.0 * MASK.flatten()[:, None] * direction
+    assert torch.allclose(changed - unchanged, expected, atol=1e-5)
+
+
+def test_the_direction_is_all_ones_by_default(model, trajectory, site):
+    ones = modulate(site, direction=torch.ones(site.channels))
+    assert torch.equal(*denoise(model, trajectory, [[modulate(site)], [ones]]))
+
+
+def test_any_site_of_the_layer_names_it(model, trajectory, site):
+    query = attention_part(model, site, "query")
+    assert torch.equal(*denoise(model, trajectory, [[modulate(site)], [modulate(query)]]))
+
+
+def test_before_the_projection_equals_after_it_with_the_projected_direction(model, trajectory, site):
+    """The output projection is linear: W (h + c m d) + b = W h + b + c m W d."""
+    direction = torch.randn(site.channels, generator=torch.Generator().manual_seed(0))
+    weight = model.denoiser.get_submodule(site.path).to_out[0].weight
+    before = modulate(site, placement="before", direction=direction)
+    after = modulate(site, placement="after", direction=weight @ direction)
+    one, other = denoise(model, trajectory, [[before], [after]])
+    assert torch.allclose(one, other, atol=1e-4)
+    assert difference(one, trajectory.final[0]) > 1e-2
+
+
+def test_strength_zero_equals_the_baseline(model, trajectory, site):
+    for placement in ("after", "before"):
+        result = denoise(model, trajectory, [[modulate(site, 0.0, placement=placement)]])
+        assert torch.allclose(result, trajectory.final, atol=1e-5)
+
+
+def test_the_effect_vanishes_with_the_strength(model, trajectory, site):
+    strengths = (10.0, 0.1, 0.001)
+    results = denoise(model, trajectory, [[modulate(site, strength)] for strength in strengths])
+    effects = [difference(result, trajectory.final[0]) for result in results]
+    assert effects[0] > 10 * effects[1] > 0
+    assert effects[2] < 1e-2 * effects[0]
+
+
+def test_modulations_of_several_timesteps_and_layers_compose(model, trajectory, site):
+    other = modulate(find_site(model, "up8.cross0.output"))
+    both = modulate(site, modulate_at=(301, 101))
+    alone, twice, together = denoise(model, trajectory, [[modulate(site)], [both], [modulate(site), other]])
+    assert difference(alone, twice) > 1e-3
+    assert difference(alone, together) > 1e-3
+
+
+def test_self_injection_reproduces_the_baseline(model, trajectory):
+    plain, injected = denoise(model, trajectory, [[], [InjectAttention()]])
+    assert torch.allclose(injected, plain, atol=1e-5)
+    assert torch.allclose(plain, trajectory.final[0], atol=1e-4)
+
+
+def test_injection_changes_a_modulated_result_and_its_selections_differ(model, trajectory, site):
+    change = modulate(site, 30.0)
+    chosen = InjectAttention(sites=(find_site(model, "up8.self2.query"), find_site(model, "up16.cross0.key")))
+    late = InjectAttention(timesteps=(1,))
+    injections = [(), (InjectAttention(),), (InjectAttention(("self",)),), (InjectAttention(("cross",)),)]
+    results = denoise(model, trajectory, [[change, *extra] for extra in [*injections, (chosen,), (late,)]])
+    for i in range(len(results)):
+        for j in range(i):
+            assert difference(results[i], results[j]) > 1e-4, (i, j)
+
+
+def test_injected_queries_and_keys_are_the_references_and_values_are_not(model, latents, site):
+    later = find_site(model, "up16.self2.output")
+    pair = [modulate(site, 30.0), InjectAttention()]
+    for part in ("query", "key"):
+        assert torch.equal(*captured(model, latents, attention_part(model, later, part), pair))
+    assert difference(*captured(model, latents, attention_part(model, later, "value"), pair)) > 1e-3
+
+
+class ExplicitAttention:
+    """A slow attention layer that stores its probabilities on one run and uses the stored ones on another."""
+
+    def __init__(self, name, state, offset=None):
+        self.name, self.state, self.offset = name, state, offset
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None, **_):
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+
+        def heads(tensor):
+            return tensor.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+
+        key = (self.name, self.state["timestep"])
+        if self.state["record"]:
+            scores = heads(attn.to_q(hidden_states)) @ heads(attn.to_k(context)).transpose(-1, -2) * attn.scale
+            self.state["maps"][key] = scores.softmax(-1)
+        weighted = self.state["maps"][key] @ heads(attn.to_v(context))
+        output = attn.to_out[0](weighted.transpose(1, 2).flatten(2))
+        if self.offset is not None and not self.state["record"] and key[1] == self.state["modulate_at"]:
+            output = output + self.offset
+        return output
+
+
+@torch.no_grad()
+def explicit_modulated_denoising(model, trajectory, layer, offset):
+    """Modulated denoising as the paper words it: stored attention maps, the DDPM step written out."""
+    denoiser = copy.deepcopy(model.denoiser)
+    state = {"maps": {}, "timestep": None, "record": True, "modulate_at": 301}
+    denoiser.set_attn_processor(
+        {
+            name: ExplicitAttention(name, state, offset if name == f"{layer}.processor" else None)
+            for name in denoiser.attn_processors
+        }
+    )
+    text = model.embed("", 64, 64).hidden_states
+    alphas = model.scheduler.alphas_cumprod
+    for state["record"] in (True, False):
+        x = trajectory.latents[0]
+        for timestep, residual in zip(trajectory.timesteps, trajectory.residuals, strict=True):
+            state["timestep"] = timestep
+            noise = denoiser(x, timestep, encoder_hidden_states=text).sample
+            now, then = alphas[timestep], alphas[max(timestep - 100, 0)]
+            variance = (1 - then) / (1 - now) * (1 - now / then)
+            clean = (x - (1 - now).sqrt() * noise) / now.sqrt()
+            x = then.sqrt() * clean + (1 - then - variance).sqrt() * noise + residual
+    return x
+
+
+def test_injection_equals_an_independent_implementation_with_stored_maps(model, trajectory, site):
+    offset = 10.0 * MASK.flatten()[:, None]
+    expected = explicit_modulated_denoising(model, trajectory, site.path, offset)
+    ours = denoise(model, trajectory, [[modulate(site), InjectAttention()]])
+    assert torch.allclose(ours, expected, atol=1e-4)
+    assert difference(ours, trajectory.final) > 1e-2
+    assert difference(ours, denoise(model, trajectory, [[modulate(site)]])) > 1e-3
+
+
+def test_injection_equals_it_in_the_family_with_linear_projections_too():
+    model = load_model(tiny.sdxl(), device="cpu")
+    site = find_site(model, "up4.cross2.output")
+    latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    pair = [Modulate(site, torch.ones(4, 4), 30.0), InjectAttention()]
+    for part in ("query", "key"):
+        later = find_site(model, f"up8.self0.{part}")
+        assert torch.equal(*captured(model, latents, later, pair, 281))
+
+
+@pytest.mark.parametrize("name", ["up8.cross0.query", "up8.resnet1.output", "down8.block0.output"])
+def test_scale_replace_and_noise_do_what_they_say(model, trajectory, name):
+    site = find_site(model, name)
+    latents = trajectory.at(301)
+    values = torch.randn(64, site.channels, generator=torch.Generator().manual_seed(0))
+    inside = MASK.flatten().bool()
+
+    def cells(tensors):
+        return [tensor if tensor.ndim == 2 else tensor.flatten(1).T for tensor in tensors]
+
+    changed, old = cells(captured(model, latents, site, [Scale(site, 0.5, MASK)]))
+    assert torch.allclose(changed[inside], old[inside] / 2, atol=1e-6)
+    assert torch.equal(changed[~inside], old[~inside])
+    changed, old = cells(captured(model, latents, site, [Replace(site, values, MASK)]))
+    assert torch.allclose(changed[inside], values[inside], atol=1e-6)
+    assert torch.equal(changed[~inside], old[~inside])
+    changed, old = cells(captured(model, latents, site, [Noise(site, 2.0, seed=1)]))
+    assert 1.8 < float((changed - old).std()) < 2.2
+
+
+def test_neutral_values_leave_the_result_unchanged(model, trajectory):
+    site = find_site(model, "up8.cross0.query")
+    own = capture(model, trajectory, [site], [301])[site, 301][0]
+    variants = [[Scale(site, 1.0)], [Noise(site, 0.0)], [Replace(site, own, timesteps=(301,))]]
+    for result in denoise(model, trajectory, variants):
+        assert torch.allclose(result, trajectory.final[0], atol=1e-4)
+
+
+def test_noise_follows_its_seed(model, trajectory):
+    site = find_site(model, "up8.cross0.query")
+    one, same, other = denoise(model, trajectory, [[Noise(site, 2.0, seed)] for seed in (1, 1, 2)])
+    assert torch.equal(one, same)
+    assert difference(one, other) > 1e-3
+
+
+def test_patching_in_another_images_activation_gives_its_activation(model, trajectory):
+    """Activation patching with the whole of a site: everything after it is the other image's."""
+    site = find_site(model, "up8.cross0.query")
+    other = torch.flip(trajectory.at(301), (2,))
+    conditioning, _ = conditionings(model, other, "", 1.0)
+    with attached(model, captures=[Capture(site)]) as record:
+        predict(model, other, 301, conditioning)
+    theirs = record[site, 301][0]
+    changed, unchanged = captured(model, trajectory.at(301), site, [Replace(site, theirs)])
+    assert torch.equal(changed, theirs)
+    assert difference(unchanged, theirs) > 1e-3
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda site, block: Modulate(block, MASK), "no attention layer"),
+        (lambda site, block: Modulate(site, MASK, NAN), "finite"),
+        (lambda site, block: Modulate(site, MASK, float("inf")), "finite"),
+        (lambda site, block: Modulate(site, MASK * NAN), "finite"),
+        (lambda site, block: Modulate(site, MASK[0]), "grid_height"),
+        (lambda site, block: Modulate(site, MASK, placement="inside"), "'after', 'before'"),
+        (lambda site, block: Modulate(site, MASK, modulate_at=()), "timesteps"),
+        (lambda site, block: Modulate(site, MASK, modulate_at=(1000,)), "0 to 999"),
+        (lambda site, block: Modulate(site, MASK, modulate_at=(-1,)), "0 to 999"),
+        (lambda site, block: Modulate(site, MASK, modulate_at=(0.5,)), "0 to 999"),
+        (lambda site, block: Modulate(site, MASK, direction=torch.ones(2, 2)), "channel"),
+        (lambda site, block: Modulate(site, MASK, direction=torch.tensor([NAN])), "finite"),
+        (lambda site, block: InjectAttention(()), "accepted"),
+        (lambda site, block: InjectAttention(("joint",)), "'self', 'cross'"),
+        (lambda site, block: InjectAttention(sites=()), "no site"),
+        (lambda site, block: InjectAttention(sites=(block,)), "no attention layer"),
+        (lambda site, block: InjectAttention(timesteps=(2000,)), "0 to 999"),
+        (lambda site, block: Scale(site, NAN), "finite"),
+        (lambda site, block: Scale(site, 1.0, MASK * NAN), "finite"),
+        (lambda site, block: Replace(site, torch.ones(3)), "cell"),
+        (lambda site, block: Replace(site, torch.full((64, site.channels), NAN)), "finite"),
+        (lambda site, block: Noise(site, -1.0), "0 or more"),
+        (lambda site, block: Noise(site, 1.0, timesteps=()), "timesteps"),
+    ],
+)
+def test_ill_formed_interventions_are_refused_when_made(model, site, make, message):
+    with pytest.raises(InterventionError, match=message):
+        make(site, find_site(model, "up8.block0.output"))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda site: Modulate(site, torch.ones(4, 4), modulate_at=(301,)), r"\(4, 4\).*\(8, 8\)"),
+        (lambda site: Modulate(site, MASK, modulate_at=(301,), direction=torch.ones(3)), "3 channels.*16"),
+        (lambda site: Scale(site, 0.0, torch.ones(4, 4)), r"\(4, 4\).*\(8, 8\)"),
+        (lambda site: Replace(site, torch.ones(5, site.channels)), r"\(5, 16\).*\(64, 16\)"),
+    ],
+)
+def test_what_does_not_fit_the_image_is_refused_with_what_would(model, trajectory, site, make, message):
+    with pytest.raises(InterventionError, match=message):
+        denoise(model, trajectory, [[make(site)]])
+    assert not tiny.hooks_of(model.denoiser)
+
+
+def test_a_mask_over_tokens_is_refused(model, trajectory):
+    key = find_site(model, "up8.cross0.key")
+    with pytest.raises(InterventionError, match="cells"):
+        denoise(model, trajectory, [[Scale(key, 0.0, MASK)]])
+    assert difference(*denoise(model, trajectory, [[], [Scale(key, 0.0)]])) > 1e-4
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda site: Modulate(site, MASK, modulate_at=(281,)),
+        lambda site: Modulate(site, MASK, modulate_at=(401, 501)),
+        lambda site: InjectAttention(timesteps=(281,)),
+        lambda site: Scale(site, 0.0, timesteps=(281,)),
+        lambda site: Noise(site, 1.0, timesteps=(281,)),
+        lambda site: Replace(site, torch.ones(64, site.channels), timesteps=(281,)),
+    ],
+)
+def test_an_intervention_that_never_takes_effect_is_an_error(model, trajectory, site, make):
+    """281 is not on the grid of ten steps."""
+    with pytest.raises(InterventionError, match="never took effect"):
+        denoise(model, trajectory, [[], [make(site)]])
+    assert not tiny.hooks_of(model.denoiser)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 999), st.sampled_from([int, float, lambda value: torch.tensor(value).item()]))
+def test_timesteps_are_kept_as_integers_alone_or_in_a_tuple(model, timestep, kind):
+    site = find_site(model, "up8.cross2.output")
+    assert Modulate(site, MASK, modulate_at=(kind(timestep),)).modulate_at == (timestep,)
+    assert Modulate(site, MASK, modulate_at=timestep).modulate_at == (timestep,)
+
+
+def test_every_attention_layer_is_injected(model):
+    edits = InjectAttention().edits(model, [1], [0])
+    assert {edit.site.attention for edit in edits} == {site.attention for site in list_sites(model, part="query")}
+    assert len(edits) == 2 * len(list_sites(model, part="query"))
