@@ -16,8 +16,8 @@ demo: $(INSTALLED)
 
 test: unit notebooks
 
-unit: $(INSTALLED)
-	$(BIN)/pytest tests
+unit: $(INSTALLED)  # tiny models: two processes of one thread each beat one process of two
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests
 
 notebooks: $(INSTALLED)
 	$(BIN)/pytest --nbmake --nbmake-timeout=300 notebooks

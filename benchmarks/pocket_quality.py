@@ -19,6 +19,7 @@ from typing import Annotated
 import joblib
 import numpy as np
 import typer
+from safetensors.numpy import load_file, save_file
 from skimage.segmentation import slic
 from sklearn.cluster import KMeans
 from torch import nn
@@ -109,14 +110,14 @@ def measure(
     folder = store / hashlib.sha256(identity.encode()).hexdigest()[:12]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "configuration.json").write_text(identity)
-    missing = [seed for seed in seeds if not (folder / f"{seed}.npz").exists()]
+    missing = [seed for seed in seeds if not (folder / f"{seed}.safetensors").exists()]
     for seed, baselines in zip(missing, _baseline_scores(missing, counts), strict=True):
         scene = draw_scene(seed)
         labels, replay_error = model_labels(model, scene, counts, config)
-        partial = folder / f".{seed}.partial.npz"
-        np.savez_compressed(partial, **baselines, **score(labels, scene), replay_error=replay_error)
-        partial.rename(folder / f"{seed}.npz")
-    return [dict(np.load(folder / f"{seed}.npz")) for seed in seeds]
+        partial = folder / f".{seed}.partial"
+        save_file({**baselines, **score(labels, scene), "replay_error": np.array(replay_error)}, partial)
+        partial.rename(folder / f"{seed}.safetensors")
+    return [load_file(folder / f"{seed}.safetensors") for seed in seeds]
 
 
 def _baseline_scores(seeds: Sequence[int], counts: Sequence[int]) -> Iterator[dict[str, np.ndarray]]:
@@ -128,7 +129,16 @@ def _baseline_scores(seeds: Sequence[int], counts: Sequence[int]) -> Iterator[di
     yield from tqdm(workers(joblib.delayed(one)(seed) for seed in seeds), total=len(seeds), desc="scenes")
 
 
-def miou_of(scores: list[dict[str, np.ndarray]], method: str, count: int) -> Callable[[np.ndarray], np.ndarray]:
+Statistic = Callable[[np.ndarray], np.ndarray]
+"""A figure of each bootstrap draw, from how often every scene was drawn: (draw, scene) -> (draw,)."""
+
+
+def difference(first: Statistic, second: Statistic) -> Statistic:
+    """How much higher the first is, on the same draws."""
+    return lambda weights: first(weights) - second(weights)
+
+
+def miou_of(scores: list[dict[str, np.ndarray]], method: str, count: int) -> Statistic:
     """The mIoU in percent of a method as a statistic of how often each scene was drawn."""
     confusions = np.stack([scene[f"{method}/{count}/confusion"] for scene in scores]).astype(np.float64)
 
@@ -153,16 +163,13 @@ def report(scores: list[dict[str, np.ndarray]], counts: Sequence[int]) -> dict[s
                     "boundary_f": round(100 * float(boundary), 2),
                 }
             )
-    pairs = [(miou_of(scores, "emerdiff", count), miou_of(scores, "bilinear", count)) for count in counts]
-    gains = {
-        str(count): rounded(bootstrap(lambda w, o=ours, t=theirs: o(w) - t(w), len(scores)))
-        for count, (ours, theirs) in zip(counts, pairs, strict=True)
-    }
-    mean = bootstrap(lambda w: np.mean([ours(w) - theirs(w) for ours, theirs in pairs], axis=0), len(scores))
+    gains = [difference(miou_of(scores, "emerdiff", count), miou_of(scores, "bilinear", count)) for count in counts]
+    mean = bootstrap(lambda weights: np.mean([gain(weights) for gain in gains], axis=0), len(scores))
+    by_clusters = zip(counts, gains, strict=True)
     return {
         "rows": rows,
         "gain_over_bilinear": rounded(mean),
-        "gain_by_clusters": gains,
+        "gain_by_clusters": {str(count): rounded(bootstrap(gain, len(scores))) for count, gain in by_clusters},
         "replay_error": max(float(scene["replay_error"]) for scene in scores),
         "scenes": len(scores),
     }

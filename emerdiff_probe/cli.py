@@ -79,6 +79,7 @@ def segment(
     }
     changes = {name: value for name, value in given.items() if value is not None}
     EmerDiffConfig(**changes)  # refuses values out of range before a model is loaded
+    _make_folder(out)
     probed = load_model(model, device=device, dtype=precision)
     results = segment_all(probed, images, EmerDiffConfig.for_model(probed, **changes), progress=sys.stderr.isatty())
     for name, result in zip(names, results, strict=True):
@@ -154,6 +155,13 @@ def _folder_names(images: list[Path]) -> list[str]:
             same = ", ".join(str(image) for image in images if image.stem == name)
             raise InputError(f"{same} would all be written to {name}; accepted: images with different names")
     return names
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made a folder for results ({error.strerror})") from error
 
 
 def main() -> None:

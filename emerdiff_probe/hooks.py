@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,7 +61,7 @@ class Record:
 
 
 class _StopEarly(Exception):
-    """Raised in the hook of the last captured site; never leaves this file."""
+    """Raised in the hook of the last captured site; never leaves this file. Carries the pass that it ends."""
 
 
 class _Pass:
@@ -111,8 +111,11 @@ def attached(
     try:
         handles.append(_read_pass(model.denoiser, current))
         handles.extend(tap.register(model.denoiser, stop=site == last) for site, tap in taps.items())
-        with suppress(_StopEarly):
+        try:
             yield record
+        except _StopEarly as stop:
+            if stop.args[0] is not current:  # it ends a run around this one
+                raise
     finally:
         for handle in handles:
             handle.remove()
@@ -134,14 +137,14 @@ class _Tap:
         def on_input(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             activation = self(args[0])
             if stop:
-                raise _StopEarly
+                raise _StopEarly(self.current)
             return (activation, *args[1:])
 
         def on_output(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
             # a downward block returns (hidden, skips), an upward block or a layer a tensor
             activation = self(output[0] if isinstance(output, tuple) else output)
             if stop:
-                raise _StopEarly
+                raise _StopEarly(self.current)
             return (activation, *output[1:]) if isinstance(output, tuple) else activation
 
         if self.site.tap == "input":

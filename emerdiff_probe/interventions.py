@@ -57,7 +57,7 @@ class Modulate:
     strength: float = 10.0
     modulate_at: tuple[int, ...] = (281,)
     placement: Placement = "after"
-    direction: Tensor | None = None
+    direction: MaskLike | None = None
 
     def __post_init__(self) -> None:
         _require_attention(self.site, "Modulate")
@@ -72,15 +72,18 @@ class Modulate:
             )
         object.__setattr__(self, "mask", mask)
         object.__setattr__(self, "modulate_at", _timesteps(self.modulate_at, "Modulate"))
-        if self.direction is not None and (self.direction.ndim != 1 or not torch.isfinite(self.direction).all()):
-            raise InterventionError(
-                f"Modulate: direction of shape {tuple(self.direction.shape)}; accepted: (channel,), finite"
-            )
+        if self.direction is not None:
+            direction = torch.as_tensor(self.direction).float()
+            if direction.ndim != 1 or not torch.isfinite(direction).all():
+                raise InterventionError(
+                    f"Modulate: direction of shape {tuple(direction.shape)}; accepted: (channel,), finite"
+                )
+            object.__setattr__(self, "direction", direction)
 
     def edits(self, model: ProbeModel, rows: Sequence[int], references: Sequence[int]) -> list[Edit]:
         """One edit, at the output of the attention layer or at the input of its output projection."""
         target = attention_part(model, self.site, "output" if self.placement == "after" else "heads")
-        direction = torch.ones(target.channels) if self.direction is None else self.direction
+        direction = torch.ones(target.channels) if self.direction is None else torch.as_tensor(self.direction)
         if len(direction) != target.channels:
             raise InterventionError(
                 f"Modulate: direction of {len(direction)} channels at {target}; accepted: {target.channels}"
@@ -286,7 +289,7 @@ def _check_mask_and_timesteps(intervention: Scale | Replace | Noise) -> None:
 
 
 def _timesteps(timesteps: Sequence[int] | int, name: str) -> tuple[int, ...]:
-    values = (timesteps,) if isinstance(timesteps, int) else tuple(timesteps)
+    values = (timesteps,) if isinstance(timesteps, (int, np.integer)) else tuple(timesteps)
     if not values or any(not 0 <= int(value) < 1000 or int(value) != value for value in values):
         raise InterventionError(f"{name}: timesteps {timesteps!r}; accepted: one or more integers from 0 to 999")
     return tuple(int(value) for value in values)

@@ -15,6 +15,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -61,10 +62,11 @@ class Architecture:
                 f"image_size: {self.image_size} given; the autoencoder (factor {self.factor}) and the three "
                 f"levels of the denoiser take multiples of {4 * self.factor}"
             )
-        for name in ("autoencoder_channels", "denoiser_channels"):
+        checks = (("autoencoder_channels", 8), ("denoiser_channels", self.norm_groups))
+        for name, divisor in checks:
             widths = getattr(self, name)
-            if not widths or any(width < 1 or width % self.norm_groups for width in widths):
-                raise InputError(f"{name}: {widths} given; positive multiples of norm_groups={self.norm_groups}")
+            if not widths or any(width < 1 or width % divisor for width in widths):
+                raise InputError(f"{name}: {widths} given; positive multiples of {divisor} accepted")
         if any(c % h for c, h in zip(self.denoiser_channels, self.denoiser_heads, strict=True)):
             raise InputError(
                 f"denoiser_heads: {self.denoiser_heads} given; divisors of denoiser_channels "
@@ -268,7 +270,7 @@ def _start_as_thumbnail(autoencoder: AutoencoderKL) -> None:
         elif isinstance(module, Upsample2D):
             _carry(module.conv, [0.25, 0.5, 0.25])
         elif isinstance(module, nn.Conv2d):
-            nn.init.zeros_(module.bias)
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
     for half in (encoder, decoder):
         _fan_out(half.conv_in)
         _gather(half.conv_norm_out, half.conv_out)
@@ -294,7 +296,7 @@ def _fan_out(conv: nn.Conv2d) -> None:
     for colour in range(3):
         conv.weight[2 * colour, colour, centre, centre] = 1.0
         conv.weight[2 * colour + 1, colour, centre, centre] = -1.0
-    conv.bias[6:8] = torch.tensor([STEADY, -STEADY])
+    conv.bias[6:8] = torch.tensor([STEADY, -STEADY])  # type: ignore[index]
 
 
 def _gather(norm: nn.GroupNorm, conv: nn.Conv2d) -> None:
@@ -309,7 +311,7 @@ def _gather(norm: nn.GroupNorm, conv: nn.Conv2d) -> None:
 
 
 def _denoiser(architecture: Architecture) -> UNet2DConditionModel:
-    return UNet2DConditionModel(
+    denoiser = UNet2DConditionModel(
         sample_size=architecture.latent_size,
         in_channels=architecture.latent_channels,
         out_channels=architecture.latent_channels,
@@ -322,6 +324,14 @@ def _denoiser(architecture: Architecture) -> UNet2DConditionModel:
         cross_attention_dim=architecture.text_width,
         norm_num_groups=architecture.norm_groups,
     )
+    # Residual branches start at zero, as in Dhariwal and Nichol's denoisers: the first steps count for more.
+    for module in denoiser.modules():
+        if isinstance(module, ResnetBlock2D):
+            nn.init.zeros_(module.conv2.weight)
+        elif isinstance(module, Transformer2DModel):
+            nn.init.zeros_(module.proj_out.weight)
+    nn.init.zeros_(denoiser.conv_out.weight)
+    return denoiser
 
 
 def _text_encoder(architecture: Architecture, tokenizer: CLIPTokenizer) -> CLIPTextModel:
