@@ -217,3 +217,11 @@ def test_help_names_every_verb(run):
     code, out, _ = run("--help")
     assert code == 0
     assert all(verb in out for verb in ("segment", "layers", "world", "train"))
+
+
+@pytest.mark.parametrize("source", [(), ("--world", "--images", "pictures"), ("--images", "nowhere")])
+def test_train_needs_one_source_of_pictures_that_is_there(run, tmp_path, source):
+    code, _, err = run("train", *source, "--steps", 1, "--out", tmp_path / "run")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert not (tmp_path / "run" / "pipeline").exists()

@@ -81,10 +81,12 @@ def _summary(figures: dict[str, Any]) -> str:
     autoencoder, denoiser = figures["autoencoder"], figures["denoiser"]
     judged = f"{figures['held_out']} held-out pictures" if figures["held_out"] else "training pictures (none held out)"
     seeds = f", seeds from {figures['first_seed']:,}" if "first_seed" in figures else ""
+    mirrored = " and their mirror images" if figures["mirror"] else ""
     parameters = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in figures["parameters"].items())
     size = figures["image_size"]
     rows = {
-        "Data": f"{figures['pictures']:,} pictures ({figures['data']}{seeds}) and their mirror images",
+        "Data": f"{figures['pictures']:,} pictures ({figures['data']}{seeds}){mirrored}",
+        "Started from": figures["init"] or "random weights",
         "Pictures": f"{size} x {size} pixels",
         "Parameters": parameters,
         "Size": f"{figures['bytes'] / 1e6:.1f} MB",

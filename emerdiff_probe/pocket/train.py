@@ -346,6 +346,8 @@ class _Run:
             **self.source.description,
             "held_out": len(self.source.held_out) if self.source.held_out else 0,
             "device": torch.cuda.get_device_name() if self.device.type == "cuda" else self.device.type,
+            "init": None if self.config.init is None else str(self.config.init),
+            "mirror": self.config.mirror,
             "image_size": parts.image_size,
             "scaling_factor": self.scaling_factor,
             "parameters": {name: sum(p.numel() for p in getattr(parts, name).parameters()) for name in MODULES},
