@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from emerdiff_probe.errors import InputError
+from emerdiff_probe.images import load_image
 
 HELD_OUT_SEEDS = range(900_000, 1_000_000)
 """Seeds of the scenes on which training reports its figures."""
@@ -148,7 +149,7 @@ def read_folder(
             continue
         try:
             crops = _squares(path, size)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        except InputError:
             broken.append(path)
             continue
         squares.extend(crops)
@@ -191,11 +192,7 @@ def _caption_of(path: Path, texts: dict[str, str] | None) -> str | None:
 
 
 def _squares(path: Path, size: int) -> list[np.ndarray]:
-    with Image.open(path) as opened:
-        image = ImageOps.exif_transpose(opened)
-        if image.mode.startswith("I"):
-            image = Image.fromarray((np.asarray(image, np.float32) / 257).clip(0, 255).astype(np.uint8))
-        image = image.convert("RGB")
+    image = Image.fromarray(load_image(path))
     scale = size / min(image.size)
     width, height = (max(size, round(side * scale)) for side in image.size)
     pixels = np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))

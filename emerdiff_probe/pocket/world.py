@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from emerdiff_probe.errors import InputError
+from emerdiff_probe.images import save_labels
 from emerdiff_probe.pocket.drawing import (
     Array,
     Canvas,
@@ -781,19 +782,6 @@ def _at_time(plan: Plan, time: float, motion: str) -> Plan:
 # --- Files --------------------------------------------------------------------------------------------------------
 
 
-def label_colours(count: int) -> Array:
-    """Colours that tell `count` labels apart: (count, 3) uint8."""
-    hues = (np.arange(count) * 0.61803) % 1
-    values = [(hue, 0.45 + 0.5 * (index % 2), 0.55 + 0.2 * (index % 3)) for index, hue in enumerate(hues)]
-    return np.array([[round(255 * channel) for channel in colorsys.hsv_to_rgb(*value)] for value in values], np.uint8)
-
-
-def _save_labels(labels: Array, count: int, path: Path) -> None:
-    picture = Image.fromarray(labels, mode="P")
-    picture.putpalette(label_colours(count).ravel().tolist())
-    picture.save(path)
-
-
 def write_world(
     folder: str | Path,
     count: int,
@@ -818,8 +806,8 @@ def write_world(
         scene, name = draw_scene(number, height=height, width=width, factors=factors), f"scene-{number:06d}"
         paths.append(folder / f"{name}.png")
         Image.fromarray(scene.image).save(paths[-1])
-        _save_labels(scene.parts, len(PART_NAMES), folder / f"{name}.parts.png")
-        _save_labels(scene.objects, len(OBJECT_NAMES), folder / f"{name}.objects.png")
+        save_labels(scene.parts, folder / f"{name}.parts.png")
+        save_labels(scene.objects, folder / f"{name}.objects.png")
         captions[name] = scene.caption
     (folder / "captions.json").write_text(json.dumps(captions, indent=1) + "\n", encoding="utf-8")
     classes = {"parts": PART_NAMES, "objects": OBJECT_NAMES}

@@ -1,0 +1,35 @@
+"""Figures say what the result says."""
+
+import numpy as np
+import pytest
+import tiny
+
+from emerdiff_probe.segmentation import EmerDiffConfig, segment
+from emerdiff_probe.viz.figures import difference_figure, segmentation_figure
+
+
+@pytest.fixture(scope="module")
+def result(model):
+    return segment(model, tiny.picture(), EmerDiffConfig.for_model(model, clusters=3, steps=10, modulate_at=101))
+
+
+def test_hovering_the_segmentation_names_the_mask_of_the_pixel(result):
+    image, coarse, fine = segmentation_figure(result).data
+    assert np.array_equal(fine.customdata, result.labels)
+    assert np.array_equal(image.z, result.image)
+    rows, columns = result.low_resolution_masks.shape
+    height, width = result.labels.shape
+    cells = np.array(coarse.customdata)[:: height // rows, :: width // columns]
+    assert np.array_equal(cells, result.low_resolution_masks)
+
+
+def test_the_slider_shows_one_mask_at_a_time_on_one_colour_scale(result):
+    figure = difference_figure(result)
+    image, *maps = figure.data
+    assert len(maps) == result.masks
+    assert {trace.zmax for trace in maps} == {float(result.difference_maps.max())}
+    assert [trace.visible for trace in maps] == [True] + [False] * (result.masks - 1)
+    for mask, step in enumerate(figure.layout.sliders[0].steps):
+        attribute, shown = step.args
+        assert attribute == "visible"
+        assert list(shown) == [True] + [i == mask for i in range(result.masks)]
