@@ -12,7 +12,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
@@ -20,45 +19,20 @@ import joblib
 import numpy as np
 import typer
 from safetensors.numpy import load_file, save_file
-from skimage.segmentation import slic
-from sklearn.cluster import KMeans
 from torch import nn
 from tqdm.auto import tqdm
 
+from benchmarks.baselines import BASELINES, Labels, score, score_baselines
 from emerdiff_probe.correspondence import assign, difference_maps
 from emerdiff_probe.diffusion import Trajectory, denoise
-from emerdiff_probe.evaluation.metrics import Interval, bootstrap, boundary_f, majority_confusion, mean_iou
+from emerdiff_probe.evaluation.metrics import Interval, bootstrap, mean_iou
 from emerdiff_probe.features import capture, cluster, one_hot_masks
 from emerdiff_probe.inversion import invert
 from emerdiff_probe.models import ProbeModel, load_model
-from emerdiff_probe.pocket.world import PART_NAMES, Scene, draw_scene
+from emerdiff_probe.pocket.world import Scene, draw_scene
 from emerdiff_probe.segmentation import EmerDiffConfig, check_config
 
-BASELINES = ("rgb k-means", "coordinate k-means", "slic")
 FROM_MODEL = ("nearest", "bilinear", "emerdiff without injection", "emerdiff")
-
-Labels = dict[tuple[str, int], np.ndarray]
-"""Label maps by method and number of clusters."""
-
-
-def baseline_labels(scene: Scene, counts: Sequence[int]) -> Labels:
-    """Label maps of the methods that need no model."""
-    labels: Labels = {}
-    height, width = scene.parts.shape
-    for count in counts:
-        pixels = scene.image.reshape(-1, 3).astype(np.float32)
-        rgb = KMeans(count, n_init=1, random_state=0).fit_predict(pixels)
-        labels["rgb k-means", count] = rgb.reshape(height, width)
-        labels["coordinate k-means", count] = coordinate_labels(height, width, count)
-        labels["slic", count] = slic(scene.image, n_segments=count, start_label=0)
-    return labels
-
-
-@lru_cache
-def coordinate_labels(height: int, width: int, count: int) -> np.ndarray:
-    """K-means on pixel coordinates, the same for every scene."""
-    coordinates = np.indices((height, width), np.float32).reshape(2, -1).T
-    return KMeans(count, n_init=1, random_state=0).fit_predict(coordinates).reshape(height, width)
 
 
 def model_labels(
@@ -92,16 +66,6 @@ def _replay_error(model: ProbeModel, trajectory: Trajectory) -> float:
     return float((denoise(model, trajectory, [[]])[0] - trajectory.final[0]).abs().max())
 
 
-def score(labels: Labels, scene: Scene) -> dict[str, np.ndarray]:
-    """Confusion matrix and boundary F-score of every label map, by "method/clusters/figure"."""
-    scores: dict[str, np.ndarray] = {}
-    for (method, count), predicted in labels.items():
-        confusion = majority_confusion(predicted, scene.parts, len(PART_NAMES))
-        scores[f"{method}/{count}/confusion"] = confusion.astype(np.uint32)
-        scores[f"{method}/{count}/boundary"] = np.array(boundary_f(predicted, scene.parts))
-    return scores
-
-
 def measure(
     model: ProbeModel, seeds: Sequence[int], counts: Sequence[int], config: EmerDiffConfig, store: Path
 ) -> list[dict[str, np.ndarray]]:
@@ -121,12 +85,9 @@ def measure(
 
 
 def _baseline_scores(seeds: Sequence[int], counts: Sequence[int]) -> Iterator[dict[str, np.ndarray]]:
-    def one(seed: int) -> dict[str, np.ndarray]:
-        scene = draw_scene(seed)
-        return score(baseline_labels(scene, counts), scene)
-
     workers = joblib.Parallel(n_jobs=-1, return_as="generator", pre_dispatch="2*n_jobs")
-    yield from tqdm(workers(joblib.delayed(one)(seed) for seed in seeds), total=len(seeds), desc="scenes")
+    scored = workers(joblib.delayed(score_baselines)(seed, counts) for seed in seeds)
+    yield from tqdm(scored, total=len(seeds), desc="scenes")
 
 
 Statistic = Callable[[np.ndarray], np.ndarray]

@@ -79,7 +79,7 @@ def segment(
     }
     changes = {name: value for name, value in given.items() if value is not None}
     EmerDiffConfig(**changes)  # refuses values out of range before a model is loaded
-    _make_folder(out)
+    _require_folder(out)
     probed = load_model(model, device=device, dtype=precision)
     results = segment_all(probed, images, EmerDiffConfig.for_model(probed, **changes), progress=sys.stderr.isatty())
     for name, result in zip(names, results, strict=True):
@@ -157,11 +157,11 @@ def _folder_names(images: list[Path]) -> list[str]:
     return names
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be made a folder for results ({error.strerror})") from error
+def _require_folder(folder: Path) -> None:
+    """Refuse a place for results that is, or lies below, a file."""
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not existing.is_dir():
+        raise InputError(f"{folder}: {existing} is a file; accepted: a folder, there already or not")
 
 
 def main() -> None:

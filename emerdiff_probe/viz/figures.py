@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import io
+
 import numpy as np
 import plotly.graph_objects as go
+from PIL import Image
 from plotly.subplots import make_subplots
 
-from emerdiff_probe.images import colour_labels
+from emerdiff_probe.images import palette
 from emerdiff_probe.segmentation import Segmentation
 
 PIXELS = 300
 """Side of one panel on the screen."""
+STRIDE = 4
+"""Every so many pixels of a difference map are drawn: the maps are smooth, and notebooks stay small."""
 
 
 def segmentation_figure(result: Segmentation) -> go.Figure:
@@ -19,23 +25,40 @@ def segmentation_figure(result: Segmentation) -> go.Figure:
     rows, columns = result.low_resolution_masks.shape
     coarse = result.low_resolution_masks[np.arange(height) * rows // height][:, np.arange(width) * columns // width]
     figure = make_subplots(1, 3, subplot_titles=["image", "low-resolution masks", "EmerDiff"], horizontal_spacing=0.02)
-    figure.add_trace(go.Image(z=result.image, hoverinfo="skip"), 1, 1)
+    figure.add_trace(_picture(result), 1, 1)
+    shades = [f"rgb({r},{g},{b})" for r, g, b in palette(256)[: result.masks].tolist()]
+    edges = np.repeat(np.arange(result.masks + 1) / result.masks, 2)[1:-1]
     for column, labels in ((2, coarse), (3, result.labels)):
-        trace = go.Image(z=colour_labels(labels), customdata=labels, hovertemplate="mask %{customdata}<extra></extra>")
+        trace = go.Heatmap(
+            z=labels.astype(np.uint16),
+            zmin=-0.5,
+            zmax=result.masks - 0.5,
+            colorscale=list(zip(edges.tolist(), np.repeat(shades, 2).tolist(), strict=True)),
+            showscale=False,
+            hovertemplate="mask %{z}<extra></extra>",
+        )
         figure.add_trace(trace, 1, column)
+        figure.update_yaxes(autorange="reversed", row=1, col=column)
     return _bare(figure, 3)
+
+
+def _picture(result: Segmentation) -> go.Image:
+    buffer = io.BytesIO()
+    Image.fromarray(result.image).save(buffer, "PNG")
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    return go.Image(source=f"data:image/png;base64,{encoded}", hoverinfo="skip")
 
 
 def difference_figure(result: Segmentation) -> go.Figure:
     """The image beside the difference map of one mask, chosen by a slider; all maps share one colour scale."""
     top = float(result.difference_maps.max())
     figure = make_subplots(1, 2, subplot_titles=["image", "difference map of the mask"], horizontal_spacing=0.02)
-    figure.add_trace(go.Image(z=result.image, hoverinfo="skip"), 1, 1)
+    figure.add_trace(_picture(result), 1, 1)
     for mask, values in enumerate(result.difference_maps):
         trace = go.Heatmap(
-            z=np.round(values, 3).astype(np.float32)[::2, ::2],
-            dx=2,
-            dy=2,
+            z=values[::STRIDE, ::STRIDE],
+            dx=STRIDE,
+            dy=STRIDE,
             zmin=0,
             zmax=top,
             colorscale="Viridis",

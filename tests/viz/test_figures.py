@@ -1,8 +1,12 @@
 """Figures say what the result says."""
 
+import base64
+import io
+
 import numpy as np
 import pytest
 import tiny
+from PIL import Image
 
 from emerdiff_probe.segmentation import EmerDiffConfig, segment
 from emerdiff_probe.viz.figures import difference_figure, segmentation_figure
@@ -15,17 +19,18 @@ def result(model):
 
 def test_hovering_the_segmentation_names_the_mask_of_the_pixel(result):
     image, coarse, fine = segmentation_figure(result).data
-    assert np.array_equal(fine.customdata, result.labels)
-    assert np.array_equal(image.z, result.image)
+    assert np.array_equal(fine.z, result.labels)
+    with Image.open(io.BytesIO(base64.b64decode(image.source.split(",")[1]))) as picture:
+        assert np.array_equal(np.array(picture), result.image)
     rows, columns = result.low_resolution_masks.shape
     height, width = result.labels.shape
-    cells = np.array(coarse.customdata)[:: height // rows, :: width // columns]
+    cells = np.array(coarse.z)[:: height // rows, :: width // columns]
     assert np.array_equal(cells, result.low_resolution_masks)
 
 
 def test_the_slider_shows_one_mask_at_a_time_on_one_colour_scale(result):
     figure = difference_figure(result)
-    image, *maps = figure.data
+    _, *maps = figure.data
     assert len(maps) == result.masks
     assert {trace.zmax for trace in maps} == {float(result.difference_maps.max())}
     assert [trace.visible for trace in maps] == [True] + [False] * (result.masks - 1)
