@@ -30,7 +30,7 @@ def segmentation_figure(result: Segmentation) -> go.Figure:
     edges = np.repeat(np.arange(result.masks + 1) / result.masks, 2)[1:-1]
     for column, labels in ((2, coarse), (3, result.labels)):
         trace = go.Heatmap(
-            z=labels.astype(np.uint16),
+            z=labels.astype(result.labels.dtype),
             zmin=-0.5,
             zmax=result.masks - 0.5,
             colorscale=list(zip(edges.tolist(), np.repeat(shades, 2).tolist(), strict=True)),
@@ -44,9 +44,9 @@ def segmentation_figure(result: Segmentation) -> go.Figure:
 
 def _picture(result: Segmentation) -> go.Image:
     buffer = io.BytesIO()
-    Image.fromarray(result.image).save(buffer, "PNG")
+    Image.fromarray(result.image).save(buffer, "JPEG", quality=90)
     encoded = base64.b64encode(buffer.getvalue()).decode()
-    return go.Image(source=f"data:image/png;base64,{encoded}", hoverinfo="skip")
+    return go.Image(source=f"data:image/jpeg;base64,{encoded}", hoverinfo="skip")
 
 
 def difference_figure(result: Segmentation) -> go.Figure:
