@@ -146,6 +146,8 @@ def main(
     seed: Annotated[int, typer.Option(help="Of the first scene; training begins at 1,000,000.")] = 0,
     clusters: Annotated[str, typer.Option(help="Numbers of clusters, with commas.")] = "8,12,20",
     model: Annotated[str, typer.Option(help="A model of the world's scenes.")] = "pocket",
+    steps: Annotated[int | None, typer.Option(help="Of the scheduler's grid.")] = None,
+    modulate_at: Annotated[int | None, typer.Option(help="On that grid.")] = None,
     device: Annotated[str | None, typer.Option()] = None,
     precision: Annotated[str | None, typer.Option()] = "float32",
     store: Annotated[Path, typer.Option(help="Where finished scenes are kept.")] = Path("out/pocket_quality"),
@@ -153,7 +155,8 @@ def main(
     """Print the table and, as the last line, one JSON object."""
     counts = [int(count) for count in clusters.split(",")]
     probed = load_model(model, device=device, dtype=precision)
-    config = EmerDiffConfig.for_model(probed)
+    given = {"steps": steps, "modulate_at": modulate_at}
+    config = EmerDiffConfig.for_model(probed, **{name: value for name, value in given.items() if value is not None})
     scores = measure(probed, range(seed, seed + scenes), counts, config, store)
     result = report(scores, counts)
     print(f"majority protocol, {scenes} held-out scenes from seed {seed}, {probed!r}\n{config}\n")

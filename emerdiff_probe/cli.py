@@ -46,6 +46,7 @@ def segment(
         str | None, typer.Option(help="Site whose features are clustered, by its name in `emerdiff-probe layers`.")
     ] = None,
     modulate_at: Annotated[int | None, typer.Option(help="Timestep of the modulation, t_m.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the scheduler's grid, on which timesteps lie.")] = None,
     strength: Annotated[float | None, typer.Option(help="Strength of the modulation, lambda.")] = None,
     layer: Annotated[
         str | None, typer.Option(help="Attention layer to modulate, by the name of any of its sites.")
@@ -69,6 +70,7 @@ def segment(
         "feature_timestep": feature_timestep,
         "feature_site": feature_layer,
         "modulate_at": modulate_at,
+        "steps": steps,
         "strength": strength,
         "layer": layer,
         "placement": None if placement is None else placement.value,
