@@ -25,13 +25,13 @@ from emerdiff_probe.diffusion import make_scheduler, require_on_grid
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.features import capture, cluster, mask_embeddings, one_hot_masks
 from emerdiff_probe.images import (
+    colour_labels,
     contact_sheet,
     contours,
     heatmap,
     load_image,
     load_labels,
     overlay,
-    palette,
     save_labels,
 )
 from emerdiff_probe.interventions import AttentionKind, InjectAttention, Placement
@@ -170,7 +170,7 @@ class Segmentation:
     def side_by_side(self) -> Image.Image:
         """Image, low-resolution masks, segmentation and contours in a row."""
         height, width = self.labels.shape
-        coarse = Image.fromarray(palette(256)[self.low_resolution_masks]).resize(
+        coarse = Image.fromarray(colour_labels(self.low_resolution_masks)).resize(
             (width, height), Image.Resampling.NEAREST
         )
         pictures = [self.image, np.array(coarse), np.array(self.overlay(1.0)), np.array(self.contours())]

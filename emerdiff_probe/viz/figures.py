@@ -26,7 +26,7 @@ def segmentation_figure(result: Segmentation) -> go.Figure:
     coarse = result.low_resolution_masks[np.arange(height) * rows // height][:, np.arange(width) * columns // width]
     figure = make_subplots(1, 3, subplot_titles=["image", "low-resolution masks", "EmerDiff"], horizontal_spacing=0.02)
     figure.add_trace(_picture(result), 1, 1)
-    shades = [f"rgb({r},{g},{b})" for r, g, b in palette(256)[: result.masks].tolist()]
+    shades = [f"rgb({r},{g},{b})" for r, g, b in palette(result.masks).tolist()]
     edges = np.repeat(np.arange(result.masks + 1) / result.masks, 2)[1:-1]
     for column, labels in ((2, coarse), (3, result.labels)):
         trace = go.Heatmap(

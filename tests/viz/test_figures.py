@@ -2,6 +2,7 @@
 
 import base64
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -40,3 +41,14 @@ def test_the_slider_shows_one_mask_at_a_time_on_one_colour_scale(result):
         attribute, shown = step.args
         assert attribute == "visible"
         assert list(shown) == [True] + [i == mask for i in range(result.masks)]
+
+
+def test_more_masks_than_a_byte_counts_can_be_drawn(result):
+    masks = 300
+    coarse = np.arange(masks).reshape(15, 20)
+    maps = np.zeros((masks, 30, 40), np.float32)
+    labels = np.kron(coarse, np.ones((2, 2), int)).astype(np.uint16)
+    image = np.zeros((30, 40, 3), np.uint8)
+    many = replace(result, image=image, labels=labels, low_resolution_masks=coarse, difference_maps=maps)
+    assert segmentation_figure(many).data[2].z.max() == masks - 1
+    assert many.side_by_side().width > 4 * 40
