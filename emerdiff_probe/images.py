@@ -186,11 +186,16 @@ def borders(labels: np.ndarray) -> np.ndarray:
     return found
 
 
+@lru_cache
+def _viridis() -> np.ndarray:
+    """The Viridis scale in 256 steps, (256, 3) uint8."""
+    scale = np.array(sample_colorscale("Viridis", np.linspace(0, 1, 256), colortype="tuple"))
+    return np.round(scale * 255).astype(np.uint8)
+
+
 def heatmap(values: np.ndarray, top: float) -> np.ndarray:
     """Values (height, width) from 0 to `top` as colours of the Viridis scale, (height, width, 3) uint8."""
-    positions = np.linspace(0, 1, 256)
-    scale = np.round(np.array(sample_colorscale("Viridis", positions, colortype="tuple")) * 255).astype(np.uint8)
-    return scale[np.clip(np.round(values / max(top, 1e-12) * 255), 0, 255).astype(int)]
+    return _viridis()[np.clip(np.round(values / max(top, 1e-12) * 255), 0, 255).astype(int)]
 
 
 def contact_sheet(

@@ -65,20 +65,10 @@ class Modulate:
             raise InterventionError(f"Modulate: placement {self.placement!r}; accepted: 'after', 'before'")
         if not np.isfinite(self.strength):
             raise InterventionError(f"Modulate: strength {self.strength}; accepted: a finite number")
-        mask = torch.as_tensor(self.mask).float()
-        if mask.ndim != 2 or not torch.isfinite(mask).all():
-            raise InterventionError(
-                f"Modulate: mask of shape {tuple(mask.shape)}; accepted: (grid_height, grid_width), finite"
-            )
-        object.__setattr__(self, "mask", mask)
+        _take_tensor(self, "mask", 2, "(grid_height, grid_width)")
         object.__setattr__(self, "modulate_at", _timesteps(self.modulate_at, "Modulate"))
         if self.direction is not None:
-            direction = torch.as_tensor(self.direction).float()
-            if direction.ndim != 1 or not torch.isfinite(direction).all():
-                raise InterventionError(
-                    f"Modulate: direction of shape {tuple(direction.shape)}; accepted: (channel,), finite"
-                )
-            object.__setattr__(self, "direction", direction)
+            _take_tensor(self, "direction", 1, "(channel,)")
 
     def edits(self, model: ProbeModel, rows: Sequence[int], references: Sequence[int]) -> list[Edit]:
         """One edit, at the output of the attention layer or at the input of its output projection."""
@@ -278,14 +268,18 @@ class _Change(Protocol):
 def _check_mask_and_timesteps(intervention: Scale | Replace | Noise) -> None:
     name = type(intervention).__name__
     if intervention.mask is not None:
-        mask = torch.as_tensor(intervention.mask).float()
-        if mask.ndim != 2 or not torch.isfinite(mask).all():
-            raise InterventionError(
-                f"{name}: mask of shape {tuple(mask.shape)}; accepted: (grid_height, grid_width), finite"
-            )
-        object.__setattr__(intervention, "mask", mask)
+        _take_tensor(intervention, "mask", 2, "(grid_height, grid_width)")
     if intervention.timesteps is not None:
         object.__setattr__(intervention, "timesteps", _timesteps(intervention.timesteps, name))
+
+
+def _take_tensor(intervention: Modulate | Scale | Replace | Noise, field: str, dimensions: int, axes: str) -> None:
+    """Make a field of an intervention a float tensor, if it is finite and has so many dimensions, named by `axes`."""
+    tensor = torch.as_tensor(getattr(intervention, field)).float()
+    if tensor.ndim != dimensions or not torch.isfinite(tensor).all():
+        name = type(intervention).__name__
+        raise InterventionError(f"{name}: {field} of shape {tuple(tensor.shape)}; accepted: {axes}, finite")
+    object.__setattr__(intervention, field, tensor)
 
 
 def _timesteps(timesteps: Sequence[int] | int, name: str) -> tuple[int, ...]:

@@ -27,6 +27,8 @@ START_TOKEN = "<|startoftext|>"
 END_TOKEN = "<|endoftext|>"
 WORD_END = "</w>"
 AUTOENCODER_NORM_GROUPS = 2
+CARRIED = 8
+"""Channels of every layer of a fresh autoencoder that carry colours: three, their negatives and two constants."""
 STEADY = 4.0
 """Constant that a fresh autoencoder carries beside colours in [-1, 1]; the larger, the more linear it starts."""
 MODULES = ("autoencoder", "denoiser", "text_encoder")
@@ -62,7 +64,7 @@ class Architecture:
                 f"image_size: {self.image_size} given; the autoencoder (factor {self.factor}) and the three "
                 f"levels of the denoiser take multiples of {4 * self.factor}"
             )
-        checks = (("autoencoder_channels", 8), ("denoiser_channels", self.norm_groups))
+        checks = (("autoencoder_channels", CARRIED), ("denoiser_channels", self.norm_groups))
         for name, divisor in checks:
             widths = getattr(self, name)
             if not widths or any(width < 1 or width % divisor for width in widths):
@@ -285,14 +287,14 @@ def _carry(conv: nn.Conv2d | None, taps: list[float]) -> None:
     """Pass the first eight channels on, each filtered by the outer product of `taps`."""
     if conv is not None:
         kernel = torch.tensor(taps)
-        conv.weight[:8] = 0
-        conv.weight[range(8), range(8)] = torch.outer(kernel, kernel)
+        conv.weight[:CARRIED] = 0
+        conv.weight[range(CARRIED), range(CARRIED)] = torch.outer(kernel, kernel)
 
 
 def _fan_out(conv: nn.Conv2d) -> None:
     """Three colours in; the first eight channels out are they, their negatives, and plus and minus one constant."""
     centre = conv.kernel_size[0] // 2
-    conv.weight[:8] = 0
+    conv.weight[:CARRIED] = 0
     for colour in range(3):
         conv.weight[2 * colour, colour, centre, centre] = 1.0
         conv.weight[2 * colour + 1, colour, centre, centre] = -1.0
@@ -303,7 +305,7 @@ def _gather(norm: nn.GroupNorm, conv: nn.Conv2d) -> None:
     """The reverse of `_fan_out`, behind a group norm and a SiLU."""
     centre = conv.kernel_size[0] // 2
     steady_share = 2 * norm.num_groups / norm.num_channels
-    norm.weight[:8] = STEADY * steady_share**0.5
+    norm.weight[:CARRIED] = STEADY * steady_share**0.5
     conv.weight[:3] = 0
     for colour in range(3):
         conv.weight[colour, 2 * colour, centre, centre] = 1.0

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from emerdiff_probe.errors import InputError, ModelError
+from emerdiff_probe.models import POCKET_FOLDER
 from emerdiff_probe.pocket.architecture import MODULES, Architecture, Parts
 from emerdiff_probe.pocket.card import write_model_card
 from emerdiff_probe.pocket.data import (
@@ -39,9 +40,6 @@ from emerdiff_probe.pocket.data import (
     read_captions,
     read_folder,
 )
-
-POCKET_WEIGHTS = Path(__file__).parent / "weights"
-"""The pipeline folder that ships; ``init="pocket"`` starts from it."""
 
 AUTOENCODER_SHARE = 0.3
 """Part of the minutes of a run that the autoencoder takes, unless it is told otherwise."""
@@ -736,7 +734,7 @@ def _metadata(path: Path) -> dict[str, str]:
 
 
 def _init_folder(init: str | Path) -> Path:
-    return POCKET_WEIGHTS if init == "pocket" else Path(init)
+    return POCKET_FOLDER if init == "pocket" else Path(init)
 
 
 def _words(text: str) -> list[str]:
