@@ -1,3 +1,4 @@
+from .atlas import ResponseAtlas, response_atlas
 from .correspondence import Modulation, difference_maps, modulated_images
 from .diffusion import Trajectory, denoise, generate
 from .features import capture, cluster, one_hot_masks, pca_view
@@ -16,6 +17,7 @@ __all__ = [
     "Noise",
     "ProbeModel",
     "Replace",
+    "ResponseAtlas",
     "Scale",
     "Segmentation",
     "Site",
@@ -33,6 +35,7 @@ __all__ = [
     "modulated_images",
     "one_hot_masks",
     "pca_view",
+    "response_atlas",
     "segment",
     "segment_all",
 ]

@@ -18,11 +18,12 @@ ORDER = (
     "inversion",
     "features",
     "correspondence",
+    "atlas",
     "segmentation",
+    "pocket",
     "evaluation",
     "studies",
     "viz",
-    "pocket",
     "cli",
 )
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))

@@ -1,0 +1,78 @@
+"""The response atlas says what running the masks themselves would."""
+
+import numpy as np
+import pytest
+import torch
+
+from emerdiff_probe.atlas import ResponseAtlas, response_atlas
+from emerdiff_probe.correspondence import Modulation, difference_map, modulated_images
+from emerdiff_probe.errors import InputError, TimestepError
+from emerdiff_probe.layers import find_site
+
+
+@pytest.fixture(scope="module")
+def modulation(model):
+    return Modulation(find_site(model, "up8.cross2.output"), strength=0.5, modulate_at=101)
+
+
+@pytest.fixture(scope="module")
+def atlas(model, trajectory, modulation):
+    return response_atlas(model, trajectory, modulation)
+
+
+@pytest.fixture(scope="module")
+def halves():
+    left = torch.zeros(8, 8)
+    left[:, :4] = 1
+    return torch.stack([left, 1 - left])
+
+
+def test_one_cell_of_the_atlas_is_that_cell_modulated(atlas, model, trajectory, modulation):
+    mask = torch.zeros(1, 8, 8)
+    mask[0, 5, 2] = 1
+    minus, plus = modulated_images(model, trajectory, mask, modulation)
+    torch.testing.assert_close(atlas.respond(mask), (plus - minus) / 2, rtol=2e-3, atol=2e-4)
+
+
+def test_the_atlas_comes_close_to_running_a_mask(atlas, model, trajectory, modulation, halves):
+    minus, plus = modulated_images(model, trajectory, halves, modulation)
+    ours, theirs = atlas.difference_maps(halves), difference_map(minus, plus)
+    assert np.corrcoef(ours.flatten(), theirs.flatten())[0, 1] > 0.9
+
+
+def test_responses_are_linear_and_a_permutation_of_masks_permutes_the_maps(atlas, halves):
+    union = atlas.respond(halves.sum(0, keepdim=True))
+    torch.testing.assert_close(union[0], atlas.respond(halves).sum(0))
+    torch.testing.assert_close(atlas.difference_maps(halves.flip(0)), atlas.difference_maps(halves).flip(0))
+
+
+def test_the_norm_is_taken_after_the_sum(halves):
+    """Opposite answers of two cells cancel in their union."""
+    response = torch.rand(1, 3, 4, 4)
+    atlas = ResponseAtlas(torch.cat([response, -response]).half(), (1, 2), {})
+    assert atlas.difference_maps(torch.ones(1, 1, 2)).max() == 0
+    assert atlas.difference_maps(torch.tensor([[[1.0, 0.0]]])).min() > 0
+
+
+def test_a_saved_atlas_reads_back(atlas, tmp_path, halves):
+    again = ResponseAtlas.load(atlas.save(tmp_path / "deep" / "atlas.safetensors"))
+    assert torch.equal(again.responses, atlas.responses)
+    assert again.grid == (8, 8)
+    assert dict(again.settings) == dict(atlas.settings)
+    assert again.responses.dtype == torch.float16
+    assert torch.equal(again.respond(halves), atlas.respond(halves))
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (1, 4, 4), (1, 64, 1)])
+def test_masks_of_another_grid_are_refused(atlas, shape):
+    with pytest.raises(InputError, match=r"accepted: \(mask, 8, 8\)"):
+        atlas.respond(torch.ones(shape))
+
+
+def test_bad_files_and_timesteps_are_refused(model, trajectory, modulation, tmp_path):
+    (tmp_path / "junk.safetensors").write_bytes(b"junk")
+    for name in ("missing.safetensors", "junk.safetensors"):
+        with pytest.raises(InputError, match="no readable response atlas"):
+            ResponseAtlas.load(tmp_path / name)
+    with pytest.raises(TimestepError):
+        response_atlas(model, trajectory, Modulation(modulation.site, modulate_at=150))
