@@ -108,6 +108,13 @@ def test_saved_text_encoder_is_the_trained_one(tmp_path):
                 torch.testing.assert_close(getattr(loaded, name).state_dict()[key], value.half().float())
 
 
+def test_mixed_precision_trains_to_other_finite_weights(config, tmp_path):
+    mixed = weights(train(replace(config, bfloat16=True, out=tmp_path / "mixed"), report=quiet))
+    plain = weights(train(replace(config, bfloat16=False, out=tmp_path / "plain"), report=quiet))
+    assert all(torch.isfinite(tensor).all() for tensor in mixed.values())
+    assert any(not torch.equal(mixed[name], plain[name]) for name in mixed)
+
+
 def test_run_logs_figures_and_writes_a_card(config):
     folder = train(config, report=quiet)
     figures = json.loads((config.out / "figures.json").read_text())
