@@ -303,10 +303,11 @@ def bootstrap(
         images: number of images.
         draws: of the bootstrap.
         seed: of the draws.
-        method: "percentile", or "basic", which mirrors the percentiles at the figure. A draw repeats images and so
-            loses classes, which biases its mIoU just as a smaller set is biased: the percentiles sit low (measured on
-            200 scenes with 46 classes: they held the true mIoU in 74% of trials, the basic interval in 96%). In a
-            difference most of this bias cancels, and the percentiles are the better ones (93% against 89%).
+        method: "percentile", or "basic", which mirrors the percentiles at the figure and keeps the figure inside. A
+            draw repeats images and so loses classes, which biases its mIoU just as a smaller set is biased: the
+            percentiles sit low (measured on 200 scenes with 46 classes: they held the true mIoU in 74% of trials, the
+            basic interval in 96%). In a difference most of this bias cancels, and the percentiles are the better ones
+            (93% against 89%).
 
     Raises:
         InputError: no images, or an unknown method.
@@ -317,5 +318,5 @@ def bootstrap(
     value = float(statistic(np.ones((1, images), int))[0])
     low, high = (float(bound) for bound in np.percentile(statistic(weights), [2.5, 97.5]))
     if method == "basic":
-        low, high = 2 * value - high, 2 * value - low
+        low, high = min(2 * value - high, value), max(2 * value - low, value)  # never beside the figure
     return Interval(value, low, high)

@@ -360,6 +360,12 @@ def test_a_basic_interval_is_the_percentiles_mirrored_at_the_figure():
     assert np.isclose(basic.high, 2 * percentile.value - percentile.low)
 
 
+def test_a_basic_interval_holds_its_figure_even_where_every_draw_is_biased():
+    """The number of different images drawn: always fewer than there are."""
+    interval = bootstrap(lambda weights: (weights > 0).sum(-1).astype(float), 200, method="basic")
+    assert interval.low == interval.value == 200 < interval.high
+
+
 @pytest.mark.parametrize(("images", "method"), [(0, "basic"), (3, "bca")])
 def test_a_bootstrap_that_cannot_be_is_refused(images, method):
     with pytest.raises(InputError, match="accepted"):
