@@ -19,17 +19,15 @@ import joblib
 import numpy as np
 import typer
 from safetensors.numpy import load_file, save_file
-from torch import nn
 from tqdm.auto import tqdm
 
 from benchmarks.baselines import BASELINES, Labels, score, score_baselines
-from emerdiff_probe.correspondence import assign, difference_maps
-from emerdiff_probe.diffusion import Trajectory, denoise
+from emerdiff_probe.correspondence import assign
 from emerdiff_probe.evaluation.metrics import Interval, bootstrap, mean_iou
-from emerdiff_probe.features import capture, cluster, one_hot_masks
-from emerdiff_probe.inversion import invert
+from emerdiff_probe.features import upsampled
 from emerdiff_probe.models import ProbeModel, load_model
 from emerdiff_probe.pocket.world import Scene, draw_scene
+from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.segmentation import EmerDiffConfig, check_config
 
 FROM_MODEL = ("nearest", "bilinear", "emerdiff without injection", "emerdiff")
@@ -41,29 +39,18 @@ def model_labels(
     """Label maps of the methods that share the model's low-resolution masks, and the error of the replay."""
     height, width = scene.parts.shape
     site, _ = check_config(model, config, height, width)
-    grid = site.grid(height // model.factor, width // model.factor)
-    latents = model.encode(model.to_tensor(scene.image))
-    trajectory = invert(
-        model, latents, start=max(config.modulate_at, config.feature_timestep), steps=config.steps, seed=config.seed
-    )
-    replay_error = _replay_error(model, trajectory)
-    features = capture(model, trajectory, [site], [config.feature_timestep])[site, config.feature_timestep][0]
+    start = max(config.modulate_at, config.feature_timestep)
+    probed = ProbedImage(model, scene.image, start=start, steps=config.steps, seed=config.seed)
     labels: Labels = {}
     for count in counts:
-        coarse = cluster(features, count, grid, seed=config.seed)
-        masks = one_hot_masks(coarse)
-        for mode in ("nearest", "bilinear"):
-            upsampled = nn.functional.interpolate(masks[None], size=(height, width), mode=mode)[0]
-            labels[mode, count] = assign(upsampled).numpy()
+        coarse = probed.low_resolution_masks(site, count, config.feature_timestep)
+        labels["nearest", count] = upsampled(coarse, height, width, "nearest")
+        labels["bilinear", count] = upsampled(coarse, height, width)
         for method, injection in (("emerdiff without injection", ()), ("emerdiff", config.injection)):
             _, modulation = check_config(model, replace(config, injection=injection), height, width)
-            maps = difference_maps(model, trajectory, masks, modulation, smoothing=config.smoothing)
+            maps = probed.difference_maps(coarse, modulation, smoothing=config.smoothing)
             labels[method, count] = assign(maps).numpy()
-    return labels, replay_error
-
-
-def _replay_error(model: ProbeModel, trajectory: Trajectory) -> float:
-    return float((denoise(model, trajectory, [[]])[0] - trajectory.final[0]).abs().max())
+    return labels, probed.replay_error()
 
 
 def measure(

@@ -1,4 +1,4 @@
-"""The response atlas: how every pixel answers to every single cell, from which any mask's answer is a matrix product."""
+"""The response atlas: how every pixel answers to every cell, and so, by one matrix product, to any mask."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from emerdiff_probe.errors import InputError
 from emerdiff_probe.hooks import Capture, attached
 from emerdiff_probe.layers import Site
 from emerdiff_probe.models import ProbeModel
+
+Upsampling = Literal["nearest", "bilinear"]
 
 
 def capture(
@@ -92,6 +95,21 @@ def one_hot_masks(low_resolution_masks: np.ndarray) -> Tensor:
     """Masks (grid_height, grid_width) of labels as (mask, grid_height, grid_width) float32 of 0 and 1."""
     labels = torch.from_numpy(np.ascontiguousarray(low_resolution_masks)).long()
     return rearrange(torch.nn.functional.one_hot(labels), "h w mask -> mask h w").float()
+
+
+def upsampled(low_resolution_masks: np.ndarray, height: int, width: int, mode: Upsampling = "bilinear") -> np.ndarray:
+    """Labels of pixels without modulated denoising: masks enlarged one by one, every pixel takes the highest.
+
+    Args:
+        low_resolution_masks: (grid_height, grid_width) labels.
+        height, width: of the result, pixels.
+        mode: "bilinear", the paper's baseline, or "nearest".
+
+    Returns:
+        (height, width) integers.
+    """
+    masks = one_hot_masks(low_resolution_masks)[None]
+    return torch.nn.functional.interpolate(masks, size=(height, width), mode=mode)[0].argmax(0).numpy()
 
 
 def mask_embeddings(features: Tensor, low_resolution_masks: np.ndarray) -> Tensor:

@@ -20,10 +20,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from emerdiff_probe.correspondence import Modulation, assign, difference_maps
+from emerdiff_probe.correspondence import Modulation, assign
 from emerdiff_probe.diffusion import make_scheduler, require_on_grid
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.features import capture, cluster, mask_embeddings, one_hot_masks
+from emerdiff_probe.features import mask_embeddings
 from emerdiff_probe.images import (
     colour_labels,
     contact_sheet,
@@ -35,9 +35,10 @@ from emerdiff_probe.images import (
     save_labels,
 )
 from emerdiff_probe.interventions import AttentionKind, InjectAttention, Placement
-from emerdiff_probe.inversion import Inversion, invert
+from emerdiff_probe.inversion import Inversion
 from emerdiff_probe.layers import Site, find_site
 from emerdiff_probe.models import Family, ProbeModel
+from emerdiff_probe.probe import ProbedImage
 
 
 @dataclass(frozen=True)
@@ -318,14 +319,11 @@ def segment(
     pixels = load_image(image)
     height, width = model.working_size(*pixels.shape[:2])
     feature_site, modulation = check_config(model, config, height, width)
-    grid = feature_site.grid(height // model.factor, width // model.factor)
-
     stage = _Stopwatch(model.device)
     with stage("invert"):
-        latents = model.encode(model.to_tensor(pixels, (height, width)))
-        trajectory = invert(
+        probed = ProbedImage(
             model,
-            latents,
+            pixels,
             start=max(config.modulate_at, config.feature_timestep),
             steps=config.steps,
             method=config.inversion,
@@ -333,13 +331,11 @@ def segment(
             seed=config.seed,
         )
     with stage("features"):
-        captured = capture(model, trajectory, [feature_site], [config.feature_timestep])
-        features = captured[feature_site, config.feature_timestep][0]
+        features = probed.features(feature_site, config.feature_timestep)
     with stage("cluster"):
-        coarse = cluster(features, config.clusters, grid, seed=config.seed)
+        coarse = probed.low_resolution_masks(feature_site, config.clusters, config.feature_timestep)
     with stage("modulate"):
-        masks = _on_grid(one_hot_masks(coarse), modulation.site, height // model.factor, width // model.factor)
-        maps = difference_maps(model, trajectory, masks, modulation, smoothing=config.smoothing, progress=progress)
+        maps = probed.difference_maps(coarse, modulation, smoothing=config.smoothing, progress=progress)
     with stage("assign"):
         maps = _resize(maps, pixels.shape[0], pixels.shape[1])
         labels = assign(maps).numpy()
@@ -389,14 +385,6 @@ def check_config(model: ProbeModel, config: EmerDiffConfig, height: int, width: 
             f"{height} x {width} pixels; accepted: 1 to {rows * columns}"
         )
     return feature_site, modulation
-
-
-def _on_grid(masks: Tensor, site: Site, latent_height: int, latent_width: int) -> Tensor:
-    """Masks on the grid of another layer, by nearest neighbour."""
-    grid = site.grid(latent_height, latent_width)
-    if masks.shape[1:] == grid:
-        return masks
-    return nn.functional.interpolate(masks[None], size=grid, mode="nearest-exact")[0]
 
 
 def _resize(maps: Tensor, height: int, width: int) -> Tensor:

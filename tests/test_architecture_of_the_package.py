@@ -19,6 +19,7 @@ ORDER = (
     "features",
     "correspondence",
     "atlas",
+    "probe",
     "segmentation",
     "pocket",
     "evaluation",

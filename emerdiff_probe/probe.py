@@ -1,0 +1,107 @@
+"""One image under the probe: encoded and inverted once, then asked for features, masks and difference maps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from emerdiff_probe.correspondence import Modulation, difference_maps
+from emerdiff_probe.diffusion import Trajectory, denoise
+from emerdiff_probe.features import capture, cluster, one_hot_masks
+from emerdiff_probe.inversion import Inversion, invert
+from emerdiff_probe.layers import Site
+from emerdiff_probe.models import ProbeModel
+
+
+class ProbedImage:
+    """An image with its trajectory; features and clusters are kept, so that many questions share one pass.
+
+    Every answer depends on its arguments alone, never on what was asked before: the same to the bit.
+
+    Args:
+        model: to probe.
+        image: (height, width, 3) uint8; run with its shorter side at the model's native size.
+        scale: times which the image is larger than that.
+        start: the highest timestep that will be asked for.
+        steps, method, prompt, seed: as in `invert`.
+
+    Raises:
+        TimestepError: `start` is not on the grid.
+    """
+
+    def __init__(
+        self,
+        model: ProbeModel,
+        image: np.ndarray,
+        *,
+        start: int,
+        scale: int = 1,
+        steps: int = 50,
+        method: Inversion = "ddpm",
+        prompt: str = "",
+        seed: int = 0,
+    ) -> None:
+        self.model, self.image, self.seed = model, image, seed
+        height, width = model.working_size(*image.shape[:2])
+        self.latents = model.encode(model.to_tensor(image, (scale * height, scale * width)))
+        self.trajectory: Trajectory = invert(
+            model, self.latents, start=start, steps=steps, method=method, prompt=prompt, seed=seed
+        )
+        self._features: dict[tuple[Site, int], Tensor] = {}
+        self._coarse: dict[tuple[Site, int, int], np.ndarray] = {}
+
+    @cached_property
+    def reconstruction(self) -> Tensor:
+        """The image as the autoencoder paints it: (3, height, width) float32 on the CPU, about [-1, 1]."""
+        return self.model.decode(self.latents)[0].cpu()
+
+    def grid(self, site: Site) -> tuple[int, int]:
+        """Height and width of a site's grid for this image."""
+        return site.grid(*self.latents.shape[-2:])
+
+    def capture(self, sites: Iterable[Site], timestep: int) -> None:
+        """Read many sites at one timestep in one pass, and keep what they hold."""
+        missing = [site for site in sites if (site, timestep) not in self._features]
+        if missing:
+            captured = capture(self.model, self.trajectory, missing, [timestep])
+            self._features |= {key: features[0] for key, features in captured.items()}
+
+    def features(self, site: Site, timestep: int = 1) -> Tensor:
+        """Features (cell, channel) float32 at a site and timestep."""
+        self.capture([site], timestep)
+        return self._features[site, timestep]
+
+    def low_resolution_masks(self, site: Site, clusters: int, timestep: int = 1) -> np.ndarray:
+        """Labels (grid_height, grid_width) by k-means over the features; see `cluster`."""
+        key = site, clusters, timestep
+        if key not in self._coarse:
+            self._coarse[key] = cluster(self.features(site, timestep), clusters, self.grid(site), seed=self.seed)
+        return self._coarse[key]
+
+    def masks(self, low_resolution_masks: np.ndarray, site: Site) -> Tensor:
+        """Masks (mask, grid_height, grid_width) on the grid of another layer, by nearest neighbour."""
+        masks = one_hot_masks(low_resolution_masks)
+        if masks.shape[1:] == self.grid(site):
+            return masks
+        return nn.functional.interpolate(masks[None], size=self.grid(site), mode="nearest-exact")[0]
+
+    def difference_maps(
+        self,
+        low_resolution_masks: np.ndarray,
+        modulation: Modulation,
+        *,
+        smoothing: float = 0.0,
+        progress: bool = False,
+    ) -> Tensor:
+        """Difference maps (mask, height, width) at the model's working size, one for every label."""
+        masks = self.masks(low_resolution_masks, modulation.site)
+        return difference_maps(self.model, self.trajectory, masks, modulation, smoothing=smoothing, progress=progress)
+
+    def replay_error(self) -> float:
+        """Largest difference between the encoded latent and the end of the replayed trajectory."""
+        replayed = denoise(self.model, self.trajectory, [[]])
+        return float(torch.abs(replayed[0] - self.trajectory.final[0]).max())

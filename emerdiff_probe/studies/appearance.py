@@ -1,0 +1,219 @@
+"""Studies of what correspondences follow and what they miss: changed appearance, small parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.ndimage import label
+from sklearn.metrics import adjusted_rand_score
+from torch import Tensor
+
+from emerdiff_probe.correspondence import assign
+from emerdiff_probe.evaluation.metrics import majority_confusion
+from emerdiff_probe.features import cluster, mask_embeddings, upsampled
+from emerdiff_probe.layers import Site, find_site, list_sites
+from emerdiff_probe.models import ProbeModel
+from emerdiff_probe.pocket.world import PART_NAMES, Scene, counterfactual_pair, draw_scene
+from emerdiff_probe.probe import ProbedImage
+from emerdiff_probe.segmentation import EmerDiffConfig, resolve_modulation
+from emerdiff_probe.studies.features import by_cell, majority_part
+from emerdiff_probe.studies.study import Axis, Cell, Direction, Measure, Measured, Study, probed_resolution
+
+OTHER_SCENE = "another scene"
+"""The null model of `counterfactual`: nothing is held fixed."""
+OTHER_SEED = 700_000
+CELL_BINS = {"under 1/4": 0.25, "1/4 to 1": 1.0, "1 to 4": 4.0, "4 to 16": 16.0, "over 16": np.inf}
+"""Areas of regions in grid cells of the configured site, by their upper bound."""
+
+
+def counterfactual(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) -> Study:
+    """Questions 7 and 2: the same scene with its colours, light, texture or style changed."""
+    factors = ("palette", "style") if quick else ("palette", "light", "texture", "style")
+    values = (*factors, OTHER_SCENE)
+    site, modulation = find_site(model, config.feature_site), resolve_modulation(model, config)
+
+    def maps_of(probed: ProbedImage, coarse: np.ndarray) -> np.ndarray:
+        return probed.difference_maps(coarse, modulation, smoothing=config.smoothing).numpy()
+
+    def measure(probed: ProbedImage, scene: Scene, unit: Mapping[str, Any]) -> dict[Cell, Measured]:
+        coarse = probed.low_resolution_masks(site, config.clusters, config.feature_timestep)
+        features, maps = probed.features(site, config.feature_timestep), maps_of(probed, coarse)
+        size, cells = scene.parts.shape[0], probed.grid(site)
+        measured: dict[Cell, Measured] = {}
+        for factor in values:
+            if factor == OTHER_SCENE:
+                changed = draw_scene(OTHER_SEED + scene.seed, height=size, width=scene.parts.shape[1])
+            else:
+                _, changed = counterfactual_pair(scene.seed, factor, height=size, width=scene.parts.shape[1],
+                                                 factors=scene.factors)  # fmt: skip
+            other = ProbedImage(model, changed.image, start=probed.trajectory.timesteps[0], steps=config.steps,
+                                method=config.inversion, prompt=config.prompt, seed=config.seed)  # fmt: skip
+            theirs = other.features(site, config.feature_timestep)
+            matched = nearest(features, theirs)
+            ours, found = majority_part(scene, cells), majority_part(changed, cells)
+            colours, their_colours = (by_cell(s.image, cells).mean(1) / 255 for s in (scene, changed))
+            closest = np.linalg.norm(colours[:, None] - their_colours[None], axis=-1).argmin(1)
+            carried = nearest(theirs, mask_embeddings(features, coarse)).reshape(cells)
+            clusters = other.low_resolution_masks(site, config.clusters, config.feature_timestep)
+            measured[(factor,)] = {
+                "same_part": 100 * float(np.mean(found[matched] == ours)),
+                "same_part_by_colour": 100 * float(np.mean(found[closest] == ours)),
+                "same_part_by_chance": 100 * float(np.mean(found[None] == ours[:, None])),
+                "same_place": 100 * float(np.mean(_distance(matched, cells) <= 1)),
+                "clusters": float(adjusted_rand_score(coarse.ravel(), clusters.ravel())),
+                "carried": majority_confusion(upsampled(carried, *changed.parts.shape), changed.parts,
+                                              len(PART_NAMES)),
+                "maps": float(np.mean([np.corrcoef(a.ravel(), b.ravel())[0, 1]
+                                       for a, b in zip(maps, maps_of(other, coarse), strict=True)])),
+            }  # fmt: skip
+        return measured
+
+    def beyond(factor: str, measure: str, claim: str) -> Direction:
+        return Direction(claim, measure, {"factor": factor}, {"factor": OTHER_SCENE})
+
+    return Study(
+        name="counterfactual",
+        question="When colours, texture or style change, do correspondences follow meaning or appearance?",
+        axes={"factor": Axis(values, "", "what is changed; everything else is held fixed")},
+        measures={
+            "same_part": Measure("cells whose nearest feature in the changed scene lies in the same part", "%",
+                                 higher_is_better=True),
+            "same_part_by_colour": Measure("the same for the cell of nearest mean colour", "%"),
+            "same_part_by_chance": Measure("the same for a random cell", "%"),
+            "same_place": Measure("cells whose nearest feature lies within one cell of the same place", "%"),
+            "clusters": Measure("adjusted Rand index of the clusters of both scenes", "", higher_is_better=True),
+            "carried": Measure("majority mIoU in the changed scene of masks carried over by their embeddings", "%",
+                               "confusion", True),
+            "maps": Measure("correlation of the difference maps of the same masks in both scenes", "",
+                            higher_is_better=True),
+        },
+        config=config,
+        measure=measure,
+        together=("factor",),
+        start=max(config.modulate_at, config.feature_timestep),
+        directions=tuple(
+            beyond(factor, measure, f"{name} survive a change of {factor}: more alike than in {OTHER_SCENE}")
+            for factor in factors
+            for measure, name in (("same_part", "matches"), ("maps", "difference maps"))
+        ),
+    )  # fmt: skip
+
+
+def nearest(features: Tensor, others: Tensor) -> np.ndarray:
+    """For every row of features (row, channel) the row of others (other, channel) with the highest cosine."""
+    unit, other = (torch.nn.functional.normalize(values, dim=1) for values in (features, others))
+    return (unit @ other.T).argmax(1).numpy()
+
+
+def _distance(matched: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """Cells between every cell and the one that it was matched with, the longer of both axes."""
+    here, there = np.unravel_index(np.arange(len(matched)), grid), np.unravel_index(matched, grid)
+    return np.maximum(abs(here[0] - there[0]), abs(here[1] - there[1]))
+
+
+def small_parts(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) -> Study:
+    """Question 6: how much of parts of each size is found, and which remedies bring more back."""
+    site, modulation = find_site(model, config.feature_site), resolve_modulation(model, config)
+    fine = finer_site(model, config)
+    remedies = ["none", "twice the clusters", "re-clustering", "larger input"] + ["finer layer"] * (fine is not None)
+    if quick:
+        remedies = ["none", "twice the clusters"]
+
+    def labels_of(remedy: str, probed: ProbedImage, scene: Scene) -> np.ndarray:
+        shape, timestep = scene.parts.shape, config.feature_timestep
+        if remedy == "finer layer":
+            assert fine is not None
+            return upsampled(probed.low_resolution_masks(fine, config.clusters, timestep), *shape)
+        if remedy == "larger input":
+            probed = ProbedImage(model, scene.image, start=probed.trajectory.timesteps[0], scale=2, steps=config.steps,
+                                 method=config.inversion, prompt=config.prompt, seed=config.seed)  # fmt: skip
+        count = config.clusters * (2 if remedy == "twice the clusters" else 1)
+        coarse = probed.low_resolution_masks(site, count, timestep)
+        if remedy == "re-clustering":
+            coarse = reclustered(probed.features(site, timestep), coarse, seed=config.seed)
+        smoothing = config.smoothing * (2 if remedy == "larger input" else 1)
+        maps = probed.difference_maps(coarse, modulation, smoothing=smoothing)
+        if maps.shape[1:] != shape:
+            maps = torch.nn.functional.interpolate(maps[None], size=shape, mode="bilinear", antialias=True)[0]
+        return assign(maps).numpy()
+
+    def measure(probed: ProbedImage, scene: Scene, unit: Mapping[str, Any]) -> dict[Cell, Measured]:
+        labels = labels_of(str(unit["remedy"]), probed, scene)
+        rows, columns = probed.grid(site)
+        recalls = recall_by_area(labels, scene, scene.parts.size / (rows * columns))
+        everything = majority_confusion(labels, scene.parts, len(PART_NAMES))
+        return {(name,): {"recall": 100 * recall, "regions": float(count), "emerdiff": everything}
+                for name, (recall, count) in recalls.items()}  # fmt: skip
+
+    def against(remedy: str, area: str) -> Direction:
+        return Direction(f"{remedy} finds more of parts of {area} cells than none", "recall",
+                         {"remedy": remedy, "area": area}, {"remedy": "none", "area": area})  # fmt: skip
+
+    return Study(
+        name="small_parts",
+        question="Where are small parts lost, and what brings them back?",
+        axes={
+            "remedy": Axis(tuple(remedies), "", "what is changed"),
+            "area": Axis(tuple(CELL_BINS), "cells", "area of a region of one part, in grid cells"),
+        },
+        measures={
+            "recall": Measure("pixels of regions of this area whose segment's majority part is theirs", "%",
+                              higher_is_better=True),
+            "regions": Measure("regions of this area an image"),
+            "emerdiff": Measure("majority mIoU over all areas", "%", "confusion", True),
+        },
+        config=config,
+        measure=measure,
+        together=("area",),
+        start=max(config.modulate_at, config.feature_timestep),
+        directions=tuple(against(remedy, area) for remedy in remedies[1:] for area in ("1/4 to 1", "1 to 4")),
+    )  # fmt: skip
+
+
+def finer_site(model: ProbeModel, config: EmerDiffConfig) -> Site | None:
+    """The upward site at twice the probed resolution: its first cross-attention query, else its last resnet."""
+    finer = [site for site in list_sites(model, stage="up") if site.resolution == 2 * probed_resolution(config)]
+    queries = [site for site in finer if site.kind == "cross" and site.part == "query"]
+    resnets = [site for site in finer if site.kind == "resnet"]
+    return queries[0] if queries else resnets[-1] if resnets else None
+
+
+def reclustered(features: Tensor, low_resolution_masks: np.ndarray, *, seed: int = 0) -> np.ndarray:
+    """Every mask split in two by k-means inside it, away from what all of its cells share.
+
+    Args:
+        features: (cell, channel).
+        low_resolution_masks: (grid_height, grid_width) labels.
+        seed: of k-means.
+
+    Returns:
+        (grid_height, grid_width) labels, up to twice as many; masks of one cell stay whole.
+    """
+    finer = np.empty_like(low_resolution_masks).ravel()
+    flat, used = low_resolution_masks.ravel(), 0
+    for mask in np.unique(flat):
+        inside = np.flatnonzero(flat == mask)
+        halves = cluster(features[inside], min(2, len(inside)), (1, len(inside)), seed=seed).ravel()
+        finer[inside] = used + halves
+        used += int(halves.max()) + 1
+    return finer.reshape(low_resolution_masks.shape)
+
+
+def recall_by_area(labels: np.ndarray, scene: Scene, cell_pixels: float) -> dict[str, tuple[float, int]]:
+    """Mean recall of connected regions of one part, and their number, by `CELL_BINS`; NaN where there is none."""
+    classes = len(PART_NAMES)
+    table = np.bincount(labels.ravel().astype(np.int64) * classes + scene.parts.ravel(),
+                        minlength=(int(labels.max()) + 1) * classes).reshape(-1, classes)  # fmt: skip
+    correct = table.argmax(1)[labels] == scene.parts
+    recalls: dict[str, list[float]] = {name: [] for name in CELL_BINS}
+    for part in np.unique(scene.parts):
+        regions, count = label(scene.parts == part)
+        areas = np.bincount(regions.ravel(), minlength=count + 1)[1:]
+        hits = np.bincount(regions.ravel(), correct.ravel(), count + 1)[1:]
+        for area, hit in zip(areas, hits, strict=True):
+            name = next(name for name, bound in CELL_BINS.items() if area / cell_pixels <= bound)
+            recalls[name].append(hit / area)
+    return {name: (float(np.mean(found)) if found else float("nan"), len(found)) for name, found in recalls.items()}

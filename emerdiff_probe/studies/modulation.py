@@ -1,0 +1,183 @@
+"""Studies of modulated denoising: when, how strongly, where, and with which attention injected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from skimage.metrics import structural_similarity
+from torch import Tensor
+
+from emerdiff_probe.correspondence import Modulation, assign, difference_map, modulated_images
+from emerdiff_probe.diffusion import make_scheduler
+from emerdiff_probe.evaluation.metrics import boundary_f, majority_confusion
+from emerdiff_probe.interventions import InjectAttention, attention_part
+from emerdiff_probe.layers import find_site, list_sites
+from emerdiff_probe.models import ProbeModel
+from emerdiff_probe.pocket.world import PART_NAMES, Scene
+from emerdiff_probe.probe import ProbedImage
+from emerdiff_probe.segmentation import EmerDiffConfig, resolve_modulation
+from emerdiff_probe.studies.features import EMERDIFF
+from emerdiff_probe.studies.study import Axis, Cell, Direction, Measure, Measured, Study, on_grid, probed_resolution
+
+BOUNDARY = Measure("boundary F-score of EmerDiff, 2 px", "%", "mean", True)
+STRUCTURE = Measure("structural similarity of the modulated images and the unchanged one", "SSIM", "mean", True)
+RELATIVE = Measure("strength relative to the norm of the layer's output", "", "mean")
+
+
+def modulate_at(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) -> Study:
+    """Table 7: the timestep of the modulation."""
+    _, grid = make_scheduler(model, config.steps)
+    values = on_grid(grid, (101, 281) if quick else (21, 101, 181, 281, 381, 481, 681, 881))
+    low, middle, high = values[0], on_grid(grid, (281,))[0], values[-1]
+    claims = [
+        Direction(f"Table 7: t_m = 281 to 481 is best: {middle} beats {other}", "emerdiff", {"modulate_at": middle},
+                  {"modulate_at": other})
+        for other in (low, high) if other != middle
+    ]  # fmt: skip
+    return _modulated(
+        "modulate_at",
+        "When should the modulation happen?",
+        config,
+        {"modulate_at": Axis(values, "timestep", "timestep of the modulation, t_m")},
+        lambda unit: resolve_modulation(model, replace(config, **unit)),
+        claims,
+        start=max(int(value) for value in values),
+    )
+
+
+def strength(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) -> Study:
+    """Table 8: the strength of the modulation, also relative to the activations that it is added to."""
+    values = (3.0, 30.0) if quick else (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+    claims = [
+        Direction(f"Table 8: quality peaks at strength 10: it beats {other:g}", "emerdiff", {"strength": 10.0},
+                  {"strength": other})
+        for other in (1.0, 100.0) if {10.0, other} <= set(values)
+    ]  # fmt: skip
+    return _modulated(
+        "strength",
+        "How strong should the modulation be?",
+        config,
+        {"strength": Axis(values, "", "strength of the modulation, lambda")},
+        lambda unit: resolve_modulation(model, replace(config, **unit)),
+        claims,
+    )
+
+
+def placement(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) -> Study:
+    """Figure 14: which layer is modulated, before or after its output projection, how strongly."""
+    sites = list_sites(model, stage="up", resolution=probed_resolution(config), kind="cross", part="output")
+    layers = tuple(site.name for site in sites)[-1 if quick else 0 :]
+    ours = {"layer": layers[-1], "placement": "after"}
+    claims = [
+        Direction(f"the paper's choice, the last layer: {layers[-1]} beats {other}", "emerdiff", ours,
+                  {"layer": other, "placement": "after"})
+        for other in layers[:-1]
+    ]  # fmt: skip
+    claims.append(
+        Direction("the paper's choice: after the output projection beats before it", "emerdiff", ours,
+                  {**ours, "placement": "before"})
+    )  # fmt: skip
+    return _modulated(
+        "placement",
+        "Where should the offset be added?",
+        config,
+        {
+            "layer": Axis(layers, "", "attention layer that is modulated"),
+            "placement": Axis(("after", "before"), "", "side of the output projection"),
+            "strength": Axis((10.0,) if quick else (3.0, 10.0, 30.0), "", "strength of the modulation, lambda"),
+        },
+        lambda unit: resolve_modulation(model, replace(config, **unit)),
+        claims,
+    )
+
+
+def injection(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) -> Study:
+    """Table 9: which attention is injected, by kind and by block, and how far the image's structure survives."""
+    attention = [site for site in list_sites(model, part="query") if site.kind in {"self", "cross"}]
+    choices: dict[str, InjectAttention | None] = {
+        "none": None,
+        "self": InjectAttention(("self",)),
+        "cross": InjectAttention(("cross",)),
+        "all": InjectAttention(),
+    }
+    if not quick:
+        for site in attention:
+            block = f"only {site.stage}{site.resolution}"
+            inside = tuple(s for s in attention if (s.stage, s.resolution) == (site.stage, site.resolution))
+            choices[block] = InjectAttention(sites=inside)
+    plain = resolve_modulation(model, config)
+    claims = [
+        Direction("Table 9: injecting all attention beats none", "emerdiff", {"injection": "all"},
+                  {"injection": "none"}),
+        Direction("injecting all attention preserves more structure than none", "structure", {"injection": "all"},
+                  {"injection": "none"}),
+    ]  # fmt: skip
+    return _modulated(
+        "injection",
+        "What does fixing attention preserve?",
+        config,
+        {"injection": Axis(tuple(choices), "", "attention that is injected")},
+        lambda unit: replace(plain, injection=choices[str(unit["injection"])]),
+        claims,
+    )
+
+
+def _modulated(
+    name: str,
+    question: str,
+    config: EmerDiffConfig,
+    axes: Mapping[str, Axis],
+    modulation_of: Callable[[Mapping[str, Any]], Modulation],
+    directions: Sequence[Direction],
+    start: int | None = None,
+) -> Study:
+    """A study whose axes are settings of the modulation; the low-resolution masks are the same in all cells."""
+
+    def measure(probed: ProbedImage, scene: Scene, unit: Mapping[str, Any]) -> dict[Cell, Measured]:
+        modulation = modulation_of(unit)
+        site = find_site(probed.model, config.feature_site)
+        coarse = probed.low_resolution_masks(site, config.clusters, config.feature_timestep)
+        masks = probed.masks(coarse, modulation.site)
+        minus, plus = modulated_images(probed.model, probed.trajectory, masks, modulation)
+        labels = assign(difference_map(minus, plus, config.smoothing)).numpy()
+        return {
+            (): {
+                "emerdiff": majority_confusion(labels, scene.parts, len(PART_NAMES)),
+                "boundary": 100 * boundary_f(labels, scene.parts),
+                "structure": structure(torch.cat([minus, plus]), probed.reconstruction),
+                "relative_strength": relative_strength(probed, modulation),
+            }
+        }
+
+    return Study(
+        name=name,
+        question=question,
+        axes=axes,
+        measures={"emerdiff": EMERDIFF, "boundary": BOUNDARY, "structure": STRUCTURE, "relative_strength": RELATIVE},
+        config=config,
+        measure=measure,
+        start=max(config.modulate_at, config.feature_timestep, start or 0),
+        directions=tuple(directions),
+    )
+
+
+def structure(images: Tensor, reference: Tensor) -> float:
+    """Mean structural similarity (SSIM) of images (batch, 3, height, width) to one (3, height, width), in -1 … 1."""
+    reference_array = reference.clamp(-1, 1).numpy()
+    similarities = [
+        structural_similarity(image.clamp(-1, 1).numpy(), reference_array, channel_axis=0, data_range=2.0)
+        for image in images
+    ]
+    return float(np.mean(similarities))
+
+
+def relative_strength(probed: ProbedImage, modulation: Modulation) -> float:
+    """Norm of the offset at a modulated cell, over the mean norm of what it is added to at that timestep."""
+    site = attention_part(probed.model, modulation.site, "output" if modulation.placement == "after" else "heads")
+    norm = torch.linalg.vector_norm(probed.features(site, modulation.modulate_at), dim=1).mean()
+    direction = torch.ones(site.channels) if modulation.direction is None else modulation.direction
+    return float(modulation.strength * torch.linalg.vector_norm(direction.float()) / norm)

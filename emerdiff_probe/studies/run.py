@@ -1,0 +1,215 @@
+"""Running a study over images, and what comes out: a stored dataset, a table with intervals, verdicts."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from tqdm.auto import tqdm
+
+from emerdiff_probe.errors import InputError
+from emerdiff_probe.evaluation.metrics import Interval, bootstrap, mean_iou
+from emerdiff_probe.models import ProbeModel
+from emerdiff_probe.pocket.world import Scene, draw_scene
+from emerdiff_probe.studies.store import DONE, StudyStore, open_study
+from emerdiff_probe.studies.study import Direction, Study, Value
+
+Verdict = Literal["agrees", "disagrees", "not resolved"]
+
+IMAGES_FOR_A_VERDICT = 5
+"""Over fewer images a bootstrap interval is too narrow to mean anything."""
+
+
+@dataclass(frozen=True, eq=False)
+class StudyResult:
+    """A study's measurements over its images.
+
+    Attributes:
+        study: what was asked.
+        dataset: `open_study` of the store, only images that are complete.
+        store: where it is kept.
+        computed, reused: cells measured in this run, and cells that were there already.
+    """
+
+    study: Study
+    dataset: xr.Dataset
+    store: Path
+    computed: int = 0
+    reused: int = 0
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return self.dataset.sizes["image"]
+
+    def interval(self, measure: str, place: Mapping[str, Value]) -> Interval:
+        """A measure at some values of axes, averaged over the other axes, with its 95% interval over images."""
+        return bootstrap(self._statistic(measure, place), self.images)
+
+    def difference(self, measure: str, first: Mapping[str, Value], second: Mapping[str, Value]) -> Interval:
+        """How much higher a measure is at one place than at another, paired over the same images."""
+        one, other = self._statistic(measure, first), self._statistic(measure, second)
+        return bootstrap(lambda weights: one(weights) - other(weights), self.images)
+
+    def table(self, measures: Sequence[str] | None = None) -> pd.DataFrame:
+        """A row for every grid cell: its axis values, and value, low and high of every measure."""
+        rows = []
+        for index in np.ndindex(*self.study.shape):
+            place = {name: axis.values[i] for i, (name, axis) in zip(index, self.study.axes.items(), strict=True)}
+            row: dict[str, Any] = dict(place)
+            for measure in measures or self.study.measures:
+                found = self.interval(measure, place)
+                row |= {measure: found.value, f"{measure} low": found.low, f"{measure} high": found.high}
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def verdicts(self) -> pd.DataFrame:
+        """What the paper reports beside what this model shows: the difference, its interval, and a verdict."""
+        rows = []
+        for direction in self.study.directions:
+            found = self.difference(direction.measure, direction.first, direction.second)
+            row = {"claim": direction.claim, "difference": found.value, "low": found.low, "high": found.high}
+            known = self.images >= IMAGES_FOR_A_VERDICT
+            rows.append(row | {"verdict": verdict(direction, found) if known else "not resolved"})
+        return pd.DataFrame(rows, columns=["claim", "difference", "low", "high", "verdict"])
+
+    def _statistic(self, measure: str, place: Mapping[str, Value]) -> Any:
+        """Values (image, …) of a measure at a place, as a function of how often each image was drawn."""
+        chosen = self.dataset[measure].sel(dict(place))
+        inner = tuple(self.study.measures[measure].dimensions)
+        others = [name for name in self.study.axes if name not in place]
+        values = chosen.transpose("image", *others, *inner).to_numpy()
+        if inner:
+            counts = values.reshape(len(values), -1, *values.shape[-2:]).astype(np.float64)
+
+            def miou(weights: np.ndarray) -> np.ndarray:
+                scores = [mean_iou(np.tensordot(weights, cell, 1)) for cell in counts.swapaxes(0, 1)]
+                return 100 * np.mean(scores, axis=0)
+
+            return miou
+        flat = values.reshape(len(values), -1).astype(np.float64)
+        known = np.isfinite(flat)
+
+        def mean(weights: np.ndarray) -> np.ndarray:
+            total, count = weights @ np.where(known, flat, 0), weights @ known
+            return np.where(count > 0, total / np.maximum(count, 1), np.nan).mean(-1)
+
+        return mean
+
+    def __str__(self) -> str:
+        parts = [f"{self.study.question}\n{self.images} images, 95% bootstrap intervals over images"]
+        parts.append(self.table().round(2).to_string(index=False))
+        if self.study.directions:
+            parts.append(self.verdicts().round(2).to_string(index=False))
+        return "\n\n".join(parts)
+
+    def _repr_html_(self) -> str:
+        title = f"<b>{html.escape(self.study.question)}</b><br>{self.images} images, 95% bootstrap intervals"
+        verdicts = self.verdicts().round(2).to_html(index=False) if self.study.directions else ""
+        return f"{title}{self.table().round(2).to_html(index=False)}{verdicts}"
+
+
+def verdict(direction: Direction, found: Interval) -> Verdict:
+    """Whether a difference with its interval bears out what the paper reports."""
+    if direction.within is None:
+        return "agrees" if found.low > 0 else "disagrees" if found.high < 0 else "not resolved"
+    if -direction.within <= found.low and found.high <= direction.within:
+        return "agrees"
+    return "disagrees" if found.low > direction.within or found.high < -direction.within else "not resolved"
+
+
+def run_study(
+    model: ProbeModel,
+    study: Study,
+    images: Sequence[Scene],
+    *,
+    store: str | Path,
+    resume: bool = True,
+    progress: bool = False,
+) -> StudyResult:
+    """Measure every cell of a study on every image, and keep each as soon as it is known.
+
+    An interrupted run goes on where it stopped: finished cells are not measured again, and the result equals that of
+    an uninterrupted run to the bit, because no cell depends on which others were asked for.
+
+    Args:
+        model: to study.
+        study: from `make_study`, or your own.
+        images: scenes with ground truth; see `world_scenes`.
+        store: folder of a Zarr group; new, or with earlier cells of the same study.
+        resume: use those; otherwise they are an error.
+        progress: show a progress bar over cells with an estimate of the time left.
+
+    Raises:
+        InputError: no images, or a store of something else.
+    """
+    if not len(images):
+        raise InputError("no images to study; accepted: one or more")
+    seeds = [scene.seed for scene in images] if not isinstance(images, WorldScenes) else list(images.seeds)
+    kept = StudyStore(store, study, model, seeds, resume=resume)
+    units = study.units()
+    cells = int(np.prod(study.shape))
+    computed = reused = 0
+    with tqdm(total=len(images) * cells, disable=not progress, desc=study.name, unit="cell") as bar:
+        for image in range(len(images)):
+            missing = []
+            for unit in units:
+                places = study.cells(unit)
+                undone = {values: place for values, place in places.items() if not kept.done(image, place)}
+                reused += len(places) - len(undone)
+                bar.update(len(places) - len(undone))
+                if undone:
+                    missing.append((unit, undone))
+            if not missing:
+                continue
+            scene = images[image]
+            probed = study.probe(model, scene)
+            for unit, undone in missing:
+                measured = study.measure(probed, scene, unit)
+                for values, place in undone.items():
+                    kept.write(image, place, measured[values])
+                    computed += 1
+                    bar.update()
+    dataset = open_study(store).isel(image=slice(len(images)))
+    return StudyResult(study, dataset, Path(store), computed, reused)
+
+
+class WorldScenes(Sequence[Scene]):
+    """Scenes of the drawn world by their seeds, each drawn when it is asked for."""
+
+    def __init__(self, seeds: Iterable[int], size: int = 256) -> None:
+        self.seeds, self.size = tuple(seeds), size
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return WorldScenes(self.seeds[index], self.size)
+        return draw_scene(self.seeds[index], height=self.size, width=self.size)
+
+
+def world_scenes(model: ProbeModel, count: int, seed: int = 0) -> WorldScenes:
+    """`count` scenes of the drawn world from `seed` on, at the model's native size; training begins at 1,000,000."""
+    if count < 1:
+        raise InputError(f"{count} images; accepted: 1 or more")
+    return WorldScenes(range(seed, seed + count), model.native_size)
+
+
+def load_result(study: Study, store: str | Path) -> StudyResult:
+    """A stored study with the images that are complete.
+
+    Raises:
+        InputError: no study there, or no image of it is complete.
+    """
+    dataset = open_study(store)
+    complete = dataset[DONE].all([*study.axes]).to_numpy()
+    if not complete.any():
+        raise InputError(f"{store}: no image is complete yet")
+    return StudyResult(study, dataset.isel(image=np.flatnonzero(complete)), Path(store))

@@ -1,0 +1,268 @@
+"""Studies: resumed halves equal one run, and measurements mean what they say."""
+
+import html
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+import zarr
+
+from emerdiff_probe.errors import InputError
+from emerdiff_probe.evaluation.metrics import Interval
+from emerdiff_probe.pocket.world import draw_scene
+from emerdiff_probe.segmentation import EmerDiffConfig
+from emerdiff_probe.studies import appearance, features, modulation, responses
+from emerdiff_probe.studies.catalogue import STUDIES, make_study
+from emerdiff_probe.studies.run import StudyResult, load_result, run_study, verdict, world_scenes
+from emerdiff_probe.studies.store import open_study
+from emerdiff_probe.studies.study import Axis, Direction, Measure, Study
+
+
+@pytest.fixture(scope="module")
+def config():
+    return EmerDiffConfig(
+        clusters=3, feature_site="up8.cross0.query", layer="up8.cross2.output", modulate_at=101, steps=10, strength=1.0
+    )
+
+
+@pytest.fixture(scope="module")
+def scenes(model):
+    return world_scenes(model, 2, seed=3)
+
+
+@pytest.fixture
+def counting(config):
+    """A study whose values are told by scene and cell, and a list of the units that were measured."""
+    calls = []
+
+    def measure(probed, scene, unit):
+        calls.append((scene.seed, unit["speed"]))
+        noise = float(probed.trajectory.latents.mean())
+        return {
+            (way,): {"value": unit["speed"] + scene.seed + noise, "confusion": np.eye(46, dtype=int)} for way in "ab"
+        }
+
+    study = Study(
+        name="counting",
+        question="How much?",
+        axes={"speed": Axis((1, 2, 3), "m/s"), "way": Axis(("a", "b"))},
+        measures={"value": Measure("speed and seed", "m/s"), "confusion": Measure("hits", "%", "confusion")},
+        config=config,
+        measure=measure,
+        together=("way",),
+        start=101,
+        directions=(Direction("faster is more", "value", {"speed": 3}, {"speed": 1}),),
+    )
+    return study, calls
+
+
+def test_a_study_gives_a_dataset_with_coordinates_units_and_where_it_comes_from(model, scenes, counting, tmp_path):
+    study, calls = counting
+    result = run_study(model, study, scenes, store=tmp_path / "store")
+    dataset = xr.open_zarr(tmp_path / "store", consolidated=False)
+    assert dataset["value"].dims == ("image", "speed", "way")
+    assert dataset["image"].to_numpy().tolist() == [3, 4]
+    assert dataset["way"].to_numpy().tolist() == ["a", "b"]
+    assert dataset["value"].attrs["units"] == "m/s"
+    assert model.fingerprint in dataset.attrs["identity"]
+    assert "torch" in dataset.attrs["versions"]
+    assert (result.computed, result.reused) == (12, 0)
+    assert len(calls) == 6
+    assert result.dataset["confusion"].shape == (2, 3, 2, 46, 46)
+    assert result.interval("confusion", {"speed": 1}).value == 100
+
+
+def test_finished_cells_are_not_measured_again_and_the_result_is_the_same_to_the_bit(model, scenes, counting, tmp_path):
+    study, calls = counting
+    whole = run_study(model, study, scenes, store=tmp_path / "whole")
+    calls.clear()
+    stop = 4
+
+    def interrupted(probed, scene, unit):
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        return study.measure(probed, scene, unit)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_study(model, replace(study, measure=interrupted), scenes, store=tmp_path / "halves")
+    first = list(calls)
+    again = run_study(model, study, scenes, store=tmp_path / "halves")
+    assert len(first) == stop
+    assert sorted(first + calls[stop:]) == sorted(set(calls))
+    assert (again.computed, again.reused) == (4, 8)
+    xr.testing.assert_identical(whole.dataset, again.dataset)
+    third = run_study(model, study, scenes, store=tmp_path / "halves")
+    assert (third.computed, third.reused) == (0, 12)
+
+
+def test_a_cell_that_was_cut_off_while_writing_is_measured_again(model, scenes, counting, tmp_path):
+    study, calls = counting
+    run_study(model, study, scenes, store=tmp_path / "store")
+    group = zarr.open_group(tmp_path / "store", mode="r+")
+    group["done"][1, 2, 1] = 0
+    calls.clear()
+    result = run_study(model, study, scenes, store=tmp_path / "store")
+    assert calls == [(4, 3)]
+    assert (result.computed, result.reused) == (1, 11)
+
+
+def test_more_images_extend_a_store_and_fewer_read_a_part(model, scenes, counting, tmp_path):
+    study, calls = counting
+    run_study(model, study, scenes, store=tmp_path / "store")
+    calls.clear()
+    more = run_study(model, study, world_scenes(model, 3, seed=3), store=tmp_path / "store")
+    assert {seed for seed, _ in calls} == {5}
+    assert more.images == 3
+    fewer = run_study(model, study, scenes[:1], store=tmp_path / "store")
+    assert (fewer.images, fewer.computed, fewer.reused) == (1, 0, 6)
+    assert load_result(study, tmp_path / "store").images == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda study: replace(study, start=201), "start was 101 there and is 201 now"),
+        (lambda study: replace(study, name="other", together=()), "study was counting there"),
+        (lambda study: replace(study, config=replace(study.config, seed=1)), "configuration was"),
+    ],
+)
+def test_a_store_of_another_study_is_refused_and_kept(model, scenes, counting, tmp_path, change, message):
+    study, _ = counting
+    run_study(model, study, scenes, store=tmp_path / "store")
+    with pytest.raises(InputError, match=message):
+        run_study(model, change(study), scenes, store=tmp_path / "store")
+    assert load_result(study, tmp_path / "store").images == 2
+
+
+def test_bad_stores_and_images_are_refused(model, scenes, counting, tmp_path):
+    study, _ = counting
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="holds no study"):
+        run_study(model, study, scenes, store=tmp_path / "full")
+    assert (tmp_path / "full" / "notes.txt").read_text() == "mine"
+    with pytest.raises(InputError, match="no images"):
+        run_study(model, study, [], store=tmp_path / "store")
+    run_study(model, study, scenes, store=tmp_path / "store")
+    with pytest.raises(InputError, match="images of seeds"):
+        run_study(model, study, world_scenes(model, 2, seed=9), store=tmp_path / "store")
+    with pytest.raises(InputError, match="without resume"):
+        run_study(model, study, scenes, store=tmp_path / "store", resume=False)
+    with pytest.raises(InputError, match="no stored study"):
+        open_study(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="accepted: its axes and measures"):
+        replace(study, together=("height",))
+
+
+@pytest.mark.parametrize("name", list(STUDIES))
+def test_every_study_measures_every_cell(model, scenes, config, tmp_path, name):
+    study = make_study(name, model, config, quick=True)
+    result = run_study(model, study, scenes[:1], store=tmp_path / name)
+    assert result.computed == np.prod(study.shape)
+    for measure, about in study.measures.items():
+        values = result.dataset[measure].to_numpy()
+        if about.kind == "confusion":
+            assert (values.sum((-2, -1)) == 64 * 64).all()
+        else:
+            assert np.isfinite(values).any(), measure
+    assert len(result.table()) == np.prod(study.shape)
+    assert set(result.verdicts()["verdict"]) <= {"not resolved"}, "one image resolves nothing"
+    assert html.escape(study.question) in result._repr_html_()
+
+
+def test_full_grids_hold_the_quick_ones_questions(model, config):
+    for name in STUDIES:
+        full, quick = make_study(name, model, config), make_study(name, model, config, quick=True)
+        assert np.prod(full.shape) >= np.prod(quick.shape), name
+        assert list(full.axes) == list(quick.axes)
+
+
+@pytest.mark.parametrize(
+    ("interval", "within", "expected"),
+    [
+        ((1, 0.5, 2), None, "agrees"),
+        ((1, -0.5, 2), None, "not resolved"),
+        ((-1, -2, -0.5), None, "disagrees"),
+        ((0, -1, 1), 2.0, "agrees"),
+        ((0, -3, 1), 2.0, "not resolved"),
+        ((5, 3, 7), 2.0, "disagrees"),
+    ],
+)
+def test_verdicts_come_from_intervals(interval, within, expected):
+    direction = Direction("claim", "value", {}, {}, within)
+    assert verdict(direction, Interval(*interval)) == expected
+
+
+def test_position_and_colour_explain_what_is_made_of_them():
+    rng = np.random.default_rng(0)
+    position = features.position_of((8, 8))
+    assert features.explained(position @ rng.normal(size=(5, 7)), position) == pytest.approx(1)
+    assert features.explained(rng.normal(size=(64, 7)), position) < 0.3
+
+
+def test_cells_hold_their_own_pixels():
+    image = np.arange(16).reshape(4, 4)
+    assert features.by_cell(image, (2, 2)).tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+    assert features.by_cell(np.zeros((7, 7, 3)), (2, 3)).shape == (6, 6, 3)
+
+
+def test_shares_of_a_response_sum_to_one_and_follow_it():
+    scene = draw_scene(5, height=64, width=64)
+    mask = np.zeros((8, 8))
+    mask[6:, 2:6] = 1
+    even = responses.shares_of(np.ones((64, 64)), mask, scene)
+    assert even.sum(0) == pytest.approx(1)
+    assert even[:, 0] == pytest.approx(even[:, 1])
+    inside = np.kron(mask, np.ones((8, 8)))
+    assert responses.shares_of(inside, mask, scene)[0, 0] == pytest.approx(1)
+
+
+def test_agreement_is_perfect_for_equal_responses_only():
+    response = torch.randn(3, 8, 8)
+    assert responses.agreement(response, response) == pytest.approx((1, 0), abs=1e-6)
+    assert responses.agreement(response, -response) == pytest.approx((-1, 2), abs=1e-6)
+
+
+def test_reclustering_splits_every_mask_and_mixes_none():
+    coarse = np.repeat([0, 0, 1, 2], 4).reshape(4, 4)
+    coarse[3, 1:] = 1
+    points = torch.from_numpy(np.random.default_rng(0).normal(size=(16, 5)))
+    finer = appearance.reclustered(points, coarse)
+    assert len(np.unique(finer)) == 5
+    for label in np.unique(finer):
+        assert len(np.unique(coarse[finer == label])) == 1
+
+
+def test_recall_by_area_of_the_truth_itself_is_one():
+    scene = draw_scene(5, height=64, width=64)
+    recalls = appearance.recall_by_area(scene.parts, scene, 64)
+    assert sum(count for _, count in recalls.values()) > 3
+    assert all(recall == 1 for recall, count in recalls.values() if count)
+    blank = appearance.recall_by_area(np.zeros_like(scene.parts), scene, 64)
+    assert min(recall for recall, count in blank.values() if count) == 0
+
+
+def test_structure_of_the_image_itself_is_one(model, trajectory):
+    reference = model.decode(trajectory.final)[0]
+    assert modulation.structure(reference[None], reference) == pytest.approx(1)
+    assert modulation.structure(torch.zeros_like(reference)[None], reference) < 0.9
+
+
+def test_an_unknown_study_lists_the_known_ones(model):
+    with pytest.raises(InputError, match="layers, feature_timestep, clusters"):
+        make_study("layer", model)
+
+
+def test_a_result_without_images_is_an_error(model, counting, scenes, tmp_path):
+    study, _ = counting
+
+    def broken(probed, scene, unit):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_study(model, replace(study, measure=broken), scenes, store=tmp_path / "store")
+    with pytest.raises(InputError, match="no image is complete"):
+        load_result(study, tmp_path / "store")
+    assert isinstance(run_study(model, study, scenes, store=tmp_path / "store"), StudyResult)
