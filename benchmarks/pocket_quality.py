@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from benchmarks.baselines import BASELINES, Labels, score, score_baselines
 from emerdiff_probe.correspondence import assign
-from emerdiff_probe.evaluation.metrics import Interval, bootstrap, mean_iou
+from emerdiff_probe.evaluation.metrics import Interval, bootstrap, tallied_iou, tallies
 from emerdiff_probe.features import upsampled
 from emerdiff_probe.models import ProbeModel, load_model
 from emerdiff_probe.pocket.world import Scene, draw_scene
@@ -88,12 +88,9 @@ def difference(first: Statistic, second: Statistic) -> Statistic:
 
 def miou_of(scores: list[dict[str, np.ndarray]], method: str, count: int) -> Statistic:
     """The mIoU in percent of a method as a statistic of how often each scene was drawn."""
-    confusions = np.stack([scene[f"{method}/{count}/confusion"] for scene in scores]).astype(np.float64)
-
-    def statistic(weights: np.ndarray) -> np.ndarray:
-        return 100 * mean_iou(np.tensordot(weights, confusions, 1))
-
-    return statistic
+    confusions = np.stack([scene[f"{method}/{count}/confusion"] for scene in scores])
+    tally = tallies(confusions.astype(np.float64))
+    return lambda weights: 100 * tallied_iou(np.tensordot(weights, tally, 1))
 
 
 def report(scores: list[dict[str, np.ndarray]], counts: Sequence[int]) -> dict[str, object]:
@@ -101,7 +98,7 @@ def report(scores: list[dict[str, np.ndarray]], counts: Sequence[int]) -> dict[s
     rows = []
     for count in counts:
         for method in (*BASELINES, *FROM_MODEL):
-            interval = bootstrap(miou_of(scores, method, count), len(scores))
+            interval = bootstrap(miou_of(scores, method, count), len(scores), method="basic")
             boundary = np.mean([scene[f"{method}/{count}/boundary"] for scene in scores])
             rows.append(
                 {

@@ -125,7 +125,7 @@ def study(
 
     if name not in STUDIES:
         raise InputError(f"no study {name!r}; accepted: {', '.join(STUDIES)}")
-    given = {"clusters": clusters, "steps": steps, "modulate_at": modulate_at}
+    given: dict[str, Any] = {"clusters": clusters, "steps": steps, "modulate_at": modulate_at}
     changes = {key: value for key, value in given.items() if value is not None}
     EmerDiffConfig(**changes)  # refuses values out of range before a model is loaded
     folder = store or Path("out") / "studies" / name

@@ -17,7 +17,7 @@ from emerdiff_probe.correspondence import assign
 from emerdiff_probe.diffusion import make_scheduler
 from emerdiff_probe.evaluation.metrics import majority_confusion
 from emerdiff_probe.features import upsampled
-from emerdiff_probe.layers import Site, find_site, list_sites
+from emerdiff_probe.layers import Part, Site, find_site, list_sites
 from emerdiff_probe.models import ProbeModel
 from emerdiff_probe.pocket.world import PART_NAMES, Scene
 from emerdiff_probe.probe import ProbedImage
@@ -178,7 +178,7 @@ def clusters(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) 
 def feature_layer(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) -> Study:
     """Table 5: which of the probed block's three cross-attention layers is clustered."""
     resolution = probed_resolution(config)
-    parts = ("query",) if quick else ("query", "heads", "output")
+    parts: tuple[Part, ...] = ("query",) if quick else ("query", "heads", "output")
     values = tuple(
         site.name
         for part in parts

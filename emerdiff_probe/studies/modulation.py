@@ -45,7 +45,7 @@ def modulate_at(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = Fals
         {"modulate_at": Axis(values, "timestep", "timestep of the modulation, t_m")},
         lambda unit: resolve_modulation(model, replace(config, **unit)),
         claims,
-        start=max(int(value) for value in values),
+        start=max(values),
     )
 
 

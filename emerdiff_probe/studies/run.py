@@ -14,7 +14,7 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.evaluation.metrics import Interval, bootstrap, mean_iou
+from emerdiff_probe.evaluation.metrics import Interval, bootstrap, tallied_iou, tallies
 from emerdiff_probe.models import ProbeModel
 from emerdiff_probe.pocket.world import Scene, draw_scene
 from emerdiff_probe.studies.store import DONE, StudyStore, open_study
@@ -50,7 +50,9 @@ class StudyResult:
 
     def interval(self, measure: str, place: Mapping[str, Value]) -> Interval:
         """A measure at some values of axes, averaged over the other axes, with its 95% interval over images."""
-        return bootstrap(self._statistic(measure, place), self.images)
+        mirrored = self.study.measures[measure].kind == "confusion"
+        method: Literal["basic", "percentile"] = "basic" if mirrored else "percentile"
+        return bootstrap(self._statistic(measure, place), self.images, method=method)
 
     def difference(self, measure: str, first: Mapping[str, Value], second: Mapping[str, Value]) -> Interval:
         """How much higher a measure is at one place than at another, paired over the same images."""
@@ -86,13 +88,8 @@ class StudyResult:
         others = [name for name in self.study.axes if name not in place]
         values = chosen.transpose("image", *others, *inner).to_numpy()
         if inner:
-            counts = values.reshape(len(values), -1, *values.shape[-2:]).astype(np.float64)
-
-            def miou(weights: np.ndarray) -> np.ndarray:
-                scores = [mean_iou(np.tensordot(weights, cell, 1)) for cell in counts.swapaxes(0, 1)]
-                return 100 * np.mean(scores, axis=0)
-
-            return miou
+            tally = tallies(values.reshape(len(values), -1, *values.shape[-2:]).astype(np.float64))
+            return lambda weights: 100 * tallied_iou(np.tensordot(weights, tally, 1)).mean(-1)
         flat = values.reshape(len(values), -1).astype(np.float64)
         known = np.isfinite(flat)
 

@@ -164,7 +164,7 @@ class Study:
         }
 
 
-def on_grid(grid: Sequence[int], wanted: Sequence[int]) -> tuple[Value, ...]:
+def on_grid(grid: Sequence[int], wanted: Sequence[int]) -> tuple[int, ...]:
     """The timesteps of a scheduler's grid that are nearest to those wanted, rising."""
     return tuple(sorted({min(grid, key=lambda timestep: abs(timestep - value)) for value in wanted}))
 
