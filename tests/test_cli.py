@@ -213,10 +213,36 @@ def test_world_follows_its_seed(run, tmp_path):
     assert contents[0] == contents[1] != contents[2]
 
 
+STUDY = ("study", "additivity", "--quick", "--steps", "10", "--modulate-at", "101", "--clusters", "3")
+
+
+def test_study_ends_with_what_was_computed_and_reused(run, folder, tmp_path):
+    arguments = (*STUDY, "--model", folder, "--device", "cpu", "--images", "1", "--store", tmp_path / "store")
+    for computed, reused in ((4, 0), (0, 4)):
+        code, out, _ = run(*arguments)
+        assert code == 0
+        expected = {"store": str(tmp_path / "store"), "computed": computed, "reused": reused}
+        assert json.loads(out.splitlines()[-1]) == expected
+    assert "Is the response to a union the sum of the responses?" in out
+
+
+def test_a_study_that_cannot_run_is_one_line_and_exit_code_2(run, folder, tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("mine")
+    for arguments, message in (
+        (("study", "layer"), "accepted: layers, feature_timestep"),
+        ((*STUDY, "--images", "0", "--model", folder, "--store", tmp_path / "store"), "0 images"),
+        ((*STUDY, "--images", "1", "--model", folder, "--store", tmp_path / "notes"), "holds no study"),
+    ):
+        code, out, err = run(*arguments)
+        assert (code, out, len(err.splitlines())) == (2, "", 1)
+        assert message in err
+
+
 def test_help_names_every_verb(run):
     code, out, _ = run("--help")
     assert code == 0
-    assert all(verb in out for verb in ("segment", "layers", "world", "train"))
+    assert all(verb in out for verb in ("segment", "study", "layers", "world", "train"))
 
 
 @pytest.mark.parametrize("source", [(), ("--world", "--images", "pictures"), ("--images", "nowhere")])

@@ -23,7 +23,17 @@ from emerdiff_probe.pocket.world import PART_NAMES, Scene
 from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.segmentation import EmerDiffConfig, resolve_modulation
 from emerdiff_probe.studies.run import WorldScenes
-from emerdiff_probe.studies.study import Axis, Cell, Direction, Measure, Measured, Study, on_grid, probed_resolution
+from emerdiff_probe.studies.study import (
+    Axis,
+    Cell,
+    Direction,
+    Measure,
+    Measured,
+    Study,
+    Value,
+    on_grid,
+    probed_resolution,
+)
 
 PROBE_SEEDS = range(510_000, 510_024)
 """Scenes that linear probes are fitted on: held out from training, and far from those that are measured."""
@@ -92,7 +102,8 @@ def layers(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) ->
         for other in (second, third) if {first, other} <= set(by_name)
     ]  # fmt: skip
     if len(timesteps) > 1 and first in by_name:
-        early, late = {"site": first, "timestep": timesteps[0]}, {"site": first, "timestep": timesteps[-1]}
+        early: dict[str, Value] = {"site": first, "timestep": timesteps[0]}
+        late: dict[str, Value] = {"site": first, "timestep": timesteps[-1]}
         directions.append(Direction(f"Table 6: t = {timesteps[0]} beats t = {timesteps[-1]}", "clusters", early, late))
     return Study(
         name="layers",

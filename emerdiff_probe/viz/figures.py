@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import base64
 import io
+import textwrap
 
 import numpy as np
 import plotly.graph_objects as go
 from PIL import Image
 from plotly.subplots import make_subplots
 
+from emerdiff_probe.errors import InputError
 from emerdiff_probe.images import palette
 from emerdiff_probe.segmentation import Segmentation
+from emerdiff_probe.studies.run import StudyResult
+from emerdiff_probe.studies.study import Axis, Value
 
 PIXELS = 300
 """Side of one panel on the screen."""
+SHADES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999933")
+"""Line colours that colour-blind people can tell apart (Okabe and Ito)."""
+MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
 STRIDE = 4
 """Every so many pixels of a difference map are drawn: the maps are smooth, and notebooks stay small."""
 
@@ -78,6 +85,84 @@ def difference_figure(result: Segmentation) -> go.Figure:
     figure.update_layout(sliders=[{"steps": steps, "currentvalue": {"prefix": "mask "}}])
     figure.update_yaxes(autorange="reversed", row=1, col=2)
     return _bare(figure, 2)
+
+
+def study_figure(result: StudyResult, measure: str | None = None, along: str | None = None) -> go.Figure:
+    """A measure of a study over its grid, every point with its 95% interval over images.
+
+    Args:
+        result: of `run_study` or `load_result`.
+        measure: its name; the study's first when None.
+        along: the axis that runs to the right; the one with the most values when None. The other axes are told apart
+            by colour and marker.
+
+    Raises:
+        InputError: the study has no such measure or axis.
+    """
+    study = result.study
+    measure = measure or next(iter(study.measures))
+    along = along or max(study.axes, key=lambda name: len(study.axes[name].values))
+    for given, accepted in ((measure, study.measures), (along, study.axes)):
+        if given not in accepted:
+            raise InputError(f"{given!r} in a figure of study {study.name}; accepted: {', '.join(accepted)}")
+    about, axis = study.measures[measure], study.axes[along]
+    others = [name for name in study.axes if name != along]
+    table = result.table([measure])
+    figure = go.Figure()
+    groups = table.groupby(others, sort=False) if others else [((), table)]
+    for index, (values, rows) in enumerate(groups):
+        figure.add_trace(
+            go.Scatter(
+                x=_places(axis, rows[along].tolist()),
+                y=rows[measure],
+                error_y={
+                    "type": "data",
+                    "array": rows[f"{measure} high"] - rows[measure],
+                    "arrayminus": rows[measure] - rows[f"{measure} low"],
+                },
+                name=", ".join(_named(study.axes[name], value) for name, value in zip(others, values, strict=True)),
+                mode="lines+markers" if _is_numeric(axis) else "markers",
+                marker={"color": SHADES[index % len(SHADES)], "symbol": MARKERS[index % len(MARKERS)], "size": 8},
+                hovertemplate="%{x}: %{y:.2f}<extra>%{fullData.name}</extra>",
+            )
+        )
+    units = f" ({about.units})" if about.units else ""
+    figure.update_layout(
+        title={"text": f"{study.question}<br><sup>{result.images} images, bars: 95% bootstrap intervals</sup>"},
+        yaxis={"title": _wrapped(about.description) + units, "rangemode": "tozero"},
+        xaxis={"title": axis.description + (f" ({axis.units})" if axis.units not in {"", "timestep"} else "")},
+        width=max(720, 24 * len(axis.values)),
+        height=460,
+        template="plotly_white",
+        showlegend=bool(others),
+    )
+    if _is_numeric(axis) and _spans_decades(axis):
+        figure.update_xaxes(type="log")
+    if not _is_numeric(axis):
+        figure.update_layout(scattermode="group")
+        figure.update_xaxes(type="category")
+    return figure
+
+
+def _is_numeric(axis: Axis) -> bool:
+    return not any(isinstance(value, str) for value in axis.values)
+
+
+def _spans_decades(axis: Axis) -> bool:
+    numbers = [float(value) for value in axis.values]
+    return min(numbers) > 0 and max(numbers) / min(numbers) >= 100 and not axis.units
+
+
+def _places(axis: Axis, values: list[Value]) -> list[Value]:
+    return values if _is_numeric(axis) else [str(value) for value in values]
+
+
+def _named(axis: Axis, value: Value) -> str:
+    return f"{axis.units} {value}" if axis.units else str(value)
+
+
+def _wrapped(text: str) -> str:
+    return "<br>".join(textwrap.wrap(text, 48))
 
 
 def _bare(figure: go.Figure, panels: int) -> go.Figure:
