@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
-from skimage.segmentation import slic
-from sklearn.cluster import KMeans
 
 from emerdiff_probe.evaluation.metrics import boundary_f, majority_confusion
+from emerdiff_probe.evaluation.rivals.colour import CoordinateKMeans, RgbKMeans, Slic
 from emerdiff_probe.pocket.world import PART_NAMES, Scene, draw_scene
 
-BASELINES = ("rgb k-means", "coordinate k-means", "slic")
+SEGMENTERS = (RgbKMeans(), CoordinateKMeans(), Slic())
+BASELINES = tuple(segmenter.name for segmenter in SEGMENTERS)
 
 Labels = dict[tuple[str, int], np.ndarray]
 """Label maps by method and number of clusters."""
@@ -20,22 +19,7 @@ Labels = dict[tuple[str, int], np.ndarray]
 
 def baseline_labels(scene: Scene, counts: Sequence[int]) -> Labels:
     """Label maps of the methods that need no model."""
-    labels: Labels = {}
-    height, width = scene.parts.shape
-    for count in counts:
-        pixels = scene.image.reshape(-1, 3).astype(np.float32)
-        rgb = KMeans(count, n_init=1, random_state=0).fit_predict(pixels)
-        labels["rgb k-means", count] = rgb.reshape(height, width)
-        labels["coordinate k-means", count] = coordinate_labels(height, width, count)
-        labels["slic", count] = slic(scene.image, n_segments=count, start_label=0)
-    return labels
-
-
-@lru_cache
-def coordinate_labels(height: int, width: int, count: int) -> np.ndarray:
-    """K-means on pixel coordinates, the same for every scene."""
-    coordinates = np.indices((height, width), np.float32).reshape(2, -1).T
-    return KMeans(count, n_init=1, random_state=0).fit_predict(coordinates).reshape(height, width)
+    return {(segmenter.name, count): segmenter.segment(scene, count) for count in counts for segmenter in SEGMENTERS}
 
 
 def score(labels: Labels, scene: Scene) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ from .inversion import invert
 from .layers import Site, find_site, list_sites
 from .models import ProbeModel, load_model
 from .segmentation import EmerDiffConfig, Segmentation, segment, segment_all
+from .viz.widgets import compare, explore_layers, explore_modulation, explore_segmentation, explore_study
 
 __all__ = [
     "EmerDiffConfig",
@@ -24,8 +25,13 @@ __all__ = [
     "Trajectory",
     "capture",
     "cluster",
+    "compare",
     "denoise",
     "difference_maps",
+    "explore_layers",
+    "explore_modulation",
+    "explore_segmentation",
+    "explore_study",
     "find_site",
     "generate",
     "invert",

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
+from weakref import WeakKeyDictionary
 
 from diffusers.models.attention import FeedForward
 from diffusers.models.attention_processor import Attention
@@ -187,7 +188,17 @@ def _near(model: ProbeModel, name: str | None, given: Mapping[str, object]) -> l
     return [site.name for site in sorted(sites, key=agreement, reverse=True)[:5]]
 
 
+_known: WeakKeyDictionary[nn.Module, list[Site]] = WeakKeyDictionary()
+"""Sites of denoisers that have been walked: every intervention asks for them anew."""
+
+
 def _all_sites(model: ProbeModel) -> list[Site]:
+    if model.denoiser not in _known:
+        _known[model.denoiser] = _walk(model)
+    return _known[model.denoiser]
+
+
+def _walk(model: ProbeModel) -> list[Site]:
     counts: Counter[tuple[str, int, str, str]] = Counter()
     sites: list[Site] = []
     size = int(model.denoiser.config.sample_size)

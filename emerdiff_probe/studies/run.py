@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,6 +58,23 @@ class StudyResult:
         """How much higher a measure is at one place than at another, paired over the same images."""
         one, other = self._statistic(measure, first), self._statistic(measure, second)
         return bootstrap(lambda weights: one(weights) - other(weights), self.images)
+
+    def within(self, place: Mapping[str, Value]) -> StudyResult:
+        """The part of the result at some values of axes; those axes are gone, and with them the paper's directions.
+
+        Raises:
+            InputError: no such axis or value, or no axis is left.
+        """
+        for name, value in place.items():
+            if name not in self.study.axes or value not in self.study.axes[name].values:
+                accepted = {name: list(axis.values) for name, axis in self.study.axes.items()}
+                raise InputError(f"{name} {value!r} in study {self.study.name}; accepted: {accepted}")
+        axes = {name: axis for name, axis in self.study.axes.items() if name not in place}
+        if not axes:
+            raise InputError(f"all axes of study {self.study.name} held; accepted: all but one, or fewer")
+        together = tuple(name for name in self.study.together if name in axes)
+        study = replace(self.study, axes=axes, together=together, directions=())
+        return replace(self, study=study, dataset=self.dataset.sel(dict(place)))
 
     def table(self, measures: Sequence[str] | None = None) -> pd.DataFrame:
         """A row for every grid cell: its axis values, and value, low and high of every measure."""

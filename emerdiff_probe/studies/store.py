@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import zarr
 
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.models import ProbeModel
-from emerdiff_probe.studies.study import Axis, Measured, Study
+from emerdiff_probe.segmentation import EmerDiffConfig
+from emerdiff_probe.studies.study import Axis, Cell, Direction, Measure, Measured, Study
 
 DONE = "done"
 """Array of what has been measured; a cell's mark is written after all its values."""
@@ -82,6 +84,7 @@ class StudyStore:
         attributes = {
             "question": study.question,
             "identity": json.dumps(identity),
+            "directions": json.dumps([asdict(direction) for direction in study.directions]),
             "versions": json.dumps({package: version(package) for package in packages}),
         }
         partial = self.path.with_name(f".{self.path.name}.partial")
@@ -164,6 +167,37 @@ def open_study(path: str | Path) -> xr.Dataset:
     except (OSError, KeyError, ValueError) as error:
         raise InputError(f"{path}: no stored study there ({error})") from error
     return dataset
+
+
+def stored_study(path: str | Path) -> Study:
+    """The study that a store holds, from the folder alone: to be shown, not to be measured again.
+
+    Raises:
+        InputError: no study there.
+    """
+    dataset = open_study(path)
+    try:
+        identity = json.loads(dataset.attrs["identity"])
+        return Study(
+            name=identity["study"],
+            question=dataset.attrs["question"],
+            axes={
+                name: Axis(tuple(values), dataset[name].attrs["units"], dataset[name].attrs["description"])
+                for name, values in identity["axes"].items()
+            },
+            measures={name: Measure(**measure) for name, measure in identity["measures"].items()},
+            config=EmerDiffConfig(**identity["configuration"]),
+            measure=_only_shown,
+            together=tuple(identity["together"]),
+            start=identity["start"],
+            directions=tuple(Direction(**kept) for kept in json.loads(dataset.attrs.get("directions", "[]"))),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: the stored study cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _only_shown(*_: Any) -> Mapping[Cell, Measured]:
+    raise InputError("this study was read from its store to be shown; accepted for measuring: one from make_study")
 
 
 def _array(axis: Axis) -> np.ndarray:
