@@ -161,6 +161,17 @@ def train(
     captions: Annotated[Path | None, typer.Option(help="JSON file {image name: caption}.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Time budget.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoiser steps.")] = None,
+    autoencoder_minutes: Annotated[
+        float | None, typer.Option(help="Of the autoencoder; 30% of --minutes by default, 0 skips it (with --init).")
+    ] = None,
+    denoiser_minutes: Annotated[
+        float | None, typer.Option(help="Of the denoiser, with encoding; 70% of --minutes by default.")
+    ] = None,
+    scenes: Annotated[int | None, typer.Option(help="Pictures at most.")] = None,
+    learning_rate: Annotated[float, typer.Option(help="Of the denoiser, at its peak.")] = 4e-4,
+    compile: Annotated[
+        bool | None, typer.Option(help="Compile the networks: minutes at the start, then faster; on CUDA by default.")
+    ] = None,
     init: Annotated[str | None, typer.Option(help="Start from 'pocket' or a pipeline folder.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in OUT stopped.")] = False,
     batch: Annotated[int | None, typer.Option(help="Denoiser batch size.")] = None,
@@ -171,7 +182,7 @@ def train(
     from emerdiff_probe.pocket.train import TrainConfig
     from emerdiff_probe.pocket.train import train as run
 
-    if minutes is None and steps is None:
+    if minutes is None and steps is None and denoiser_minutes is None:
         minutes = 60.0
     config = TrainConfig(
         out=out,
@@ -180,6 +191,11 @@ def train(
         captions=captions,
         minutes=minutes,
         steps=steps,
+        autoencoder_minutes=autoencoder_minutes,
+        denoiser_minutes=denoiser_minutes,
+        scenes=scenes,
+        learning_rate=learning_rate,
+        compile=compile,
         init=init,
         resume=resume,
         batch=batch,

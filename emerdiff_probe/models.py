@@ -246,7 +246,7 @@ def load_model(
         ModelError: unknown model, pickled weights, NaN in the weights, or no U-Net inside.
         InputError: a device or precision that is not there.
     """
-    place = _device(device)
+    place = find_device(device)
     precision = _precision(dtype, place)
     if isinstance(source, DiffusionPipeline):
         pipeline, name = source, str(getattr(source.config, "_name_or_path", "") or type(source).__name__)
@@ -269,7 +269,12 @@ def _settings(component: Any) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if not key.startswith("_") and key not in VOLATILE}
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def find_device(device: str | torch.device | None = None) -> torch.device:
+    """The device named, or the fastest that is there: CUDA, MPS, else the CPU.
+
+    Raises:
+        InputError: the device cannot be used here.
+    """
     if device is None:
         if torch.cuda.is_available():
             return torch.device("cuda")

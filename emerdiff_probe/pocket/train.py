@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from emerdiff_probe.errors import InputError, ModelError
-from emerdiff_probe.models import POCKET_FOLDER
+from emerdiff_probe.models import POCKET_FOLDER, find_device
 from emerdiff_probe.pocket.architecture import MODULES, Architecture, Parts
 from emerdiff_probe.pocket.card import write_model_card
 from emerdiff_probe.pocket.data import (
@@ -188,14 +188,7 @@ class TrainConfig:
     @cached_property
     def torch_device(self) -> torch.device:
         """The device to train on: the one named, else CUDA, MPS or the CPU."""
-        if self.device is not None:
-            try:
-                return torch.device(self.device)
-            except RuntimeError as error:
-                raise InputError(f"device: {self.device!r} given; cpu, cuda, cuda:1, mps … are accepted") from error
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return find_device(self.device)
 
     @property
     def identity(self) -> dict[str, Any]:
