@@ -1,0 +1,131 @@
+"""The comparison explorer: two segmentations of one image, under one pointer and one zoom."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import asdict
+from typing import Any
+
+import ipywidgets as widgets
+
+from emerdiff_probe.segmentation import Segmentation
+from emerdiff_probe.viz.widgets.explorer import (
+    Explorer,
+    cell_at,
+    described,
+    label_colours,
+    label_map,
+    on_change,
+    on_pixels,
+    panels,
+    picture,
+    pointer,
+    require_same_size,
+    row_of,
+)
+
+VIEWS = ("segments", "low-resolution masks", "difference map of the mask at the pointer")
+
+
+class ComparisonExplorer(Explorer):
+    """See `compare`.
+
+    Attributes:
+        view, row, column: the controls.
+        pointed: what both say about the chosen pixel.
+        figure: the image and both segmentations.
+    """
+
+    def __init__(self, one: Segmentation, other: Segmentation) -> None:
+        super().__init__()
+        self._pair = one, other
+        height, width = one.labels.shape
+        self.view = described(widgets.Dropdown, "show", options=VIEWS)
+        self.row = described(widgets.IntSlider, "row", min=0, max=height - 1, value=height // 2)
+        self.column = described(widgets.IntSlider, "column", min=0, max=width - 1, value=width // 2)
+        self.pointed = widgets.HTML()
+        self.figure = panels(["image", *_names(one, other)], height, width)
+        self.figure.add_trace(picture(one.image), 1, 1)
+        for panel, result in enumerate(self._pair, start=2):
+            self.figure.add_trace(label_map(result.labels, height, width, "mask"), 1, panel)
+        for panel in (1, 2, 3):
+            self.figure.add_trace(pointer(12), 1, panel)
+        for trace in self.figure.data[:3]:
+            trace.on_hover(self._point)
+            trace.on_click(self._point)
+        on_change((self.view, self.row, self.column), self._refresh)
+        self.children = [
+            row_of(self.view, self.row, self.column),
+            self.figure,
+            self.pointed,
+            widgets.HTML(_differences(one, other)),
+            self.status,
+        ]
+        self._refresh()
+
+    def _point(self, _: Any, points: Any, __: Any) -> None:
+        size = self._pair[0].labels.shape
+        pixel = cell_at(points, (size[0], size[1]), *size)
+        if pixel is not None:
+            self.row.value, self.column.value = pixel
+
+    def _refresh(self) -> None:
+        asked = self.view.value, self.row.value, self.column.value
+        self._ask(lambda: asked, self._show)
+
+    def _show(self, asked: tuple[str, int, int]) -> None:
+        view, row, column = asked
+        masks = [int(result.labels[row, column]) for result in self._pair]
+        with self.figure.batch_update():
+            for trace, result, mask in zip(self.figure.data[1:3], self._pair, masks, strict=True):
+                trace.update(**_drawn(result, view, mask))
+            for trace in self.figure.data[3:]:
+                trace.x, trace.y = [column], [row]
+        said = ", ".join(
+            f"{html.escape(name)}: mask {mask} (difference {result.difference_maps[mask, row, column]:.3f})"
+            for name, mask, result in zip(_names(*self._pair), masks, self._pair, strict=True)
+        )
+        self.pointed.value = f"<span role='status'>pixel ({row}, {column}) · {said}</span>"
+
+
+def _drawn(result: Segmentation, view: str, mask: int) -> dict[str, Any]:
+    """Heatmap settings for one view of a segmentation."""
+    height, width = result.labels.shape
+    if view == VIEWS[2]:
+        values, top = result.difference_maps[mask], float(result.difference_maps.max())
+        colours: dict[str, Any] = {"zmin": 0, "zmax": top, "colorscale": "Viridis"}
+        hover = f"mask {mask}: distance %{{z:.3f}}<extra></extra>"
+    else:
+        values = result.labels if view == VIEWS[0] else result.low_resolution_masks
+        colours, hover = label_colours(result.masks), "mask %{z}<extra></extra>"
+    return {"z": values, "hovertemplate": hover, **colours, **on_pixels(values.shape, height, width)}
+
+
+def _names(one: Segmentation, other: Segmentation) -> tuple[str, str]:
+    """What to call two segmentations: their models where these differ."""
+    if one.fingerprint == other.fingerprint:
+        return "one", "other"
+    return f"one: {one.model}", f"other: {other.model}"
+
+
+def _differences(one: Segmentation, other: Segmentation) -> str:
+    """A table of the settings in which two segmentations differ."""
+    settings = [{"model": f"{result.model} ({result.fingerprint})", **asdict(result.config)} for result in (one, other)]
+    rows = [
+        f"<tr><th>{name}</th><td>{html.escape(str(value))}</td><td>{html.escape(str(settings[1][name]))}</td></tr>"
+        for name, value in settings[0].items()
+        if value != settings[1][name]
+    ]
+    if not rows:
+        return "Both were made by the same model with the same settings."
+    return f"<table><tr><th>setting</th><th>one</th><th>other</th></tr>{''.join(rows)}</table>"
+
+
+def compare(one: Segmentation, other: Segmentation) -> ComparisonExplorer:
+    """Look at two segmentations of one image side by side: by two settings, or by two models.
+
+    Raises:
+        InputError: segmentations of images of different sizes.
+    """
+    require_same_size(one.labels.shape, other.labels.shape, "segmentations to compare")
+    return ComparisonExplorer(one, other)

@@ -1,0 +1,178 @@
+"""What all explorers share: a line that says how the work is going, pictures, panels, and cells under the pointer."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
+from typing import Any
+
+import ipywidgets as widgets
+import numpy as np
+import plotly.graph_objects as go
+from PIL import Image
+from plotly.subplots import make_subplots
+
+from emerdiff_probe.errors import InputError
+from emerdiff_probe.images import palette
+from emerdiff_probe.models import ProbeModel
+from emerdiff_probe.segmentation import EmerDiffConfig
+from emerdiff_probe.viz.widgets.worker import Progress, Worker
+
+PANEL = 270
+"""Side of one panel on the screen, pixels."""
+WIDE = "initial"
+"""Descriptions are as wide as their text."""
+
+
+class Explorer(widgets.VBox):
+    """Controls over a picture; every change of a control asks for a new answer, of which the newest is shown.
+
+    Attributes:
+        status: what the page says about the work: working, ready, or the error.
+        error: the last error of the work, with its traceback; None after a success.
+    """
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self.status = widgets.HTML()
+        self._worker = Worker(self._tell)
+        super().__init__()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the work is done; False when that takes longer than `timeout` seconds."""
+        return self._worker.wait(timeout)
+
+    def _ask(self, work: Callable[[], Any], show: Callable[[Any], None]) -> None:
+        self._worker.ask(work, show)
+
+    def _tell(self, progress: Progress) -> None:
+        self.error = progress.error
+        if progress.busy:
+            text = "<b>⏳ working …</b>"
+        elif progress.error is not None:
+            text = told(progress.error)
+        else:
+            text = f"ready ({progress.seconds:.1f} s)"
+        self.status.value = f"<span role='status' aria-live='polite'>{text}</span>"
+
+
+def told(error: Exception) -> str:
+    """An error in words, as HTML."""
+    return f"<b role='alert' style='color: #b00020'>⚠ {type(error).__name__}: {html.escape(str(error))}</b>"
+
+
+def probing_config(model: ProbeModel, config: EmerDiffConfig | None) -> EmerDiffConfig:
+    """Settings to start from: as given, or the model's own on a grid of 20 steps, which answers sooner."""
+    return config or EmerDiffConfig.for_model(model, steps=20, modulate_at=301)
+
+
+def row_of(*children: widgets.Widget) -> widgets.HBox:
+    """Controls in a row that wraps where the page is narrow."""
+    return widgets.HBox(children, layout=widgets.Layout(flex_flow="row wrap"))
+
+
+def described(kind: Callable[..., Any], description: str, **options: Any) -> Any:
+    """A control whose whole description can be read; it is what screen readers and the keyboard's user go by."""
+    return kind(description=description, style={"description_width": WIDE}, **options)
+
+
+def data_uri(picture: np.ndarray) -> str:
+    """A picture (height, width, 3) uint8 as the source of a plotly image."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+class Figure(go.FigureWidget):
+    """A figure whose state is what it shows now; plotly's is what it showed first, lost when a page is reloaded."""
+
+    def get_state(self, key: Any = None, drop_defaults: bool = False) -> Any:
+        """State for the page, or the part of it that `key` names."""
+        if key is None and hasattr(self, "_data"):
+            self._trait_values |= {"_widget_data": deepcopy(self._data), "_widget_layout": deepcopy(self._layout)}
+        return super().get_state(key, drop_defaults)
+
+
+def panels(titles: Sequence[str], height: int, width: int) -> Figure:
+    """Empty panels in a row for pictures of height x width pixels, whose zoom is one."""
+    figure = make_subplots(1, len(titles), subplot_titles=titles, horizontal_spacing=0.02, shared_xaxes="all")
+    figure.update_xaxes(visible=False, constrain="domain", range=[-0.5, width - 0.5])
+    figure.update_yaxes(visible=False, constrain="domain", range=[height - 0.5, -0.5], matches="y")
+    for panel in range(1, len(titles) + 1):
+        figure.update_yaxes(scaleanchor="x" if panel == 1 else f"x{panel}", row=1, col=panel)
+    figure.update_annotations(font_size=13)
+    figure.update_layout(
+        width=len(titles) * PANEL,
+        height=PANEL + 50,
+        margin={"l": 5, "r": 5, "t": 40, "b": 5},
+        template="plotly_white",
+        hovermode="closest",
+        showlegend=False,
+    )
+    return Figure(figure)
+
+
+def picture(image: np.ndarray, **options: Any) -> go.Image:
+    """A trace of a picture (height, width, 3) uint8 in its own pixels."""
+    return go.Image(source=data_uri(image), hovertemplate="row %{y}, column %{x}<extra></extra>", **options)
+
+
+def label_map(labels: np.ndarray, height: int, width: int, word: str, **options: Any) -> go.Heatmap:
+    """A trace of labels of any grid over height x width pixels, in the colours that they have everywhere."""
+    return go.Heatmap(
+        z=labels,
+        **on_pixels(labels.shape, height, width),
+        **label_colours(int(labels.max()) + 1),
+        showscale=False,
+        hovertemplate=f"{word} %{{z}}<extra></extra>",
+        **options,
+    )
+
+
+def label_colours(count: int) -> dict[str, Any]:
+    """Heatmap settings that give label i its own colour, for labels from 0 to count - 1."""
+    shades = [f"rgb({r},{g},{b})" for r, g, b in palette(count).tolist()]
+    edges = np.repeat(np.arange(count + 1) / count, 2)[1:-1]
+    scale = list(zip(edges.tolist(), np.repeat(shades, 2).tolist(), strict=True))
+    return {"zmin": -0.5, "zmax": count - 0.5, "colorscale": scale}
+
+
+def on_pixels(grid: tuple[int, ...], height: int, width: int) -> dict[str, float]:
+    """Where a heatmap of grid_height x grid_width cells lies over height x width pixels."""
+    dy, dx = height / grid[0], width / grid[1]
+    return {"dx": dx, "dy": dy, "x0": dx / 2 - 0.5, "y0": dy / 2 - 0.5}
+
+
+def cell_at(points: Any, grid: tuple[int, int], height: int, width: int) -> tuple[int, int] | None:
+    """Row and column of the grid cell under the pointer, from plotly's event; None where there is none."""
+    if not points.xs or not points.ys:
+        return None
+    row = int((points.ys[0] + 0.5) * grid[0] / height)
+    column = int((points.xs[0] + 0.5) * grid[1] / width)
+    return min(max(row, 0), grid[0] - 1), min(max(column, 0), grid[1] - 1)
+
+
+def pointer(size: float) -> go.Scatter:
+    """A trace that marks a place in a panel: a square of so many pixels of the screen, seen on any colour."""
+    return go.Scatter(
+        x=[None],
+        y=[None],
+        mode="markers",
+        marker={"symbol": "square-open", "size": size, "color": "#ffffff", "line": {"width": 3, "color": "#d55e00"}},
+        hoverinfo="skip",
+    )
+
+
+def on_change(controls: Iterable[widgets.Widget], call: Callable[[], None]) -> None:
+    """Call after the value of any of the controls has changed."""
+    for control in controls:
+        control.observe(lambda _: call(), "value")
+
+
+def require_same_size(one: Sequence[int], other: Sequence[int], what: str) -> None:
+    """Raise InputError unless two sizes in pixels are the same."""
+    if tuple(one) != tuple(other):
+        raise InputError(f"{what}: {one[0]} x {one[1]} and {other[0]} x {other[1]} pixels; accepted: the same size")

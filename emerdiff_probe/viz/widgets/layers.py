@@ -1,0 +1,189 @@
+"""The layers explorer: what a site holds at a timestep, and which cells it takes for alike."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ipywidgets as widgets
+import numpy as np
+import torch
+from PIL import Image
+
+from emerdiff_probe.diffusion import make_scheduler
+from emerdiff_probe.features import pca_view
+from emerdiff_probe.images import load_image
+from emerdiff_probe.layers import find_site, list_sites
+from emerdiff_probe.models import ProbeModel
+from emerdiff_probe.probe import ProbedImage
+from emerdiff_probe.segmentation import EmerDiffConfig, check_config
+from emerdiff_probe.viz.widgets.explorer import (
+    PANEL,
+    Explorer,
+    cell_at,
+    data_uri,
+    described,
+    label_colours,
+    label_map,
+    on_change,
+    on_pixels,
+    panels,
+    picture,
+    pointer,
+    probing_config,
+    row_of,
+)
+
+TITLES = ("image", "three main components", "k-means clusters", "similarity to the cell")
+
+
+class LayersExplorer(Explorer):
+    """See `explore_layers`.
+
+    Attributes:
+        site, timestep, clusters, row, column: the controls.
+        figure: image, principal components, clusters and cosine similarity.
+    """
+
+    def __init__(self, model: ProbeModel, image: np.ndarray, config: EmerDiffConfig) -> None:
+        super().__init__()
+        self._model, self._image, self._config = model, image, config
+        height, width = image.shape[:2]
+        check_config(model, config, *model.working_size(height, width))
+        _, grid = make_scheduler(model, config.steps)
+        self._start = grid[0]
+        sites = [site.name for site in list_sites(model) if not (site.kind == "cross" and site.part in TOKENS)]
+        self.site = described(widgets.Dropdown, "site", options=sites, value=config.feature_site)
+        self.timestep = described(
+            widgets.SelectionSlider, "timestep", options=sorted(grid), value=config.feature_timestep
+        )
+        self.clusters = described(widgets.IntSlider, "clusters K", min=1, max=40, value=config.clusters)
+        self.row = described(widgets.IntSlider, "row", min=0, max=0)
+        self.column = described(widgets.IntSlider, "column", min=0, max=0)
+        self._fit_sliders()
+        self.row.value, self.column.value = self.row.max // 2, self.column.max // 2
+
+        self.figure = panels(TITLES, height, width)
+        blank = np.zeros(self._grid, int)
+        similarity = {"zmin": -1, "zmax": 1, "colorscale": "RdBu", "colorbar": {"title": "cosine", "thickness": 12}}
+        self.figure.add_trace(picture(image), 1, 1)
+        self.figure.add_trace(picture(np.full_like(image, 255)), 1, 2)
+        self.figure.add_trace(label_map(blank, height, width, "cluster"), 1, 3)
+        self.figure.add_heatmap(
+            z=blank, **on_pixels(blank.shape, height, width), **similarity, hovertemplate="%{z:.2f}<extra></extra>",
+            row=1, col=4,
+        )  # fmt: skip
+        self.figure.layout.width += 60
+        for panel in range(1, len(TITLES) + 1):
+            self.figure.add_trace(pointer(PANEL / max(self._grid)), 1, panel)
+        for trace in self.figure.data[:4]:
+            trace.on_hover(self._point)
+            trace.on_click(self._point)
+
+        self.site.observe(lambda _: self._fit_sliders(), "value")
+        controls = (self.site, self.timestep, self.clusters, self.row, self.column)
+        on_change(controls, self._refresh)
+        self.children = [row_of(*controls), self.figure, self.status]
+        self._refresh()
+
+    @property
+    def _grid(self) -> tuple[int, int]:
+        working = self._model.working_size(*self._image.shape[:2])
+        latent_height, latent_width = (side // self._model.factor for side in working)
+        return find_site(self._model, self.site.value).grid(latent_height, latent_width)
+
+    @cached_property
+    def _probed(self) -> ProbedImage:
+        config = self._config
+        return ProbedImage(
+            self._model,
+            self._image,
+            start=self._start,
+            steps=config.steps,
+            method=config.inversion,
+            prompt=config.prompt,
+            seed=config.seed,
+        )
+
+    def _fit_sliders(self) -> None:
+        rows, columns = self._grid
+        self.row.max, self.column.max = rows - 1, columns - 1
+        self.clusters.max = min(40, rows * columns)
+
+    def _point(self, _: Any, points: Any, __: Any) -> None:
+        cell = cell_at(points, self._grid, *self._image.shape[:2])
+        if cell is not None:
+            self.row.value, self.column.value = cell
+
+    def _refresh(self) -> None:
+        asked = _Asked(self.site.value, self.timestep.value, self.clusters.value, (self.row.value, self.column.value))
+        self._ask(lambda: self._answer(asked), self._show)
+
+    def _answer(self, asked: _Asked) -> _Answer:
+        site = find_site(self._model, asked.site)
+        grid = self._probed.grid(site)
+        features = self._probed.features(site, asked.timestep)
+        cell = min(asked.cell[0], grid[0] - 1) * grid[1] + min(asked.cell[1], grid[1] - 1)
+        similarity = torch.nn.functional.cosine_similarity(features, features[cell][None])
+        return _Answer(
+            asked,
+            pca_view(features, grid),
+            self._probed.low_resolution_masks(site, asked.clusters, asked.timestep),
+            similarity.reshape(grid).numpy(),
+        )
+
+    def _show(self, answer: _Answer) -> None:
+        asked, (height, width) = answer.asked, self._image.shape[:2]
+        grid = answer.labels.shape
+        place = on_pixels(grid, height, width)
+        enlarged = Image.fromarray(answer.components).resize((width, height), Image.Resampling.NEAREST)
+        with self.figure.batch_update():
+            _, components, clusters, similarity, *pointers = self.figure.data
+            components.source = data_uri(np.array(enlarged))
+            clusters.update(z=answer.labels, **place, **label_colours(asked.clusters))
+            similarity.update(z=answer.similarity, **place)
+            for trace in pointers:
+                trace.x = [place["x0"] + asked.cell[1] * place["dx"]]
+                trace.y = [place["y0"] + asked.cell[0] * place["dy"]]
+                trace.marker.size = PANEL / max(grid)
+            titles = self.figure.layout.annotations
+            titles[2].text = f"k-means, K = {asked.clusters}"
+            titles[3].text = f"similarity to cell ({asked.cell[0]}, {asked.cell[1]})"
+
+
+TOKENS = ("key", "value")
+"""Parts of cross-attention that hold text tokens, not cells."""
+
+
+class _Asked(NamedTuple):
+    site: str
+    timestep: int
+    clusters: int
+    cell: tuple[int, int]
+
+
+class _Answer(NamedTuple):
+    asked: _Asked
+    components: np.ndarray
+    labels: np.ndarray
+    similarity: np.ndarray
+
+
+def explore_layers(
+    model: ProbeModel,
+    image: str | Path | Image.Image | np.ndarray,
+    *,
+    config: EmerDiffConfig | None = None,
+) -> LayersExplorer:
+    """Look at the features of any site and timestep: as colours, as clusters, and as likeness to the cell pointed at.
+
+    Args:
+        model: from `load_model`.
+        image: a file, a Pillow image or an array; see `load_image`.
+        config: where to start; the model's own settings on a grid of 20 steps when None.
+
+    Raises:
+        InputError, SiteError, TimestepError: as in `segment`.
+    """
+    return LayersExplorer(model, load_image(image), probing_config(model, config))

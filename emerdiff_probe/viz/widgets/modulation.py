@@ -1,0 +1,282 @@
+"""The modulation explorer: push a region of the grid, and see which pixels answer."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ipywidgets as widgets
+import numpy as np
+import plotly.graph_objects as go
+import torch
+from einops import rearrange
+from PIL import Image
+
+from emerdiff_probe.correspondence import Modulation, difference_map, modulated_images
+from emerdiff_probe.diffusion import make_scheduler
+from emerdiff_probe.images import load_image
+from emerdiff_probe.interventions import AttentionKind, InjectAttention, Placement
+from emerdiff_probe.layers import find_site, list_sites
+from emerdiff_probe.models import ProbeModel
+from emerdiff_probe.probe import ProbedImage
+from emerdiff_probe.segmentation import EmerDiffConfig, check_config
+from emerdiff_probe.viz.widgets.explorer import (
+    PANEL,
+    Explorer,
+    data_uri,
+    described,
+    on_change,
+    on_pixels,
+    panels,
+    picture,
+    probing_config,
+    row_of,
+)
+
+TITLES = ("cells to push", "I-: pushed down", "I+: pushed up", "difference")
+INJECTIONS: dict[str, tuple[AttentionKind, ...]] = {
+    "self and cross": ("self", "cross"),
+    "self": ("self",),
+    "cross": ("cross",),
+    "none": (),
+}
+
+
+class ModulationExplorer(Explorer):
+    """See `explore_modulation`.
+
+    Attributes:
+        cells: numbers of the chosen cells in reading order, rising.
+        site, timestep, strength, placement, injection: the controls of the modulation.
+        row, column, size: controls that choose a square of cells.
+        figure: the image with its cells, I-, I+ and the difference map.
+    """
+
+    def __init__(self, model: ProbeModel, image: np.ndarray, config: EmerDiffConfig) -> None:
+        super().__init__()
+        height, width = model.working_size(*image.shape[:2])
+        check_config(model, config, height, width)
+        self._model, self._config = model, config
+        self._image = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+        _, grid = make_scheduler(model, config.steps)
+        self._start = grid[0]
+        sites = [site.name for site in list_sites(model, part="output") if site.kind in {"self", "cross"}]
+        given = {tuple(kinds): name for name, kinds in INJECTIONS.items()} | {("cross", "self"): "self and cross"}
+        self.site = described(widgets.Dropdown, "attention layer", options=sites, value=_layer(model, config.layer))
+        self.timestep = described(widgets.SelectionSlider, "timestep", options=sorted(grid), value=config.modulate_at)
+        self.strength = described(
+            widgets.FloatLogSlider, "strength", min=-1, max=3, step=0.1, value=config.strength, readout_format=".3g"
+        )
+        self.placement = described(
+            widgets.ToggleButtons, "output projection", options=["after", "before"], value=config.placement
+        )
+        self.injection = described(
+            widgets.Dropdown, "inject attention", options=list(INJECTIONS), value=given[config.injection]
+        )
+        self.row = described(widgets.IntSlider, "row", min=0, max=0)
+        self.column = described(widgets.IntSlider, "column", min=0, max=0)
+        self.size = described(widgets.IntSlider, "size", min=1, max=1)
+        self.placement.style.button_width = "5em"
+        self.cells: tuple[int, ...] = ()
+        self._choosing = False
+        self._fit_sliders()
+        rows, columns = self._grid
+        self.row.value, self.column.value, self.size.value = rows // 2, columns // 2, max(1, rows // 8)
+
+        self.figure = panels(TITLES, height, width)
+        white = np.full_like(self._image, 255)
+        for panel, shown in enumerate((self._image, white, white), start=1):
+            self.figure.add_trace(picture(shown), 1, panel)
+        self.figure.add_heatmap(
+            z=np.zeros((height, width)), zmin=0, colorscale="Viridis", hovertemplate="distance %{z:.3f}<extra></extra>",
+            colorbar={"title": "RGB<br>distance", "thickness": 12}, row=1, col=4,
+        )  # fmt: skip
+        self.figure.add_trace(_cell_centres(), 1, 1)
+        self.figure.layout.width += 60
+        self.figure.layout.dragmode = "lasso"
+        self._place_cells()
+        centres = self.figure.data[-1]
+        centres.on_click(self._click)
+        centres.on_selection(self._select)
+
+        self.site.observe(lambda _: self._change_grid(), "value")
+        on_change((self.row, self.column, self.size), self._choose_square)
+        on_change((self.site, self.timestep, self.strength, self.placement, self.injection), self._refresh)
+        self.children = [
+            row_of(self.site, self.timestep, self.strength),
+            row_of(self.placement, self.injection),
+            row_of(self.row, self.column, self.size),
+            self.figure,
+            widgets.HTML("Draw around cells, click one (with Shift: add or remove it), or use the sliders."),
+            self.status,
+        ]
+        self._choose_square()
+
+    @property
+    def _grid(self) -> tuple[int, int]:
+        height, width = (side // self._model.factor for side in self._image.shape[:2])
+        return find_site(self._model, self.site.value).grid(height, width)
+
+    @cached_property
+    def _probed(self) -> ProbedImage:
+        config = self._config
+        return ProbedImage(
+            self._model,
+            self._image,
+            start=self._start,
+            steps=config.steps,
+            method=config.inversion,
+            prompt=config.prompt,
+            seed=config.seed,
+        )
+
+    def choose(self, cells: tuple[int, ...]) -> None:
+        """Push these cells, by their numbers in reading order."""
+        self.cells = tuple(sorted(set(cells)))
+        self.figure.data[-1].selectedpoints = list(self.cells)
+        self._refresh()
+
+    def _fit_sliders(self) -> None:
+        rows, columns = self._grid
+        self.row.max, self.column.max, self.size.max = rows - 1, columns - 1, min(rows, columns)
+
+    def _change_grid(self) -> None:
+        """The same part of the picture on the grid of another layer."""
+        before = self.row.max + 1
+        rows, _ = self._grid
+        if rows == before:
+            return
+        row, column, size = (slider.value * rows // before for slider in (self.row, self.column, self.size))
+        self._choosing = True
+        self._fit_sliders()
+        self.row.value, self.column.value, self.size.value = row, column, max(1, size)
+        self._choosing = False
+        self._place_cells()
+        self._choose_square()
+
+    def _place_cells(self) -> None:
+        height, width = self._image.shape[:2]
+        rows, columns = np.mgrid[: self._grid[0], : self._grid[1]].reshape(2, -1)
+        place = on_pixels(self._grid, height, width)
+        with self.figure.batch_update():
+            centres = self.figure.data[-1]
+            centres.x, centres.y = place["x0"] + columns * place["dx"], place["y0"] + rows * place["dy"]
+            centres.text = [f"cell ({row}, {column})" for row, column in zip(rows, columns, strict=True)]
+            centres.selected.marker.size = 0.8 * PANEL / max(self._grid)
+
+    def _choose_square(self) -> None:
+        if self._choosing:
+            return
+        rows, columns = self._grid
+        top, left, size = self.row.value, self.column.value, self.size.value
+        self.choose(
+            tuple(
+                row * columns + column
+                for row in range(top, min(top + size, rows))
+                for column in range(left, min(left + size, columns))
+            )
+        )
+
+    def _click(self, _: Any, points: Any, state: Any) -> None:
+        clicked = set(points.point_inds)
+        if clicked:
+            self.choose(tuple(set(self.cells) ^ clicked if state.shift else clicked))
+
+    def _select(self, _: Any, points: Any, __: Any) -> None:
+        if points.point_inds:
+            self.choose(tuple(points.point_inds))
+
+    def _refresh(self) -> None:
+        asked = _Asked(
+            self.site.value,
+            self.timestep.value,
+            self.strength.value,
+            self.placement.value,
+            INJECTIONS[self.injection.value],
+            self.cells,
+        )
+        if max(asked.cells, default=0) < self._grid[0] * self._grid[1]:  # else the square moves to this grid first
+            self._ask(lambda: self._answer(asked), self._show)
+
+    def _answer(self, asked: _Asked) -> _Answer:
+        modulation = Modulation(
+            find_site(self._model, asked.site),
+            asked.strength,
+            asked.timestep,
+            asked.placement,
+            InjectAttention(asked.injection) if asked.injection else None,
+        )
+        mask = torch.zeros(self._probed.grid(modulation.site))
+        mask.view(-1)[list(asked.cells)] = 1
+        minus, plus = modulated_images(self._model, self._probed.trajectory, mask[None], modulation)
+        return _Answer(asked, minus[0], plus[0], difference_map(minus, plus)[0].numpy())
+
+    def _show(self, answer: _Answer) -> None:
+        asked = answer.asked
+        with self.figure.batch_update():
+            _, minus, plus, difference, _ = self.figure.data
+            minus.source, plus.source = data_uri(_pixels(answer.minus)), data_uri(_pixels(answer.plus))
+            difference.update(z=answer.difference, zmax=max(float(answer.difference.max()), 1e-6))
+            titles = self.figure.layout.annotations
+            titles[0].text = f"{len(asked.cells)} cells to push"
+            titles[1].text, titles[2].text = f"I-: strength -{asked.strength:.3g}", f"I+: strength {asked.strength:.3g}"
+            titles[3].text = f"difference at timestep {asked.timestep}"
+
+
+class _Asked(NamedTuple):
+    site: str
+    timestep: int
+    strength: float
+    placement: Placement
+    injection: tuple[AttentionKind, ...]
+    cells: tuple[int, ...]
+
+
+class _Answer(NamedTuple):
+    asked: _Asked
+    minus: torch.Tensor
+    plus: torch.Tensor
+    difference: np.ndarray
+
+
+def _cell_centres() -> go.Scatter:
+    return go.Scatter(
+        mode="markers",
+        marker={"symbol": "square", "color": "#ffffff", "size": 5, "line": {"width": 1, "color": "#000000"}},
+        selected={"marker": {"color": "#e69f00", "opacity": 0.75}},
+        unselected={"marker": {"opacity": 0.45}},
+        hovertemplate="%{text}<extra></extra>",
+    )
+
+
+def _layer(model: ProbeModel, name: str) -> str:
+    """Name of the output of the attention layer that a site belongs to."""
+    site = find_site(model, name)
+    return next(
+        other.name for other in list_sites(model, part="output", kind=site.kind) if other.path == site.attention
+    )
+
+
+def _pixels(image: torch.Tensor) -> np.ndarray:
+    """An image (3, height, width) in [-1, 1] as (height, width, 3) uint8."""
+    return rearrange(((image.clamp(-1, 1) + 1) * 127.5).round().byte(), "c height width -> height width c").numpy()
+
+
+def explore_modulation(
+    model: ProbeModel,
+    image: str | Path | Image.Image | np.ndarray,
+    *,
+    config: EmerDiffConfig | None = None,
+) -> ModulationExplorer:
+    """Push any region of an attention layer's grid while the image is denoised: I-, I+ and their difference map.
+
+    Args:
+        model: from `load_model`.
+        image: a file, a Pillow image or an array; see `load_image`.
+        config: where to start; the model's own settings on a grid of 20 steps when None.
+
+    Raises:
+        InputError, SiteError, TimestepError: as in `segment`.
+    """
+    return ModulationExplorer(model, load_image(image), probing_config(model, config))

@@ -1,0 +1,120 @@
+"""Work off the kernel's main thread, of which only the newest request counts."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from IPython.core.getipython import get_ipython
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How a worker is doing: at work, or done after so many seconds, or failed by an error."""
+
+    busy: bool
+    seconds: float = 0.0
+    error: Exception | None = None
+
+
+class Worker:
+    """One request runs, the newest one waits, those between are dropped.
+
+    What runs is shown even when it was overtaken meanwhile, so that the page follows a slider that is being dragged.
+    Answers are shown on the event loop that runs where the worker is made (a notebook kernel's), so that widgets are
+    changed by one thread alone; without a loop they are shown on the working thread.
+
+    Args:
+        report: called with every change of progress. An error in the work or in showing its answer is reported,
+            unless a newer request has overtaken it.
+    """
+
+    def __init__(self, report: Callable[[Progress], None]) -> None:
+        self._report = report
+        self._condition = threading.Condition()
+        self._newest: _Request | None = None
+        self._waiting: _Request | None = None
+        self._running = False
+        try:
+            self._loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+        except RuntimeError:
+            self._loop = None
+        _WORKERS.add(self)
+        _finish_before_cells()
+
+    def ask(self, work: Callable[[], Any], show: Callable[[Any], None]) -> None:
+        """Run `work` on another thread, then `show` its answer; a request that still waits is dropped for this one."""
+        with self._condition:
+            self._newest = self._waiting = _Request(work, show)
+            if self._running:
+                return
+            self._running = True
+        self._report(Progress(busy=True))
+        threading.Thread(target=self._run, name="explorer", daemon=True).start()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until nothing runs or waits; False when that takes longer than `timeout` seconds."""
+        with self._condition:
+            return self._condition.wait_for(lambda: not self._running, timeout)
+
+    def _run(self) -> None:
+        began = time.perf_counter()
+        while (request := self._next()) is not None:
+            try:
+                with _MODELS_IN_USE:
+                    answer = request.work()
+            except Exception as error:
+                self._hand_over(self._finish, request, None, error, began)
+            else:
+                self._hand_over(self._finish, request, answer, None, began)
+
+    def _next(self) -> _Request | None:
+        with self._condition:
+            request, self._waiting = self._waiting, None
+            if request is None:
+                self._running = False
+                self._condition.notify_all()
+            return request
+
+    def _finish(self, request: _Request, answer: Any, error: Exception | None, began: float) -> None:
+        if error is None:
+            try:
+                request.show(answer)
+            except Exception as failure:
+                error = failure
+        if request is self._newest:
+            self._report(Progress(busy=False, seconds=time.perf_counter() - began, error=error))
+
+    def _hand_over(self, call: Callable[..., None], *args: Any) -> None:
+        if self._loop is None:
+            call(*args)
+        elif not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(call, *args)
+
+
+@dataclass(frozen=True, eq=False)
+class _Request:
+    work: Callable[[], Any]
+    show: Callable[[Any], None]
+
+
+_MODELS_IN_USE = threading.Lock()
+"""Hooks belong to a model and not to a run: two runs at once would edit one another."""
+_WORKERS: weakref.WeakSet[Worker] = weakref.WeakSet()
+
+
+def _finish_before_cells() -> None:
+    """Let work under way end before a notebook's next cell runs, which may use the same model."""
+    shell = get_ipython()
+    if shell is not None and _wait_for_all not in shell.events.callbacks["pre_run_cell"]:
+        shell.events.register("pre_run_cell", _wait_for_all)
+
+
+def _wait_for_all(*_: Any) -> None:
+    for worker in list(_WORKERS):
+        worker.wait()
