@@ -1,0 +1,1 @@
+"""Segmenters to measure against, on the same probed image; `catalogue` lists them."""

@@ -1,0 +1,118 @@
+"""What every rival is: a frozen value with a name and parameters that labels the pixels of a probed image.
+
+Loads no torch, so that worker processes can run the rivals that need no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+
+from emerdiff_probe.errors import InputError
+
+if TYPE_CHECKING:
+    from emerdiff_probe.probe import ProbedImage
+
+Counts = Literal["given", "either", "own"]
+"""Who says how many segments there are: the caller, the caller or the method itself, or the method alone."""
+
+
+class Pictured(Protocol):
+    """Anything with an image, such as a `ProbedImage`; all that rivals without a model ask for."""
+
+    @property
+    def image(self) -> np.ndarray:
+        """(height, width, 3) uint8."""
+        ...
+
+
+class Segmenter(Protocol):
+    """A rival. Its attributes are its parameters; the same probed image gives the same labels to the bit."""
+
+    @property
+    def name(self) -> str:
+        """For tables, unique among rivals."""
+        ...
+
+    @property
+    def counts(self) -> Counts:
+        """Who says how many segments there are."""
+        ...
+
+    def segment(self, probed: ProbedImage, clusters: int | None = None) -> np.ndarray:
+        """Label every pixel.
+
+        Args:
+            probed: the image, inverted once for all rivals.
+            clusters: number of segments; None leaves it to the method, where it has a criterion of its own.
+
+        Returns:
+            (height, width) integers from 0, of the size of the image itself. Fewer labels than asked for may occur.
+
+        Raises:
+            InputError: a number that the method does not take (see `counts`), or more than the image can have.
+            SiteError, TimestepError: a layer or timestep that the model or its trajectory does not have.
+        """
+        ...
+
+
+def given(segmenter: Segmenter, clusters: int | None) -> int:
+    """The number of segments of a rival that has no criterion of its own.
+
+    Raises:
+        InputError: none, or one below 1.
+    """
+    checked = optional(segmenter, clusters)
+    if checked is None:
+        raise InputError(f"{segmenter.name}: no number of clusters; accepted: an integer, 1 or more")
+    return checked
+
+
+def optional(segmenter: Segmenter, clusters: int | None) -> int | None:
+    """The number of segments of a rival that can also find it itself.
+
+    Raises:
+        InputError: one below 1.
+    """
+    if clusters is not None and not is_integer(clusters, 1):
+        raise InputError(f"{segmenter.name}: {clusters!r} clusters; accepted: an integer, 1 or more")
+    return clusters
+
+
+def none(segmenter: Segmenter, clusters: int | None) -> None:
+    """Refuse a number of segments, for a reference that names classes.
+
+    Raises:
+        InputError: a number was given.
+    """
+    if clusters is not None:
+        raise InputError(f"{segmenter.name}: {clusters!r} clusters; accepted: None, as it names classes")
+
+
+def require(owner: object, checks: Iterable[tuple[str, bool, str]]) -> None:
+    """Check parameters: name, whether it holds, and what is accepted.
+
+    Raises:
+        InputError: the first that does not hold.
+    """
+    for name, holds, accepted in checks:
+        if not holds:
+            raise InputError(f"{type(owner).__name__}: {name} {getattr(owner, name)!r}; accepted: {accepted}")
+
+
+def is_integer(value: object, low: int) -> bool:
+    """Whether this is an integer of at least `low`."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= low)
+
+
+def is_positive(value: object) -> bool:
+    """Whether this is a finite number above 0."""
+    return isinstance(value, (int, float, np.integer, np.floating)) and bool(np.isfinite(value) and value > 0)
+
+
+def numbered(labels: np.ndarray) -> np.ndarray:
+    """The same segments numbered 0, 1, … in reading order of first appearance."""
+    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[inverse].reshape(labels.shape)
