@@ -126,9 +126,9 @@ class Reference:
         self.timesteps = [int(timestep) for timestep in scheduler.timesteps]
         self.start = self.timesteps.index(paper.modulate_at)
         # Noise of the timesteps from t_m on comes first, so that it does not depend on the number of those before.
-        draws = torch.randn(
-            len(self.timesteps), *latent.shape, generator=torch.Generator().manual_seed(paper.seed)
-        ).to(latent.device)
+        draws = torch.randn(len(self.timesteps), *latent.shape, generator=torch.Generator().manual_seed(paper.seed)).to(
+            latent.device
+        )
         order = [*range(self.start, len(self.timesteps)), *range(self.start)]
         self.path = {len(self.timesteps): latent}
         for draw, index in zip(draws, order, strict=True):
