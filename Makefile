@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 PHOTOGRAPH = $(shell $(BIN)/python -c "from sklearn.datasets import images; print(images.__path__[0])")/china.jpg
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test unit notebooks lab lint
+.PHONY: demo test unit notebooks browser lab lint
 
 demo: $(INSTALLED)
 	$(BIN)/emerdiff-probe segment emerdiff_probe/pocket/assets/scene.png "$(PHOTOGRAPH)" --out out
@@ -17,10 +17,13 @@ demo: $(INSTALLED)
 test: unit notebooks
 
 unit: $(INSTALLED)  # tiny models: two processes of one thread each beat one process of two
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests --ignore=tests/browser
 
 notebooks: $(INSTALLED)
 	$(BIN)/pytest --nbmake --nbmake-timeout=300 notebooks
+
+browser: $(INSTALLED)  # the explorers in a real JupyterLab; skipped where there is no Chromium
+	$(BIN)/pytest tests/browser
 
 lab: $(INSTALLED)
 	$(BIN)/jupyter lab notebooks
