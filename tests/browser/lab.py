@@ -16,7 +16,7 @@ from pathlib import Path
 import nbformat
 from playwright.sync_api import expect
 
-PATIENCE = 60_000
+PATIENCE = 30_000
 """Milliseconds after which what should have appeared has not."""
 SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none"},
@@ -144,9 +144,12 @@ class Shown:
         return self.look(f"{{ const plain = {rows}; return plain(gd._fullData[{trace}].{name}); }}", figure)
 
     def until(self, script, figure=0):
-        """Wait until a JavaScript expression of the plotly element `gd` holds."""
-        handle = self.figure(figure).element_handle()
-        self.page.wait_for_function(f"gd => {script}", arg=handle, timeout=PATIENCE)
+        """Wait until a JavaScript expression of the plotly element `gd` holds; the figure may be replaced meanwhile."""
+        guarded = f"(() => {{ try {{ return Boolean({script}) }} catch {{ return false }} }})()"
+        deadline = time.monotonic() + PATIENCE / 1000
+        while not self.look(guarded, figure):
+            assert time.monotonic() < deadline, f"the page never came to: {script}"
+            self.page.wait_for_timeout(50)
 
     def spot(self, panel, x, y, figure=0):
         """Where a place in a panel's own units is on the screen."""

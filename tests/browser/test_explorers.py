@@ -147,14 +147,14 @@ def test_dragging_a_slider_shows_the_last_value_and_menus_change_the_grid(notebo
 def test_a_click_and_a_lasso_choose_the_cells_that_are_pushed(notebook, probed, config):
     shown = notebook.explorer(MODULATION).ready()
     shown.click(1, 2 * 8 + 3.5, 5 * 8 + 3.5)
-    shown.until("gd.layout.annotations[0].text.startsWith('1 cell')")
+    shown.until("gd.layout.annotations[0].text.endsWith(': 1')")
     shown.ready()
     mask = torch.zeros(1, 8, 8)
     mask[0, 5, 2] = 1
     minus, plus = modulated_images(probed.model, probed.trajectory, mask, resolve_modulation(probed.model, config))
     assert np.allclose(shown.values(3), difference_map(minus, plus)[0], atol=1e-3)
     shown.drag(1, [(24, 8), (56, 8), (56, 30), (24, 30), (24, 9)])
-    shown.until("!gd.layout.annotations[0].text.startsWith('1 cell')")
+    shown.until("!gd.layout.annotations[0].text.endsWith(': 1')")
     shown.ready()
     cells = shown.values(4, "selectedpoints")
     assert cells == [row * 8 + column for row in (1, 2, 3) for column in (3, 4, 5, 6)]

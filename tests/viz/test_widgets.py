@@ -247,7 +247,7 @@ def test_cells_are_chosen_by_click_lasso_and_sliders(model, config):
     assert len(explorer.figure.data[cells].x) == 256
     assert (explorer.row.value, explorer.column.value, explorer.size.value) == (8, 8, 4)
     answered(explorer)
-    assert explorer.figure.layout.annotations[0].text == "16 cells to push"
+    assert explorer.figure.layout.annotations[0].text == "cells to push: 16"
 
 
 def test_what_cannot_be_pushed_is_told_and_the_next_answer_is_shown(model, config):

@@ -19,6 +19,7 @@ from emerdiff_probe.viz.widgets.explorer import (
     on_pixels,
     panels,
     picture,
+    point_at,
     pointer,
     require_same_size,
     row_of,
@@ -49,7 +50,7 @@ class ComparisonExplorer(Explorer):
         for panel, result in enumerate(self._pair, start=2):
             self.figure.add_trace(label_map(result.labels, height, width, "mask"), 1, panel)
         for panel in (1, 2, 3):
-            self.figure.add_trace(pointer(12), 1, panel)
+            self.figure.add_trace(pointer(), 1, panel)
         for trace in self.figure.data[:3]:
             trace.on_hover(self._point)
             trace.on_click(self._point)
@@ -80,7 +81,7 @@ class ComparisonExplorer(Explorer):
             for trace, result, mask in zip(self.figure.data[1:3], self._pair, masks, strict=True):
                 trace.update(**_drawn(result, view, mask))
             for trace in self.figure.data[3:]:
-                trace.x, trace.y = [column], [row]
+                point_at(trace, column, row)
         said = ", ".join(
             f"{html.escape(name)}: mask {mask} (difference {result.difference_maps[mask, row, column]:.3f})"
             for name, mask, result in zip(_names(*self._pair), masks, self._pair, strict=True)

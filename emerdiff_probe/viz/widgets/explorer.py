@@ -76,6 +76,8 @@ def row_of(*children: widgets.Widget) -> widgets.HBox:
 
 def described(kind: Callable[..., Any], description: str, **options: Any) -> Any:
     """A control whose whole description can be read; it is what screen readers and the keyboard's user go by."""
+    if kind in {widgets.Dropdown, widgets.ToggleButtons}:
+        options["layout"] = widgets.Layout(width="auto", flex_flow="row nowrap")
     return kind(description=description, style={"description_width": WIDE}, **options)
 
 
@@ -155,15 +157,19 @@ def cell_at(points: Any, grid: tuple[int, int], height: int, width: int) -> tupl
     return min(max(row, 0), grid[0] - 1), min(max(column, 0), grid[1] - 1)
 
 
-def pointer(size: float) -> go.Scatter:
-    """A trace that marks a place in a panel: a square of so many pixels of the screen, seen on any colour."""
+def pointer() -> go.Scatter:
+    """A trace that marks a place in a panel: a black square around a white one, seen on any colour."""
+    line = {"width": 2, "color": ["#000000", "#ffffff"]}
     return go.Scatter(
-        x=[None],
-        y=[None],
         mode="markers",
-        marker={"symbol": "square-open", "size": size, "color": "#ffffff", "line": {"width": 3, "color": "#d55e00"}},
+        marker={"symbol": "square", "color": "rgba(0,0,0,0)", "opacity": 1, "line": line},
         hoverinfo="skip",
     )
+
+
+def point_at(trace: go.Scatter, x: float, y: float, size: float = 14) -> None:
+    """Move a pointer's square, of so many pixels of the screen."""
+    trace.x, trace.y, trace.marker.size = [x, x], [y, y], [size, size - 4]
 
 
 def on_change(controls: Iterable[widgets.Widget], call: Callable[[], None]) -> None:

@@ -30,6 +30,7 @@ from emerdiff_probe.viz.widgets.explorer import (
     on_pixels,
     panels,
     picture,
+    point_at,
     pointer,
     probing_config,
     row_of,
@@ -76,7 +77,7 @@ class LayersExplorer(Explorer):
         )  # fmt: skip
         self.figure.layout.width += 60
         for panel in range(1, len(TITLES) + 1):
-            self.figure.add_trace(pointer(PANEL / max(self._grid)), 1, panel)
+            self.figure.add_trace(pointer(), 1, panel)
         for trace in self.figure.data[:4]:
             trace.on_hover(self._point)
             trace.on_click(self._point)
@@ -144,9 +145,8 @@ class LayersExplorer(Explorer):
             clusters.update(z=answer.labels, **place, **label_colours(asked.clusters))
             similarity.update(z=answer.similarity, **place)
             for trace in pointers:
-                trace.x = [place["x0"] + asked.cell[1] * place["dx"]]
-                trace.y = [place["y0"] + asked.cell[0] * place["dy"]]
-                trace.marker.size = PANEL / max(grid)
+                x, y = place["x0"] + asked.cell[1] * place["dx"], place["y0"] + asked.cell[0] * place["dy"]
+                point_at(trace, x, y, PANEL / max(grid))
             titles = self.figure.layout.annotations
             titles[2].text = f"k-means, K = {asked.clusters}"
             titles[3].text = f"similarity to cell ({asked.cell[0]}, {asked.cell[1]})"

@@ -219,7 +219,7 @@ class ModulationExplorer(Explorer):
             minus.source, plus.source = data_uri(_pixels(answer.minus)), data_uri(_pixels(answer.plus))
             difference.update(z=answer.difference, zmax=max(float(answer.difference.max()), 1e-6))
             titles = self.figure.layout.annotations
-            titles[0].text = f"{len(asked.cells)} cells to push"
+            titles[0].text = f"cells to push: {len(asked.cells)}"
             titles[1].text, titles[2].text = f"I-: strength -{asked.strength:.3g}", f"I+: strength {asked.strength:.3g}"
             titles[3].text = f"difference at timestep {asked.timestep}"
 

@@ -30,6 +30,7 @@ from emerdiff_probe.viz.widgets.explorer import (
     on_change,
     panels,
     picture,
+    point_at,
     pointer,
     require_same_size,
     row_of,
@@ -84,7 +85,7 @@ class SegmentationExplorer(Explorer):
         self.figure.add_trace(label_map(self.labels, height, width, "segment"), 1, 2)
         self.figure.add_bar(orientation="h", hovertemplate="%{y}: %{x:.3f}<extra></extra>", row=1, col=3)
         for panel in (1, 2):
-            self.figure.add_trace(pointer(12), 1, panel)
+            self.figure.add_trace(pointer(), 1, panel)
         self.figure.update_xaxes(matches=None, visible=True, range=None, title="RGB distance", row=1, col=3)
         self.figure.update_yaxes(
             matches=None, scaleanchor=None, visible=True, range=None, autorange="reversed", side="right", row=1, col=3
@@ -174,7 +175,7 @@ class SegmentationExplorer(Explorer):
             bars.marker.color = [label_rgb(tuple(shade)) for shade in palette(len(values))[list(segment_of)].tolist()]
             fine.hovertemplate = f"segment %{{z}}<extra>{names[self.labels[row, column]]}</extra>"
             for trace in pointers:
-                trace.x, trace.y = [column], [row]
+                point_at(trace, column, row)
             self.figure.layout.annotations[2].text = f"pixel ({row}, {column}): {names[self.labels[row, column]]}"
 
     def _rename(self) -> None:
