@@ -31,6 +31,7 @@ CARRIED = 8
 """Channels of every layer of a fresh autoencoder that carry colours: three, their negatives and two constants."""
 STEADY = 4.0
 """Constant that a fresh autoencoder carries beside colours in [-1, 1]; the larger, the more linear it starts."""
+PREDICTION_TYPES = ("sample", "epsilon", "v_prediction")
 MODULES = ("autoencoder", "denoiser", "text_encoder")
 """Names of the trained modules of ``Parts``."""
 
@@ -55,8 +56,11 @@ class Architecture:
     text_width: int = 128
     text_layers: int = 3
     text_heads: int = 4
-    max_tokens: int = 40
+    max_tokens: int = 48
     norm_groups: int = 8
+    prediction_type: str = "sample"
+    """What the denoiser predicts, in the words of the schedulers of diffusers: the image (``"sample"``), the noise
+    (``"epsilon"``) or ``"v_prediction"``. A small model learns deep features of the image soonest from the image."""
 
     def __post_init__(self) -> None:
         if self.image_size % (4 * self.factor):
@@ -64,6 +68,8 @@ class Architecture:
                 f"image_size: {self.image_size} given; the autoencoder (factor {self.factor}) and the three "
                 f"levels of the denoiser take multiples of {4 * self.factor}"
             )
+        if self.prediction_type not in PREDICTION_TYPES:
+            raise InputError(f"prediction_type: {self.prediction_type!r} given; {', '.join(PREDICTION_TYPES)} accepted")
         checks = (("autoencoder_channels", CARRIED), ("denoiser_channels", self.norm_groups))
         for name, divisor in checks:
             widths = getattr(self, name)
@@ -107,7 +113,7 @@ class Parts:
                 denoiser=_denoiser(architecture),
                 text_encoder=_text_encoder(architecture, tokenizer),
                 tokenizer=tokenizer,
-                scheduler=_scheduler(),
+                scheduler=_scheduler(architecture.prediction_type),
             )
 
     @classmethod
@@ -126,6 +132,17 @@ class Parts:
                 f"{folder}: cannot be loaded to start from ({error}); a Stable Diffusion folder in the "
                 "diffusers format with safetensors weights is accepted"
             ) from error
+
+    def take_autoencoder(self, folder: Path) -> None:
+        """Put the autoencoder of a pipeline folder in place of this one; ``ModelError`` where its latents differ."""
+        other = type(self).load(folder)
+        for name, ours, theirs in (
+            ("latent channels", self.autoencoder.config.latent_channels, other.autoencoder.config.latent_channels),
+            ("image size", self.image_size, other.image_size),
+        ):
+            if ours != theirs:
+                raise ModelError(f"{folder}: its autoencoder has {name} {theirs}; this denoiser takes {ours}")
+        self.autoencoder = other.autoencoder
 
     @property
     def image_size(self) -> int:
@@ -352,7 +369,7 @@ def _text_encoder(architecture: Architecture, tokenizer: CLIPTokenizer) -> CLIPT
     )
 
 
-def _scheduler() -> DDIMScheduler:
+def _scheduler(prediction_type: str) -> DDIMScheduler:
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
@@ -362,5 +379,5 @@ def _scheduler() -> DDIMScheduler:
         set_alpha_to_one=False,
         steps_offset=1,
         timestep_spacing="leading",
-        prediction_type="epsilon",
+        prediction_type=prediction_type,
     )

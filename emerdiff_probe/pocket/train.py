@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import DDIMScheduler
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from safetensors import safe_open
@@ -44,9 +45,6 @@ from emerdiff_probe.pocket.data import (
 
 AUTOENCODER_SHARE = 0.3
 """Part of the minutes of a run that the autoencoder takes, unless it is told otherwise."""
-
-LOW_NOISE_BELOW = 400
-"""Timesteps that ``low_noise_share`` draws more often: those that inversion and modulated denoising run at."""
 
 _REPORT_SECONDS = 10.0
 _SCALED_BY = 256
@@ -87,6 +85,8 @@ class TrainConfig:
     captions: Path | None = None
     init: str | Path | None = None
     """Start from ``"pocket"`` (the weights that ship) or a pipeline folder, which sets the architecture."""
+    autoencoder_from: str | Path | None = None
+    """Take the autoencoder alone from ``"pocket"`` or a pipeline folder; all other weights start fresh."""
     resume: bool = False
     device: str | None = None
     minutes: float | None = None
@@ -118,11 +118,10 @@ class TrainConfig:
     caption_dropout: float = 0.1
     kl_weight: float = 1e-5
     """Weight of the mean Kullback-Leibler divergence of a latent element."""
-    min_snr: float | None = None
-    """Cap of the signal-to-noise ratio in the weights of the loss (5 in the paper on Min-SNR). The default is
-    Stable Diffusion's unweighted loss: a cap plays down the low noise levels at which features are read."""
-    low_noise_share: float = 0.5
-    """Part of the timesteps drawn from the lowest 400 alone, the others from all; 0 is Stable Diffusion's draw."""
+    min_snr: float | None = 5.0
+    """Cap of the signal-to-noise ratio by which the squared error of the predicted image counts (5 in the paper on
+    Min-SNR, arXiv 2303.09556); ``None`` weighs all noise levels as Stable Diffusion does. Without a cap a small
+    denoiser spends itself on the lowest noise, where deep layers have little to do."""
     mirror: bool = True
     """Train the denoiser on mirror images too, at the price of encoding every picture twice."""
     compile: bool | None = None
@@ -162,15 +161,18 @@ class TrainConfig:
         ):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name}: {getattr(self, name)} given; more than 0 accepted")
-        for name in ("caption_dropout", "low_noise_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name}: {getattr(self, name)} given; 0 to 1 accepted")
+        if not 0 <= self.caption_dropout <= 1:
+            raise InputError(f"caption_dropout: {self.caption_dropout} given; 0 to 1 accepted")
+        if self.init is not None and self.autoencoder_from is not None:
+            raise InputError("autoencoder_from: given together with init, which brings an autoencoder; one accepted")
         for stage in ("autoencoder", "denoiser"):
             if self.budget(stage) == Budget():
                 raise InputError(f"{stage}: no budget; minutes, steps or {stage}_minutes are accepted")
         skipped = self.budget("autoencoder").progress(step=0, seconds=0) >= 1
-        if skipped and self.init is None and not self.resume:
-            raise InputError("autoencoder: a budget of 0 given; only a run with init has one to skip training of")
+        if skipped and self.init is None and self.autoencoder_from is None and not self.resume:
+            raise InputError(
+                "autoencoder: a budget of 0 given; only a run with init or autoencoder_from has one to skip training of"
+            )
 
     def budget(self, stage: str) -> Budget:
         """The budget of stage ``"autoencoder"`` or ``"denoiser"``."""
@@ -198,6 +200,7 @@ class TrainConfig:
             "images",
             "captions",
             "init",
+            "autoencoder_from",
             "scenes",
             "held_out",
             "seed",
@@ -230,6 +233,8 @@ def train(config: TrainConfig, *, report: Callable[[str], None] = print) -> Path
     with _pictures(config, size, report) as source, _Stop(config.session_minutes) as stop:
         if parts is None:
             parts = Parts.build(config.architecture, source.words, seed=config.seed)
+            if config.autoencoder_from is not None:
+                parts.take_autoencoder(_init_folder(config.autoencoder_from))
         run = _Run(config, parts, source, stop, report)
         run.train_autoencoder()
         if not stop:
@@ -284,14 +289,15 @@ class _Run:
         self._measure_scaling()
 
     def train_denoiser(self) -> None:
-        """Stages 2 and 3: encode the pictures once, then learn to predict the noise in their latents."""
+        """Stages 2 and 3: encode the pictures once, then learn to denoise their latents."""
         loop, parts, config = self.denoiser_loop, self.parts, self.config
         if loop.progress >= 1:
             return
         loop.start_clock()
         latents, tokens = self._latents()
         empty = self._tokenize([""]).to(self.device)
-        alphas = parts.scheduler.alphas_cumprod.to(self.device)
+        scheduler, prediction = parts.scheduler, parts.scheduler.config.prediction_type
+        weights = loss_weights(scheduler.alphas_cumprod.to(self.device), prediction, config.min_snr)
         if self.bfloat16 and self.device.type == "cpu":
             # The processor's fused attention gains nothing from bfloat16; plain products do.
             parts.denoiser.set_attn_processor(AttnProcessor())
@@ -301,25 +307,21 @@ class _Run:
         def loss_of(step: int) -> Tensor:
             generator = self.generator("denoiser", step)
 
-            def draw(below: int) -> Tensor:
-                return torch.randint(below, (self.batch,), generator=generator, device=self.device)
-
-            chosen = draw(len(latents))
-            low_noise = torch.rand(self.batch, generator=generator, device=self.device) < config.low_noise_share
-            timestep = torch.where(low_noise, draw(LOW_NOISE_BELOW), draw(len(alphas)))
+            chosen = torch.randint(len(latents), (self.batch,), generator=generator, device=self.device)
+            # One timestep from each of as many equal spans as a batch has rows: less noise in the gradient.
+            within = torch.rand(self.batch, generator=generator, device=self.device)
+            spans = (torch.arange(self.batch, device=self.device) + within) / self.batch
+            timestep = (spans * len(weights)).long().clamp(max=len(weights) - 1)
             clean = latents[chosen].float() * self.scaling_factor
             clean = clean.contiguous(memory_format=torch.channels_last)
             dropped = torch.rand((self.batch, 1), generator=generator, device=self.device) < config.caption_dropout
             context = parts.text_encoder(torch.where(dropped, empty, tokens[chosen].long())).last_hidden_state
-            alpha = alphas[timestep].reshape(-1, 1, 1, 1)
             noise = torch.randn(clean.shape, generator=generator, device=self.device)
-            noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-            predicted = parts.denoiser(noisy, timestep, context).sample
-            error = F.mse_loss(predicted.float(), noise, reduction="none").mean((1, 2, 3))
-            if config.min_snr is not None:
-                ratio = (alpha / (1 - alpha)).flatten()
-                error = error * ratio.clamp(max=config.min_snr) / ratio
-            return error.mean()
+            noisy = scheduler.add_noise(clean, noise, timestep)
+            predicted = parts.denoiser(noisy, timestep, context).sample.float()
+            target = _target(scheduler, prediction, clean, noise, timestep)
+            error = (predicted - target).square().mean((1, 2, 3))
+            return (weights[timestep] * error).mean()
 
         loop.run(loss_of)
 
@@ -688,6 +690,25 @@ def _pictures(config: TrainConfig, size: int, report: Callable[[str], None]) -> 
     words = tuple(sorted({word for text in texts for word in _words(text)}))
     description = {"data": f"images of the folder {config.images.name}", "pictures": len(pictures)}
     yield _Source(len(pictures), lambda: pictures, lambda count: pictures, held_out, words, description)
+
+
+def loss_weights(alphas_cumprod: Tensor, prediction_type: str, min_snr: float | None) -> Tensor:
+    """Weight (timestep,) of the squared error of a prediction, so that the error of the image counts by min(SNR, cap).
+
+    Min-SNR weighting (arXiv 2303.09556) for any of the scheduler's prediction types; without a cap the weights are
+    those under which every type equals the unweighted loss of epsilon prediction.
+    """
+    ratio = alphas_cumprod / (1 - alphas_cumprod)
+    capped = ratio if min_snr is None else ratio.clamp(max=min_snr)
+    return {"sample": capped, "epsilon": capped / ratio, "v_prediction": capped / (ratio + 1)}[prediction_type]
+
+
+def _target(
+    scheduler: DDIMScheduler, prediction_type: str, clean: Tensor, noise: Tensor, timestep: Tensor
+) -> Tensor:
+    if prediction_type == "v_prediction":
+        return scheduler.get_velocity(clean, noise, timestep)
+    return {"sample": clean, "epsilon": noise}[prediction_type]
 
 
 def reconstruction_loss(painted: Tensor, target: Tensor) -> Tensor:

@@ -611,11 +611,22 @@ _COUNTS = {2: "two", 3: "three", 4: "four"}
 _MANY = "many"
 _BACKDROPS = {"mountain": "mountains", "hill": "hills", "cloud": "clouds"}
 _SEEN = 0.004  # share of the picture from which a thing is worth a word
-_GRAMMAR = "a an on in over and front of with the sun moon sky behind"
+_GRAMMAR = "a an on in over and front of with the sun moon sky under"
+_PART_WORDS = {
+    "wall": "wall", "roof": "roof", "door": "door", "house window": "windows", "chimney": "chimney",
+    "trunk": "trunk", "crown": "crown", "needles": "needles", "petals": "petals", "stem": "stem",
+    "car body": "body", "wheel": "wheels", "car window": "windows",
+    "head": "head", "torso": "torso", "arms": "arms", "legs": "legs",
+    "animal head": "head", "animal body": "body", "animal legs": "legs",
+    "hull": "hull", "sail": "sail", "pole": "pole", "lamp head": "head", "sign board": "board",
+    "envelope": "envelope", "basket": "basket", "canopy": "canopy",
+}  # fmt: skip
+"""The word of a caption for a part of a thing."""
+_ALWAYS_PLURAL = {"windows", "needles", "petals", "wheels", "arms", "legs"}
 
 
 def _caption(plan: Plan, look: Look, canvas: Canvas) -> str:
-    """What the picture shows, in at most a few phrases."""
+    """What the picture shows, in at most a few phrases: the largest things and, of the first two, parts as well."""
     total = canvas.parts.size
     seen = np.bincount(canvas.instances.ravel(), minlength=len(plan.things) + 1) / total
     things = sorted(
@@ -624,34 +635,48 @@ def _caption(plan: Plan, look: Look, canvas: Canvas) -> str:
     objects = np.bincount(canvas.objects.ravel(), minlength=len(OBJECT_NAMES)) / total
     grounds = [name for name in (*GROUNDS, "water", "road") if objects[OBJECT_INDEX[name]] >= 0.03]
     groups = Counter(thing.kind.noun for thing in things)
-    phrases = [_group_phrase(noun, count, things, look) for noun, count in list(groups.items())[:3]]
+    phrases = [
+        _group_phrase(noun, count, things, look, canvas, parts)
+        for (noun, count), parts in zip(groups.items(), (2, 1, 0), strict=False)
+    ]
+    sky_colour = look.named_colour(PART_INDEX["sky"], 0)
     words = [STYLES[look.style]]
-    sky = objects[OBJECT_INDEX["sky"]]
     if phrases:
         words.append(phrases[0])
         words.append(_place(things[0].kind, plan, grounds))
         words.append("in front of " + " and ".join(phrases[1:]) if phrases[1:] else "")
     else:
-        words.append(_article(grounds[0]) if grounds else f"a {look.named_colour(PART_INDEX['sky'], 0)} sky")
+        words.append(_article(grounds[0]) if grounds else f"a {sky_colour} sky")
     behind = [plural for name, plural in _BACKDROPS.items() if objects[OBJECT_INDEX[name]] >= 0.02]
     if behind:
         words.append("with " + " and ".join(behind))
-    elif sky > 0.2 and phrases:
-        words.append(f"with a {look.named_colour(PART_INDEX['sky'], 0)} sky")
+    if phrases and objects[OBJECT_INDEX["sky"]] > 0.1:
+        words.append("under " + _article(f"{sky_colour} sky"))
     text = " ".join(word for word in words if word)
     return f"{text}, {look.light.words}" if look.light.words else text
 
 
-def _group_phrase(noun: str, count: int, things: list[Thing], look: Look) -> str:
+def _group_phrase(noun: str, count: int, things: list[Thing], look: Look, canvas: Canvas, parts: int) -> str:
+    """One thing with its colour and its largest `parts`, or a number of things."""
     thing = next(thing for thing in things if thing.kind.noun == noun)
     if count > 1:
         return f"{_COUNTS.get(count, _MANY)} {thing.kind.plural}"
-    return _article(f"{look.named_colour(PART_INDEX[thing.kind.colour], thing.instance)} {noun}")
+    coloured = PART_INDEX[thing.kind.colour]
+    phrase = _article(f"{look.named_colour(coloured, thing.instance)} {noun}")
+    sizes = np.bincount(canvas.parts[canvas.instances == thing.instance], minlength=len(PARTS)) / canvas.parts.size
+    largest = [int(part) for part in np.argsort(-sizes, kind="stable") if part != coloured and sizes[part] >= _SEEN]
+    named = [
+        _article(f"{look.named_colour(part, thing.instance)} {_PART_WORDS[PART_NAMES[part]]}")
+        for part in largest[:parts]
+    ]
+    return f"{phrase} with {' and '.join(named)}" if named else phrase
 
 
 def _article(phrase: str) -> str:
     if phrase in (*GROUNDS, "water"):
         return "a field" if phrase == "field" else phrase
+    if phrase.rsplit(maxsplit=1)[-1] in _ALWAYS_PLURAL:
+        return phrase
     return f"{'an' if phrase[0] in 'aeio' else 'a'} {phrase}"
 
 
@@ -677,6 +702,7 @@ def caption_vocabulary() -> tuple[str, ...]:
         *COLOURS,
         *STYLES.values(),
         *_BACKDROPS.values(),
+        *_PART_WORDS.values(),
     ]
     phrases += [light.words for light in LIGHTS.values()]
     phrases += [word for kind in KINDS for word in (kind.noun, kind.plural)]
