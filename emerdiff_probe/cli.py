@@ -162,7 +162,7 @@ def train(
     minutes: Annotated[float | None, typer.Option(help="Time budget.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoiser steps.")] = None,
     autoencoder_minutes: Annotated[
-        float | None, typer.Option(help="Of the autoencoder; 30% of --minutes by default, 0 skips it (with --init).")
+        float | None, typer.Option(help="Of the autoencoder; 30% of --minutes by default, 0 skips it (with --init or --autoencoder-from).")
     ] = None,
     denoiser_minutes: Annotated[
         float | None, typer.Option(help="Of the denoiser, with encoding; 70% of --minutes by default.")
@@ -173,6 +173,10 @@ def train(
         bool | None, typer.Option(help="Compile the networks: minutes at the start, then faster; on CUDA by default.")
     ] = None,
     init: Annotated[str | None, typer.Option(help="Start from 'pocket' or a pipeline folder.")] = None,
+    autoencoder_from: Annotated[
+        str | None, typer.Option(help="Take the autoencoder alone from 'pocket' or a pipeline folder.")
+    ] = None,
+    mirror: Annotated[bool, typer.Option(help="Train on mirror images too.")] = True,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in OUT stopped.")] = False,
     batch: Annotated[int | None, typer.Option(help="Denoiser batch size.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, data order and noise.")] = 0,
@@ -197,6 +201,8 @@ def train(
         learning_rate=learning_rate,
         compile=compile,
         init=init,
+        autoencoder_from=autoencoder_from,
+        mirror=mirror,
         resume=resume,
         batch=batch,
         seed=seed,

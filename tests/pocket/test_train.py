@@ -18,7 +18,7 @@ from emerdiff_probe.errors import InputError, ModelError
 from emerdiff_probe.pocket import train as training
 from emerdiff_probe.pocket.architecture import MODULES, Architecture, Parts, build_tokenizer
 from emerdiff_probe.pocket.data import HELD_OUT_SEEDS, TRAIN_SEEDS, SceneStore, draw_scenes, mirrored, read_folder
-from emerdiff_probe.pocket.train import Budget, TrainConfig, train
+from emerdiff_probe.pocket.train import Budget, TrainConfig, loss_weights, train
 from emerdiff_probe.pocket.world import caption_vocabulary
 
 TINY = Architecture(
@@ -241,6 +241,67 @@ def test_budgets():
     assert Budget(minutes=1, steps=10).progress(step=5, seconds=45) == 0.75
 
 
+def test_known_autoencoder_stays_while_all_else_starts_fresh(config, tmp_path):
+    first = train(config, report=quiet)
+    second = train(
+        replace(config, out=tmp_path / "next", autoencoder_from=first, autoencoder_minutes=0, seed=1), report=quiet
+    )
+    before, after = weights(first), weights(second)
+    for module, stays in (("vae", True), ("unet", False), ("text_encoder", False)):
+        same = [torch.equal(before[key], after[key]) for key in before if key.startswith(f"{module}/")]
+        assert all(same) == stays
+    with pytest.raises(ModelError, match="latent channels"):
+        train(
+            replace(
+                config,
+                out=tmp_path / "other",
+                autoencoder_from=first,
+                architecture=replace(TINY, latent_channels=TINY.latent_channels + 1),
+            ),
+            report=quiet,
+        )
+
+
+@pytest.mark.parametrize("min_snr", [None, 5.0])
+def test_loss_weights_measure_the_same_error_whatever_is_predicted(min_snr):
+    alphas = torch.linspace(0.999, 0.01, 50, dtype=torch.float64)
+    clean, noise, error = torch.randn(3, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    # The same wrong image, told as an image, as noise and as a velocity.
+    a, b = alphas.sqrt(), (1 - alphas).sqrt()
+    noisy, wrong = a * clean + b * noise, clean + error
+    wrong_noise = (noisy - a * wrong) / b
+    errors = {
+        "sample": wrong - clean,
+        "epsilon": wrong_noise - noise,
+        "v_prediction": (a * wrong_noise - b * wrong) - (a * noise - b * clean),
+    }
+    losses = [loss_weights(alphas, kind, min_snr) * errors[kind] ** 2 for kind in errors]
+    torch.testing.assert_close(losses[1], losses[0])
+    torch.testing.assert_close(losses[2], losses[0])
+    ratio = alphas / (1 - alphas)
+    torch.testing.assert_close(losses[0], error**2 * (ratio if min_snr is None else ratio.clamp(max=min_snr)))
+
+
+@pytest.mark.parametrize("prediction_type", ["sample", "epsilon", "v_prediction"])
+def test_every_prediction_type_lowers_its_loss(config, tmp_path, prediction_type):
+    told = replace(
+        config,
+        out=tmp_path / prediction_type,
+        architecture=replace(TINY, prediction_type=prediction_type),
+        steps=30,
+        autoencoder_steps=2,
+        warmup_steps=1,
+        log_every=10,
+        batch=8,
+        learning_rate=3e-3,
+    )
+    folder = train(told, report=quiet)
+    assert json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["prediction_type"] == prediction_type
+    lines = [json.loads(line) for line in (told.out / "losses.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if line["stage"] == "denoiser"]
+    assert losses[-1] < losses[0]
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -252,6 +313,7 @@ def test_budgets():
         ({"batch": 0}, "batch"),
         ({"caption_dropout": 2}, "caption_dropout"),
         ({"autoencoder_minutes": 0}, "autoencoder"),
+        ({"init": "pocket", "autoencoder_from": "pocket"}, "autoencoder_from"),
     ],
 )
 def test_configurations_that_cannot_work(given, message):
@@ -260,7 +322,7 @@ def test_configurations_that_cannot_work(given, message):
 
 
 def test_architectures_that_cannot_work():
-    for given in ({"image_size": 100}, {"denoiser_channels": (48, 96, 145)}, {"denoiser_heads": (5, 6, 6)}):
+    for given in ({"prediction_type": "score"}, {"image_size": 100}, {"denoiser_channels": (48, 96, 145)}, {"denoiser_heads": (5, 6, 6)}):
         with pytest.raises(InputError):
             Architecture(**given)
 
