@@ -13,9 +13,10 @@ from emerdiff_probe.models import load_model
 
 
 @pytest.fixture(scope="module")
-def velocity():
-    """The same weights under a scheduler of v-prediction."""
-    return load_model(tiny.pocket("v_prediction"), device="cpu")
+def predicting(model):
+    """The same weights under schedulers of every prediction type."""
+    others = {kind: load_model(tiny.pocket(kind), device="cpu") for kind in ("sample", "v_prediction")}
+    return {"epsilon": model, **others}
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +26,10 @@ def batch(model):
 
 
 @pytest.mark.parametrize("method", ["ddpm", "ddim"])
-@pytest.mark.parametrize("predicts", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("predicts", ["sample", "epsilon", "v_prediction"])
 @pytest.mark.parametrize(("steps", "start"), [(50, 281), (50, 1), (20, 301)])
-def test_invert_then_denoise_reconstructs(model, velocity, latents, method, predicts, steps, start):
-    probed = model if predicts == "epsilon" else velocity
+def test_invert_then_denoise_reconstructs(predicting, latents, method, predicts, steps, start):
+    probed = predicting[predicts]
     assert probed.scheduler.config.prediction_type == predicts
     inverted = invert(probed, latents, start=start, steps=steps, method=method)
     assert inverted.timesteps[0] == start

@@ -33,6 +33,7 @@ __all__ = [
     "LIGHTS",
     "OBJECT_NAMES",
     "PART_NAMES",
+    "PART_WORDS",
     "STYLES",
     "Factors",
     "Scene",
@@ -612,7 +613,7 @@ _MANY = "many"
 _BACKDROPS = {"mountain": "mountains", "hill": "hills", "cloud": "clouds"}
 _SEEN = 0.004  # share of the picture from which a thing is worth a word
 _GRAMMAR = "a an on in over and front of with the sun moon sky under"
-_PART_WORDS = {
+PART_WORDS = {
     "wall": "wall", "roof": "roof", "door": "door", "house window": "windows", "chimney": "chimney",
     "trunk": "trunk", "crown": "crown", "needles": "needles", "petals": "petals", "stem": "stem",
     "car body": "body", "wheel": "wheels", "car window": "windows",
@@ -621,7 +622,7 @@ _PART_WORDS = {
     "hull": "hull", "sail": "sail", "pole": "pole", "lamp head": "head", "sign board": "board",
     "envelope": "envelope", "basket": "basket", "canopy": "canopy",
 }  # fmt: skip
-"""The word of a caption for a part of a thing."""
+"""The word of captions for each part of a thing, where it has one."""
 _ALWAYS_PLURAL = {"windows", "needles", "petals", "wheels", "arms", "legs"}
 
 
@@ -666,7 +667,7 @@ def _group_phrase(noun: str, count: int, things: list[Thing], look: Look, canvas
     sizes = np.bincount(canvas.parts[canvas.instances == thing.instance], minlength=len(PARTS)) / canvas.parts.size
     largest = [int(part) for part in np.argsort(-sizes, kind="stable") if part != coloured and sizes[part] >= _SEEN]
     named = [
-        _article(f"{look.named_colour(part, thing.instance)} {_PART_WORDS[PART_NAMES[part]]}")
+        _article(f"{look.named_colour(part, thing.instance)} {PART_WORDS[PART_NAMES[part]]}")
         for part in largest[:parts]
     ]
     return f"{phrase} with {' and '.join(named)}" if named else phrase
@@ -702,7 +703,7 @@ def caption_vocabulary() -> tuple[str, ...]:
         *COLOURS,
         *STYLES.values(),
         *_BACKDROPS.values(),
-        *_PART_WORDS.values(),
+        *PART_WORDS.values(),
     ]
     phrases += [light.words for light in LIGHTS.values()]
     phrases += [word for kind in KINDS for word in (kind.noun, kind.plural)]

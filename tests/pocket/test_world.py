@@ -15,6 +15,7 @@ from emerdiff_probe.pocket.world import (
     LIGHTS,
     OBJECT_NAMES,
     PART_NAMES,
+    PART_WORDS,
     STYLES,
     Factors,
     caption_vocabulary,
@@ -130,6 +131,17 @@ def test_every_class_appears():
         objects |= set(np.unique(scene.objects).tolist())
     assert {PART_NAMES[label] for label in range(len(PART_NAMES)) if label not in parts} == set()
     assert {OBJECT_NAMES[label] for label in range(len(OBJECT_NAMES)) if label not in objects} == set()
+
+
+def test_captions_name_only_parts_that_are_seen():
+    described = 0
+    for seed in range(40):
+        scene = draw_scene(seed)
+        seen = {PART_WORDS.get(PART_NAMES[label]) for label in np.unique(scene.parts)}
+        named = set(scene.caption.replace(",", "").split()) & set(PART_WORDS.values())
+        assert named <= seen
+        described += bool(named)
+    assert described > 5
 
 
 def test_the_vocabulary_is_small_sorted_and_without_sides():
