@@ -17,6 +17,7 @@ from torch import Tensor
 from emerdiff_probe.diffusion import Trajectory, conditionings, predict
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.hooks import Capture, attached
+from emerdiff_probe.images import numbered
 from emerdiff_probe.layers import Site
 from emerdiff_probe.models import ProbeModel
 
@@ -87,8 +88,7 @@ def cluster(features: Tensor, clusters: int, grid: tuple[int, int], *, seed: int
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct cells than K: documented above
         labels = KMeans(clusters, n_init=10, random_state=seed).fit_predict(features.double().numpy())
-    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(first))[inverse].reshape(grid)
+    return numbered(labels.reshape(grid))
 
 
 def one_hot_masks(low_resolution_masks: np.ndarray) -> Tensor:

@@ -178,6 +178,12 @@ def contours(image: np.ndarray, labels: np.ndarray, colour: Sequence[int] = (255
     return drawn
 
 
+def numbered(labels: np.ndarray) -> np.ndarray:
+    """The same labels, of any shape, numbered 0, 1, … in reading order of first appearance."""
+    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[inverse].reshape(labels.shape)
+
+
 def borders(labels: np.ndarray) -> np.ndarray:
     """Pixels whose right or lower neighbour has another label, (height, width) bool; no label is special."""
     found = np.zeros(labels.shape, bool)

@@ -9,9 +9,12 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "emerdiff_probe"
 ORDER = (
     "errors",
+    "batching",
+    "checks",
     "images",
     "models",
     "layers",
+    "attention",
     "hooks",
     "interventions",
     "diffusion",
@@ -20,6 +23,9 @@ ORDER = (
     "correspondence",
     "atlas",
     "probe",
+    "ncut",
+    "hierarchy",
+    "criteria",
     "segmentation",
     "pocket",
     "evaluation",

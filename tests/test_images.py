@@ -21,6 +21,7 @@ from emerdiff_probe.images import (
     heatmap,
     load_image,
     load_labels,
+    numbered,
     overlay,
     palette,
     save_labels,
@@ -300,3 +301,7 @@ def test_a_heat_map_is_one_scale_for_all_values():
     assert (np.diff(colours.reshape(-1, 3).astype(float) @ [0.2126, 0.7152, 0.0722]) > 0).all()
     assert np.array_equal(heatmap(values[:1], 2.0), colours[:1])
     assert np.array_equal(heatmap(values + 5, 2.0), np.broadcast_to(colours[-1, -1], (3, 4, 3)))
+
+
+def test_labels_are_numbered_in_reading_order():
+    assert numbered(np.array([[7, 7, 2], [9, 2, 7]])).tolist() == [[0, 0, 1], [2, 1, 0]]

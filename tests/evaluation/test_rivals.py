@@ -12,7 +12,6 @@ from emerdiff_probe.evaluation.rivals.catalogue import RIVALS, find_rival
 from emerdiff_probe.evaluation.rivals.colour import CoordinateKMeans, Felzenszwalb, RgbKMeans, Slic
 from emerdiff_probe.evaluation.rivals.diffcut import DiffCut, assigned, last_of_encoder
 from emerdiff_probe.evaluation.rivals.diffseg import DiffSeg
-from emerdiff_probe.evaluation.rivals.interface import numbered
 from emerdiff_probe.evaluation.rivals.upsampling import Bilinear, DenseCrf, Guided, Nearest
 from emerdiff_probe.evaluation.rivals.walking import RandomWalk
 from emerdiff_probe.features import upsampled
@@ -192,10 +191,6 @@ def test_coordinate_k_means_sees_only_the_size():
     assert np.array_equal(one, two)
     one[:] = 0  # what was handed out is the caller's
     assert np.array_equal(CoordinateKMeans().segment(pictures[0], 5), two)
-
-
-def test_labels_are_numbered_in_reading_order():
-    assert numbered(np.array([[7, 7, 2], [9, 2, 7]])).tolist() == [[0, 0, 1], [2, 1, 0]]
 
 
 def test_a_rival_is_found_by_name():

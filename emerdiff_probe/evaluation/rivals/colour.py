@@ -12,17 +12,10 @@ from skimage.segmentation import felzenszwalb, slic
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 
+from emerdiff_probe.checks import is_integer, is_positive, require
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.evaluation.rivals.interface import (
-    Counts,
-    Pictured,
-    given,
-    is_integer,
-    is_positive,
-    numbered,
-    optional,
-    require,
-)
+from emerdiff_probe.evaluation.rivals.interface import Counts, Pictured, given, optional
+from emerdiff_probe.images import numbered
 
 SCALES = (1e-2, 1e6)
 """Bounds of the search for Felzenszwalb's scale."""

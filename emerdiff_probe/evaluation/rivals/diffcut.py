@@ -10,12 +10,13 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from emerdiff_probe.checks import is_integer, is_positive, require
 from emerdiff_probe.errors import SiteError
 from emerdiff_probe.evaluation.rivals.choices import feature_site, timestep_near
-from emerdiff_probe.evaluation.rivals.interface import Counts, is_integer, is_positive, optional, require
-from emerdiff_probe.evaluation.rivals.ncut import cosine_affinity, recursive_cut
+from emerdiff_probe.evaluation.rivals.interface import Counts, optional
 from emerdiff_probe.features import mask_embeddings, upsampled
 from emerdiff_probe.layers import Site, list_sites
+from emerdiff_probe.ncut import cosine_affinity, recursive_cut
 from emerdiff_probe.probe import ProbedImage
 
 Assignment = Literal["features", "bilinear", "nearest"]

@@ -13,10 +13,11 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from torch import nn
 
+from emerdiff_probe.checks import is_integer, is_positive, require
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.evaluation.rivals.attention import WEIGHTINGS, Weighting, aggregated_attention
 from emerdiff_probe.evaluation.rivals.choices import self_attention_sites, timestep_near
-from emerdiff_probe.evaluation.rivals.interface import Counts, is_integer, is_positive, optional, require
+from emerdiff_probe.evaluation.rivals.interface import Counts, optional
 from emerdiff_probe.probe import ProbedImage
 
 TIMESTEP = 300

@@ -5,11 +5,11 @@ Loads no torch, so that worker processes can run the rivals that need no model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
+from emerdiff_probe.checks import is_integer
 from emerdiff_probe.errors import InputError
 
 if TYPE_CHECKING:
@@ -89,30 +89,3 @@ def none(segmenter: Segmenter, clusters: int | None) -> None:
     """
     if clusters is not None:
         raise InputError(f"{segmenter.name}: {clusters!r} clusters; accepted: None, as it names classes")
-
-
-def require(owner: object, checks: Iterable[tuple[str, bool, str]]) -> None:
-    """Check parameters: name, whether it holds, and what is accepted.
-
-    Raises:
-        InputError: the first that does not hold.
-    """
-    for name, holds, accepted in checks:
-        if not holds:
-            raise InputError(f"{type(owner).__name__}: {name} {getattr(owner, name)!r}; accepted: {accepted}")
-
-
-def is_integer(value: object, low: int) -> bool:
-    """Whether this is an integer of at least `low`."""
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= low)
-
-
-def is_positive(value: object) -> bool:
-    """Whether this is a finite number above 0."""
-    return isinstance(value, (int, float, np.integer, np.floating)) and bool(np.isfinite(value) and value > 0)
-
-
-def numbered(labels: np.ndarray) -> np.ndarray:
-    """The same segments numbered 0, 1, … in reading order of first appearance."""
-    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(first))[inverse].reshape(labels.shape)

@@ -17,10 +17,11 @@ from einops import rearrange
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from emerdiff_probe.checks import is_integer, is_positive, require
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.evaluation.datasets import IGNORED
 from emerdiff_probe.evaluation.rivals.choices import feature_site
-from emerdiff_probe.evaluation.rivals.interface import Counts, Pictured, is_integer, is_positive, none, require
+from emerdiff_probe.evaluation.rivals.interface import Counts, Pictured, none
 from emerdiff_probe.layers import Site
 from emerdiff_probe.probe import ProbedImage
 

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from emerdiff_probe.checks import is_integer, is_positive, require
 from emerdiff_probe.evaluation.rivals.choices import feature_site
-from emerdiff_probe.evaluation.rivals.interface import Counts, given, is_integer, is_positive, require
+from emerdiff_probe.evaluation.rivals.interface import Counts, given
 from emerdiff_probe.evaluation.rivals.refinement import BilateralKernel, guided_filter, mean_field
 from emerdiff_probe.features import one_hot_masks, upsampled
 from emerdiff_probe.probe import ProbedImage

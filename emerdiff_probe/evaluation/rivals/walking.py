@@ -7,12 +7,13 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from emerdiff_probe.checks import is_integer, is_positive, require
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.evaluation.rivals.attention import WEIGHTINGS, Weighting, aggregated_attention
 from emerdiff_probe.evaluation.rivals.choices import self_attention_sites, timestep_near
-from emerdiff_probe.evaluation.rivals.interface import Counts, is_integer, is_positive, optional, require
-from emerdiff_probe.evaluation.rivals.ncut import cosine_affinity, recursive_cut
+from emerdiff_probe.evaluation.rivals.interface import Counts, optional
 from emerdiff_probe.features import Upsampling, upsampled
+from emerdiff_probe.ncut import cosine_affinity, recursive_cut
 from emerdiff_probe.probe import ProbedImage
 
 Adjacency = Literal["similarity", "flow"]

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.evaluation.rivals.ncut import bipartition, cosine_affinity, normalised_cut, recursive_cut
-from emerdiff_probe.evaluation.rivals.walking import flow, walk
+from emerdiff_probe.ncut import bipartition, cosine_affinity, normalised_cut, recursive_cut
 
 
 def blocks(labels, between=0.0):
@@ -36,13 +35,11 @@ def test_blocks_of_an_affinity_are_found(count, seed, between):
 
 
 def test_many_nodes_are_cut_by_lanczos_as_by_all_eigenvectors(monkeypatch):
-    from emerdiff_probe.evaluation.rivals import ncut
-
     labels = np.random.default_rng(0).integers(0, 4, 400)
     affinity = blocks(labels, 0.02) * (0.5 + random_affinity(400, 1) / 4)
     found = recursive_cut(affinity, threshold=0.5)
     assert same_partition(found, labels)
-    monkeypatch.setattr(ncut, "DENSE", 1000)
+    monkeypatch.setattr("emerdiff_probe.ncut.DENSE", 1000)
     assert np.array_equal(recursive_cut(affinity, threshold=0.5), found)
 
 
@@ -110,38 +107,6 @@ def test_cosines_go_from_0_to_1_and_do_not_see_lengths():
     assert np.array_equal(cosine_affinity(np.ones((3, 2)), 10.0), np.ones((3, 3)))
 
 
-def test_a_walk_of_several_steps_stays_a_walk():
-    rng = np.random.default_rng(0)
-    transition = rng.random((6, 6))
-    transition /= transition.sum(1, keepdims=True)
-    assert np.allclose(walk(transition, 1), transition)
-    assert np.allclose(walk(transition, 3), transition @ transition @ transition)
-    assert np.allclose(walk(transition, 50).sum(1), 1)
-
-
-def test_a_walk_shows_what_two_steps_reach():
-    """Neighbours of a chain that never look at each other's neighbours are told from the other chain."""
-    ring = np.zeros((8, 8))
-    for place in range(8):
-        ring[place, place // 4 * 4 + (place + 1) % 4] = ring[place, place] = 0.5
-    assert (walk(ring, 1) > 0).sum() == 16
-    far = walk(ring, 3) > 0
-    assert np.array_equal(far, np.repeat(np.arange(2), 4)[:, None] == np.repeat(np.arange(2), 4))
-
-
-def test_the_flow_of_a_walk_is_symmetric_and_keeps_its_rates():
-    rng = np.random.default_rng(0)
-    weights = random_affinity(6, 1)
-    transition = weights / weights.sum(1, keepdims=True)
-    assert np.allclose(flow(transition), weights / weights.sum())  # a reversible walk
-    other = rng.random((6, 6))
-    other /= other.sum(1, keepdims=True)
-    rates = flow(other)
-    assert np.allclose(rates, rates.T)
-    assert np.isclose(rates.sum(), 1)
-    assert np.allclose(rates.sum(1) @ other, rates.sum(1))  # where the walk stays
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -151,10 +116,8 @@ def test_the_flow_of_a_walk_is_symmetric_and_keeps_its_rates():
         (lambda: recursive_cut(-np.ones((2, 2)), threshold=0.5), "0 or more"),
         (lambda: recursive_cut(np.ones((4, 4)), threshold=0.5, clusters=5), "5 clusters of 4 cells; accepted: 1 to 4"),
         (lambda: cosine_affinity(np.full((2, 2), np.inf), 1), "overflowed"),
-        (lambda: walk(np.ones((3, 3)), 2), "sum to 1"),
-        (lambda: walk(np.eye(3), 0), "1 or more"),
     ],
 )
-def test_what_cannot_be_cut_or_walked_is_refused(call, message):
+def test_what_cannot_be_cut_is_refused(call, message):
     with pytest.raises(InputError, match=message):
         call()

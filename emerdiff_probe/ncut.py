@@ -10,6 +10,7 @@ from scipy.linalg import eigh
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 from emerdiff_probe.errors import InputError
+from emerdiff_probe.images import numbered
 
 DENSE = 256
 """Nodes up to which all eigenvectors are found at once, which is then faster than Lanczos iterations."""
@@ -147,8 +148,7 @@ def recursive_cut(
         parts += 1
         consider(nodes[first])
         consider(nodes[~first])
-    _, appearance, inverse = np.unique(labels, return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(appearance))[inverse]
+    return numbered(labels)
 
 
 def _require_affinity(affinity: np.ndarray) -> None:
