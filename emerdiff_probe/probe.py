@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import copy
 from functools import cached_property
 
 import numpy as np
@@ -53,6 +54,12 @@ class ProbedImage:
         )
         self._features: dict[tuple[Site, int], Tensor] = {}
         self._coarse: dict[tuple[Site, int, int], np.ndarray] = {}
+
+    def afresh(self) -> ProbedImage:
+        """The same inverted image with nothing kept, so that the time of an answer is the time of all its work."""
+        other = copy(self)
+        other._features, other._coarse = {}, {}
+        return other
 
     @cached_property
     def reconstruction(self) -> Tensor:

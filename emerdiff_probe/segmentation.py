@@ -337,7 +337,7 @@ def segment(
     with stage("modulate"):
         maps = probed.difference_maps(coarse, modulation, smoothing=config.smoothing, progress=progress)
     with stage("assign"):
-        maps = _resize(maps, pixels.shape[0], pixels.shape[1])
+        maps = resized(maps, pixels.shape[0], pixels.shape[1])
         labels = assign(maps).numpy()
     return Segmentation(
         image=pixels,
@@ -387,7 +387,8 @@ def check_config(model: ProbeModel, config: EmerDiffConfig, height: int, width: 
     return feature_site, modulation
 
 
-def _resize(maps: Tensor, height: int, width: int) -> Tensor:
+def resized(maps: Tensor, height: int, width: int) -> Tensor:
+    """Difference maps (mask, height, width) at the size of the image itself, bilinearly."""
     if maps.shape[1:] == (height, width):
         return maps
     return nn.functional.interpolate(maps[None], size=(height, width), mode="bilinear")[0]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -231,6 +231,39 @@ class OpenVocabulary:
 
 
 @dataclass(frozen=True)
+class Supervised(OpenVocabulary):
+    """Predicted labels are the classes that a segmenter was trained on; nothing is matched."""
+
+    @property
+    def name(self) -> str:
+        """What it is called beside every figure."""
+        return "supervised (classes as trained)"
+
+
+class Judged(NamedTuple):
+    """What a method has in every image of a data set, and the protocol that it is scored by."""
+
+    images: Sequence[Overlap]
+    protocol: Matching
+
+
+@dataclass(frozen=True, eq=False)
+class _Assigned:
+    """A protocol whose classes are known already."""
+
+    name: str
+    classes: Sequence[np.ndarray]
+
+    def assign(self, images: Sequence[Overlap]) -> list[np.ndarray]:
+        return list(self.classes)
+
+
+def judged(images: Sequence[Overlap], protocol: Matching) -> Judged:
+    """Give segments their classes once, for any number of scores and comparisons."""
+    return Judged(images, _Assigned(protocol.name, protocol.assign(images)))
+
+
+@dataclass(frozen=True)
 class Score:
     """A figure with its 95% interval that never goes without its protocol.
 
@@ -315,17 +348,41 @@ def compare(
     Raises:
         InputError: images that differ in their truth, protocols that differ, or as in `evaluate`.
     """
-    other = second_protocol or protocol
-    if other.name != protocol.name:
-        raise InputError(f"protocols {protocol.name!r} and {other.name!r} compared; accepted: one protocol")
-    if len(first) != len(second):
-        raise InputError(f"{len(first)} images against {len(second)}; accepted: the same images")
-    for place, (one, two) in enumerate(zip(first, second, strict=True)):
-        if not np.array_equal(one.counts.sum(1), two.counts.sum(1)):
-            raise InputError(f"image {place}: pixels of the classes differ; accepted: the same images in one order")
-    ours, theirs = _statistic(first, protocol, metric), _statistic(second, other, metric)
-    interval = bootstrap(lambda weights: ours(weights) - theirs(weights), len(first), draws=draws, seed=seed)
-    return _score(f"{metric} difference", interval, protocol.name, len(first))
+    pair = Judged(first, protocol), Judged(second, second_protocol or protocol)
+    return average_difference([pair], metric, draws=draws, seed=seed)
+
+
+def average_difference(
+    pairs: Sequence[tuple[Judged, Judged]], metric: Metric = "mIoU", *, draws: int = 2000, seed: int = 0
+) -> Score:
+    """How much higher the first of each pair scores, averaged over pairs on the same images, with a paired interval.
+
+    Args:
+        pairs: such as two methods with each of several numbers of segments.
+        metric, draws, seed: as in `compare`.
+
+    Raises:
+        InputError: no pairs, images that differ in number or truth, protocols that differ, or as in `evaluate`.
+    """
+    everything = [judged for pair in pairs for judged in pair]
+    names = sorted({judged.protocol.name for judged in everything})
+    if len(names) != 1:
+        raise InputError(f"protocols {' and '.join(map(repr, names)) or 'of nothing'} compared; accepted: one protocol")
+    first = everything[0].images
+    for images, _ in everything[1:]:
+        if len(first) != len(images):
+            raise InputError(f"{len(first)} images against {len(images)}; accepted: the same images")
+        for place, (one, two) in enumerate(zip(first, images, strict=True)):
+            if not np.array_equal(one.counts.sum(1), two.counts.sum(1)):
+                raise InputError(f"image {place}: pixels of the classes differ; accepted: the same images in one order")
+    statistics = [tuple(_statistic(*judged, metric) for judged in pair) for pair in pairs]
+    interval = bootstrap(
+        lambda weights: np.mean([ours(weights) - theirs(weights) for ours, theirs in statistics], axis=0),
+        len(first),
+        draws=draws,
+        seed=seed,
+    )
+    return _score(f"{metric} difference", interval, names[0], len(first))
 
 
 def average(metric: str, values: Sequence[float], *, draws: int = 2000, seed: int = 0) -> Score:

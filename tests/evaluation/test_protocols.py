@@ -18,11 +18,14 @@ from emerdiff_probe.evaluation.protocols import (
     Majority,
     NearestConcept,
     OpenVocabulary,
+    Supervised,
     average,
+    average_difference,
     compare,
     concept_embeddings,
     confusions,
     evaluate,
+    judged,
     region_sums,
     shared_segments,
 )
@@ -290,3 +293,28 @@ IMAGES = made(np.array([[[0, 0, 1]], [[0, 1, 1]]]), np.array([[[0, 1, 1]], [[0, 
 def test_what_cannot_be_scored_is_refused_with_what_is_accepted(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_the_average_of_differences_is_between_them_and_of_one_pair_is_its_difference():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, CLASSES, (6, 8, 8))
+    good, fair, poor = (np.where(rng.random(truth.shape) < share, truth, 0) for share in (0.9, 0.6, 0.3))
+    one, two, three = (judged(made(predicted, truth), Majority()) for predicted in (good, fair, poor))
+    first, second = (average_difference([(one, other)]) for other in (two, three))
+    both = average_difference([(one, two), (one, three)])
+    assert first == compare(one.images, two.images, Majority())
+    assert both.value == pytest.approx((first.value + second.value) / 2)
+    assert first.low < both.low < second.low
+    assert average_difference([(one, two), (two, one)]).low == pytest.approx(0)
+    with pytest.raises(InputError, match="of nothing"):
+        average_difference([])
+    with pytest.raises(InputError, match="one protocol"):
+        average_difference([(one, judged(made(fair, truth), OpenVocabulary()))])
+
+
+def test_classes_that_are_given_once_score_as_those_given_anew():
+    rng = np.random.default_rng(1)
+    truth, predicted = rng.integers(0, CLASSES, (2, 5, 6, 6))
+    images = made(predicted, truth)
+    for protocol in (*PROTOCOLS, Supervised()):
+        assert evaluate(*judged(images, protocol)) == evaluate(images, protocol)
