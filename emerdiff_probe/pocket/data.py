@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
+import os
 import re
 import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.pool import Pool
@@ -115,6 +117,69 @@ class SceneStore:
             self._failure = failure
 
 
+@dataclass(frozen=True)
+class PictureSource:
+    """Pictures to train on (perhaps still being drawn), those held out, and the words of their captions."""
+
+    count: int
+    ready: Callable[[], Pictures]
+    wait: Callable[[int], Pictures]
+    held_out: Pictures | None
+    words: tuple[str, ...]
+    description: dict[str, Any]
+
+
+@contextmanager
+def open_pictures(
+    size: int,
+    count: int,
+    *,
+    images: Path | None,
+    captions: Path | None = None,
+    cache: Path | None = None,
+    held_out: int = 64,
+    workers: int | None = None,
+    report: Callable[[str], Any] = warnings.warn,
+) -> Iterator[PictureSource]:
+    """Pictures to train on: drawn scenes, or those of a folder.
+
+    Args:
+        size: pixels of a side.
+        count: pictures at most.
+        images: a folder of images; scenes of the world where None.
+        captions: as in `read_folder`.
+        cache: folder of drawn scenes, needed without `images`.
+        held_out: pictures that are set apart; a tenth of a folder at most.
+        workers: processes that draw scenes; all cores when None.
+        report: told of unreadable files.
+
+    Raises:
+        InputError: as `read_folder` and `SceneStore` do.
+    """
+    if images is None:
+        from emerdiff_probe.pocket.world import caption_vocabulary
+
+        if cache is None:
+            raise InputError("cache: none given for drawn scenes; a folder is accepted")
+        apart = draw_scenes(HELD_OUT_SEEDS[:held_out], size) if held_out else None
+        with SceneStore(cache, count=count, size=size, workers=workers or os.cpu_count() or 1) as store:
+            description = {
+                "data": "the project's procedural world",
+                "pictures": count,
+                "first_seed": store.seeds[0],
+            }
+            yield PictureSource(count, store.pictures, store.wait, apart, caption_vocabulary(), description)
+        return
+    everything = read_folder(images, size=size, captions=captions, cap=count, report=report)
+    kept = min(held_out, len(everything) // 10)
+    apart = Pictures(everything.images[:kept], everything.captions[:kept]) if kept else None
+    pictures = Pictures(everything.images[kept:], everything.captions[kept:])
+    texts = read_captions(captions).values() if captions else ()
+    known = tuple(sorted({word for text in texts for word in words(text)}))
+    description = {"data": f"images of the folder {images.name}", "pictures": len(pictures)}
+    yield PictureSource(len(pictures), lambda: pictures, lambda count: pictures, apart, known, description)
+
+
 def draw_scenes(seeds: Sequence[int], size: int) -> Pictures:
     """Scenes of the world drawn here and now (for a few, such as those held out)."""
     from emerdiff_probe.pocket.world import draw_scene
@@ -176,6 +241,11 @@ def read_captions(path: Path) -> dict[str, str]:
     if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
         raise InputError(f'{path}: a JSON object such as {{"boat.png": "a boat on a lake"}} is accepted')
     return texts
+
+
+def words(text: str) -> list[str]:
+    """Words of a text in lower case, without punctuation."""
+    return "".join(character if character.isalnum() else " " for character in text.lower()).split()
 
 
 def mirrored(caption: str) -> str:

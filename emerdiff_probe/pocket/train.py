@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import json
 import math
 import os
 import shutil
-import signal
-import threading
-import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,46 +21,20 @@ from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch import Tensor
 
-from emerdiff_probe.errors import InputError, ModelError
+from emerdiff_probe.errors import InputError
 from emerdiff_probe.models import POCKET_FOLDER, find_device
 from emerdiff_probe.pocket.architecture import MODULES, Architecture, Parts
 from emerdiff_probe.pocket.card import write_model_card
-from emerdiff_probe.pocket.data import (
-    HELD_OUT_SEEDS,
-    Pictures,
-    SceneStore,
-    draw_scenes,
-    mirrored,
-    read_captions,
-    read_folder,
-)
+from emerdiff_probe.pocket.data import Pictures, PictureSource, mirrored, open_pictures
+from emerdiff_probe.pocket.loop import Budget, Loop, Stop, open_run, write_atomically
 
 AUTOENCODER_SHARE = 0.3
 """Part of the minutes of a run that the autoencoder takes, unless it is told otherwise."""
 
-_REPORT_SECONDS = 10.0
 _SCALED_BY = 256
 _ENCODE_BATCH = {"cuda": 256, "mps": 32, "cpu": 8}
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How long a stage trains: minutes, steps, or whichever ends first."""
-
-    minutes: float | None = None
-    steps: int | None = None
-
-    def progress(self, *, step: int, seconds: float) -> float:
-        """Part of the budget that is spent; 1 or more when the stage is over."""
-        spent = [
-            done / total if total else 1.0
-            for done, total in ((seconds / 60, self.minutes), (step, self.steps))
-            if total is not None
-        ]
-        return max(spent)
 
 
 @dataclass(frozen=True)
@@ -227,10 +196,20 @@ def train(config: TrainConfig, *, report: Callable[[str], None] = print) -> Path
     images, ``ModelError`` if the loss is no longer finite, and ``KeyboardInterrupt`` after Ctrl-C, when
     checkpoint and pipeline are written.
     """
-    _open_run(config)
+    open_run(config.out, config.identity, resume=config.resume)
     parts = None if config.init is None else Parts.load(_init_folder(config.init))
     size = config.architecture.image_size if parts is None else parts.image_size
-    with _pictures(config, size, report) as source, _Stop(config.session_minutes) as stop:
+    pictures = open_pictures(
+        size,
+        config.choice("scenes", cuda=60_000, other=4_000),
+        images=config.images,
+        captions=config.captions,
+        cache=config.cache or config.out / "cache",
+        held_out=config.held_out,
+        workers=config.workers,
+        report=report,
+    )
+    with pictures as source, Stop(config.session_minutes) as stop:
         if parts is None:
             parts = Parts.build(config.architecture, source.words, seed=config.seed)
             if config.autoencoder_from is not None:
@@ -248,7 +227,9 @@ def train(config: TrainConfig, *, report: Callable[[str], None] = print) -> Path
 class _Run:
     """The stages of one training run over its parts."""
 
-    def __init__(self, config: TrainConfig, parts: Parts, source: _Source, stop: _Stop, report: Callable[[str], None]):
+    def __init__(
+        self, config: TrainConfig, parts: Parts, source: PictureSource, stop: Stop, report: Callable[[str], None]
+    ):
         self.config, self.parts, self.source, self.stop, self.report = config, parts, source, stop, report
         self.device = config.torch_device
         self.scaling_factor = float(parts.autoencoder.config.scaling_factor)
@@ -260,8 +241,16 @@ class _Run:
         self.bfloat16 = fit if config.bfloat16 is None else config.bfloat16
         for name in MODULES:
             getattr(parts, name).to(self.device, memory_format=torch.channels_last)
-        self.autoencoder_loop = _Loop("autoencoder", {"autoencoder": parts.autoencoder}, self)
-        self.denoiser_loop = _Loop("denoiser", {"denoiser": parts.denoiser, "text_encoder": parts.text_encoder}, self)
+        self.compile = self.device.type == "cuda" if config.compile is None else config.compile
+        self.autoencoder_loop = Loop(
+            "autoencoder", {"autoencoder": parts.autoencoder}, self, peak=config.autoencoder_learning_rate
+        )
+        self.denoiser_loop = Loop(
+            "denoiser",
+            {"denoiser": parts.denoiser, "text_encoder": parts.text_encoder},
+            self,
+            peak=config.learning_rate,
+        )
 
     def train_autoencoder(self) -> None:
         """Stage 1: crops in, crops out."""
@@ -269,7 +258,7 @@ class _Run:
         if loop.progress >= 1 or self.stop:
             self._measure_scaling()
             return
-        if loop.compile:
+        if self.compile:
             autoencoder.encoder.compile()
             autoencoder.decoder.compile()
         # Steps are drawn from a fixed number of pictures, or two runs of the same steps would differ.
@@ -301,7 +290,7 @@ class _Run:
         if self.bfloat16 and self.device.type == "cpu":
             # The processor's fused attention gains nothing from bfloat16; plain products do.
             parts.denoiser.set_attn_processor(AttnProcessor())
-        if loop.compile:
+        if self.compile:
             parts.denoiser.compile()
 
         def loss_of(step: int) -> Tensor:
@@ -364,7 +353,7 @@ class _Run:
             "sample_steps": self.config.sample_steps,
             **self._draw_samples(parts, shown),
         }
-        _write_atomically(self.config.out / "figures.json", json.dumps(figures, indent=1).encode())
+        write_atomically(self.config.out / "figures.json", json.dumps(figures, indent=1).encode())
         write_model_card(self.config.out, weaknesses=self.config.weaknesses)
         return folder
 
@@ -478,220 +467,6 @@ class _Run:
         return {"prompts": prompts, **reconstruction_figures(np.asarray(pictures.images), reconstructed)}
 
 
-class _Loop:
-    """The steps of one stage: optimizer, learning rate, averaged weights, log and checkpoints."""
-
-    def __init__(self, stage: str, modules: dict[str, nn.Module], run: _Run):
-        config = run.config
-        self.stage, self.modules, self.config = stage, modules, config
-        self.budget, self.stop, self.report, self.autocast = (
-            config.budget(stage),
-            run.stop,
-            run.report,
-            run.autocast,
-        )
-        self.peak = config.autoencoder_learning_rate if stage == "autoencoder" else config.learning_rate
-        self.step = 0
-        self.seconds = 0.0
-        self._started: float | None = None
-        self.averaged: dict[str, Any] = {name: copy.deepcopy(module).eval() for name, module in modules.items()}
-        for module in self.averaged.values():
-            module.requires_grad_(False)
-        cuda = run.device.type == "cuda"
-        self.compile = cuda if config.compile is None else config.compile
-        self.optimizer = torch.optim.AdamW(self._parameters(), lr=self.peak, weight_decay=0.01, fused=cuda)
-        self.path = config.out / "state" / f"{stage}.pt"
-        self.log_path = config.out / "losses.jsonl"
-        if self.path.exists():
-            self._load(run.device)
-        self._forget_later_losses()
-
-    @property
-    def progress(self) -> float:
-        """Part of the stage's budget that is spent."""
-        return self.budget.progress(step=self.step, seconds=self._elapsed())
-
-    @property
-    def figures(self) -> dict[str, Any]:
-        """Steps, minutes and parameters of the schedule, for the model card."""
-        return {"steps": self.step, "minutes": self.seconds / 60, "learning_rate": self.peak}
-
-    def start_clock(self) -> None:
-        """Count the time from now on (for work of the stage before its first step)."""
-        if self._started is None:
-            self._started = time.monotonic()
-
-    def run(self, loss_of: Callable[[int], Tensor]) -> None:
-        """Take steps down ``loss_of(step)`` until the budget is spent or the run is stopped."""
-        self.start_clock()
-        for module in self.modules.values():
-            module.train()
-        parameters = self._parameters()
-        losses: list[Tensor] = []
-        saved = told = time.monotonic()
-        while (progress := self.progress) < 1 and not self.stop:
-            rate = self.peak * min(1.0, (self.step + 1) / self.config.warmup_steps) * _cosine(progress)
-            losses.append(self._take_step(loss_of, parameters, rate))
-            if self.step % self.config.log_every == 0:
-                value = self._log(losses, rate)
-                losses = []
-                if time.monotonic() - told > _REPORT_SECONDS:
-                    told = time.monotonic()
-                    self.report(f"{self.stage}: step {self.step}, {self.progress:.0%}, loss {value:.4f}")
-            if time.monotonic() - saved > self.config.checkpoint_seconds:
-                saved = time.monotonic()
-                self._save()
-        if losses:
-            self._log(losses, rate)
-        self._save()
-        self._started = None
-        for module in self.modules.values():
-            module.eval()
-        self.report(f"{self.stage}: {self.step} steps in {self.seconds / 60:.1f} minutes")
-
-    def _take_step(self, loss_of: Callable[[int], Tensor], parameters: list[Tensor], rate: float) -> Tensor:
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        with torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=True):
-            with self.autocast():
-                loss = loss_of(self.step)
-            loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        self._average(parameters)
-        return loss.detach()
-
-    def _parameters(self) -> list[Tensor]:
-        return [parameter for module in self.modules.values() for parameter in module.parameters()]
-
-    def _average(self, parameters: list[Tensor]) -> None:
-        # Averaging over fewer steps at first: otherwise the average remembers its random start for long.
-        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
-        averaged = [parameter for module in self.averaged.values() for parameter in module.parameters()]
-        get_ema_multi_avg_fn(decay)(averaged, parameters, None)
-
-    def _elapsed(self) -> float:
-        return self.seconds + (0.0 if self._started is None else time.monotonic() - self._started)
-
-    def _log(self, losses: list[Tensor], rate: float) -> float:
-        value = torch.stack(losses).mean().item()
-        if not math.isfinite(value):
-            raise ModelError(
-                f"{self.stage}: the loss is {value} at step {self.step}; resume from the last checkpoint "
-                f"with a learning rate below {self.peak}"
-            )
-        line = {
-            "stage": self.stage,
-            "step": self.step,
-            "loss": value,
-            "rate": rate,
-            "seconds": self._elapsed(),
-        }
-        with self.log_path.open("a", encoding="utf-8") as log:
-            log.write(json.dumps(line) + "\n")
-        return value
-
-    def _save(self) -> None:
-        now = time.monotonic()
-        if self._started is not None:
-            self.seconds += now - self._started
-            self._started = now
-        state = {
-            "step": self.step,
-            "seconds": self.seconds,
-            "modules": {name: module.state_dict() for name, module in self.modules.items()},
-            "averaged": {name: module.state_dict() for name, module in self.averaged.items()},
-            "optimizer": self.optimizer.state_dict(),
-        }
-        self.path.parent.mkdir(exist_ok=True)
-        temporary = self.path.with_suffix(".writing")
-        torch.save(state, temporary)
-        os.replace(temporary, self.path)
-
-    def _load(self, device: torch.device) -> None:
-        state = torch.load(self.path, map_location=device, weights_only=True)
-        self.step, self.seconds = state["step"], state["seconds"]
-        for name in self.modules:
-            self.modules[name].load_state_dict(state["modules"][name])
-            self.averaged[name].load_state_dict(state["averaged"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-
-    def _forget_later_losses(self) -> None:
-        """Drop what a killed run logged after its last checkpoint: those steps are taken again."""
-        if self.log_path.exists():
-            lines = [json.loads(line) for line in self.log_path.read_text(encoding="utf-8").splitlines()]
-            kept = [line for line in lines if line["stage"] != self.stage or line["step"] <= self.step]
-            _write_atomically(self.log_path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-
-
-class _Stop:
-    """True once the session is over or Ctrl-C was pressed; a second Ctrl-C interrupts at once."""
-
-    def __init__(self, minutes: float | None):
-        self.deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
-        self.interrupted = False
-        self._previous: Any = None
-
-    def __bool__(self) -> bool:
-        return self.interrupted or time.monotonic() > self.deadline
-
-    def __enter__(self) -> _Stop:
-        # Python delivers signals to the main thread only, and only there may handlers be set.
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._interrupt)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-
-    def _interrupt(self, *_: object) -> None:
-        if self.interrupted:
-            raise KeyboardInterrupt
-        self.interrupted = True
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Pictures to train on (perhaps still being drawn), those held out, and the words of their captions."""
-
-    count: int
-    ready: Callable[[], Pictures]
-    wait: Callable[[int], Pictures]
-    held_out: Pictures | None
-    words: tuple[str, ...]
-    description: dict[str, Any]
-
-
-@contextlib.contextmanager
-def _pictures(config: TrainConfig, size: int, report: Callable[[str], None]) -> Iterator[_Source]:
-    cap = config.choice("scenes", cuda=60_000, other=4_000)
-    if config.world:
-        from emerdiff_probe.pocket.world import caption_vocabulary
-
-        workers = config.workers or os.cpu_count() or 1
-        held_out = draw_scenes(HELD_OUT_SEEDS[: config.held_out], size) if config.held_out else None
-        with SceneStore(config.cache or config.out / "cache", count=cap, size=size, workers=workers) as store:
-            description = {
-                "data": "the project's procedural world",
-                "pictures": cap,
-                "first_seed": store.seeds[0],
-            }
-            yield _Source(cap, store.pictures, store.wait, held_out, caption_vocabulary(), description)
-        return
-    assert config.images is not None
-    everything = read_folder(config.images, size=size, captions=config.captions, cap=cap, report=report)
-    kept = min(config.held_out, len(everything) // 10)
-    held_out = Pictures(everything.images[:kept], everything.captions[:kept]) if kept else None
-    pictures = Pictures(everything.images[kept:], everything.captions[kept:])
-    texts = read_captions(config.captions).values() if config.captions else ()
-    words = tuple(sorted({word for text in texts for word in _words(text)}))
-    description = {"data": f"images of the folder {config.images.name}", "pictures": len(pictures)}
-    yield _Source(len(pictures), lambda: pictures, lambda count: pictures, held_out, words, description)
-
-
 def loss_weights(alphas_cumprod: Tensor, prediction_type: str, min_snr: float | None) -> Tensor:
     """Weight (timestep,) of the squared error of a prediction, so that the error of the image counts by min(SNR, cap).
 
@@ -703,9 +478,7 @@ def loss_weights(alphas_cumprod: Tensor, prediction_type: str, min_snr: float | 
     return {"sample": capped, "epsilon": capped / ratio, "v_prediction": capped / (ratio + 1)}[prediction_type]
 
 
-def _target(
-    scheduler: DDIMScheduler, prediction_type: str, clean: Tensor, noise: Tensor, timestep: Tensor
-) -> Tensor:
+def _target(scheduler: DDIMScheduler, prediction_type: str, clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
     if prediction_type == "v_prediction":
         return scheduler.get_velocity(clean, noise, timestep)
     return {"sample": clean, "epsilon": noise}[prediction_type]
@@ -734,23 +507,6 @@ def reconstruction_figures(images: np.ndarray, painted: np.ndarray) -> dict[str,
     }
 
 
-def _open_run(config: TrainConfig) -> None:
-    """Make the run folder, or check that a resumed run is the one in it."""
-    path = config.out / "config.json"
-    if config.resume and path.exists():
-        then = json.loads(path.read_text(encoding="utf-8"))
-        for name, value in config.identity.items():
-            if then.get(name) != value:
-                raise InputError(
-                    f"{config.out}: {name} was {then.get(name)} there and is {value} now; resume needs the same"
-                )
-        return
-    if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
-        raise InputError(f"{config.out}: in use; a new or empty folder is accepted, or resume with the run in it")
-    config.out.mkdir(parents=True, exist_ok=True)
-    _write_atomically(path, json.dumps(config.identity, indent=1).encode())
-
-
 def _metadata(path: Path) -> dict[str, str]:
     with safe_open(path, "pt") as file:
         return dict(file.metadata())
@@ -758,15 +514,6 @@ def _metadata(path: Path) -> dict[str, str]:
 
 def _init_folder(init: str | Path) -> Path:
     return POCKET_FOLDER if init == "pocket" else Path(init)
-
-
-def _words(text: str) -> list[str]:
-    return "".join(character if character.isalnum() else " " for character in text.lower()).split()
-
-
-def _cosine(progress: float) -> float:
-    """Factor of the learning rate: from 1 down to 1%."""
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
 def _to_bytes(images: Tensor) -> np.ndarray:
@@ -780,9 +527,3 @@ def _save_grid(path: Path, rows: list[np.ndarray]) -> None:
     width = max(line.shape[1] for line in lines)
     padded = [np.pad(line, ((0, 0), (0, width - line.shape[1]), (0, 0)), constant_values=255) for line in lines]
     Image.fromarray(np.concatenate(padded)).save(path)
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + ".writing")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

@@ -15,10 +15,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from emerdiff_probe.errors import InputError, ModelError
-from emerdiff_probe.pocket import train as training
 from emerdiff_probe.pocket.architecture import MODULES, Architecture, Parts, build_tokenizer
 from emerdiff_probe.pocket.data import HELD_OUT_SEEDS, TRAIN_SEEDS, SceneStore, draw_scenes, mirrored, read_folder
-from emerdiff_probe.pocket.train import Budget, TrainConfig, loss_weights, train
+from emerdiff_probe.pocket.loop import Budget, Loop
+from emerdiff_probe.pocket.train import TrainConfig, loss_weights, train
 from emerdiff_probe.pocket.world import caption_vocabulary
 
 TINY = Architecture(
@@ -138,7 +138,7 @@ def test_a_run_that_breaks_off_and_is_resumed_equals_an_uninterrupted_one(config
     class KilledError(Exception):
         pass
 
-    take_step = training._Loop._take_step
+    take_step = Loop._take_step
 
     def die_at_the_third(loop, *arguments):
         if loop.stage == stage and loop.step == 3:
@@ -146,7 +146,7 @@ def test_a_run_that_breaks_off_and_is_resumed_equals_an_uninterrupted_one(config
         return take_step(loop, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training._Loop, "_take_step", die_at_the_third)
+        patch.setattr(Loop, "_take_step", die_at_the_third)
         with pytest.raises(KilledError):
             train(replace(config, checkpoint_seconds=1e-9), report=quiet)
     assert torch.load(config.out / "state" / f"{stage}.pt", weights_only=True)["step"] == 3
@@ -188,14 +188,14 @@ def test_killed_process_resumes(config):
 
 
 def test_interrupt_saves_before_it_is_raised(config, monkeypatch):
-    take_step = training._Loop._take_step
+    take_step = Loop._take_step
 
     def press_ctrl_c(loop, *arguments):
         if loop.step == 1:
             signal.raise_signal(signal.SIGINT)
         return take_step(loop, *arguments)
 
-    monkeypatch.setattr(training._Loop, "_take_step", press_ctrl_c)
+    monkeypatch.setattr(Loop, "_take_step", press_ctrl_c)
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         train(config, report=quiet)
