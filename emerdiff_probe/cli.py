@@ -41,7 +41,9 @@ class Placement(StrEnum):
 def segment(
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     model: ModelOption = "pocket",
-    clusters: Annotated[int | None, typer.Option(help="Number of masks K.")] = None,
+    clusters: Annotated[
+        str | None, typer.Option(help="Number of masks K; or 'auto', or the name of a criterion that finds it.")
+    ] = None,
     feature_timestep: Annotated[int | None, typer.Option(help="Timestep of the clustered features, t_f.")] = None,
     feature_layer: Annotated[
         str | None, typer.Option(help="Site whose features are clustered, by its name in `emerdiff-probe layers`.")
@@ -67,7 +69,7 @@ def segment(
 
     names = _folder_names(images)
     given: dict[str, Any] = {
-        "clusters": clusters,
+        "clusters": _integer_or_name(clusters),
         "feature_timestep": feature_timestep,
         "feature_site": feature_layer,
         "modulate_at": modulate_at,
@@ -209,6 +211,13 @@ def train(
         device=device,
     )
     print(run(config, report=tqdm.write))
+
+
+def _integer_or_name(text: str | None) -> int | str | None:
+    try:
+        return text if text is None else int(text)
+    except ValueError:
+        return text
 
 
 def _folder_names(images: list[Path]) -> list[str]:

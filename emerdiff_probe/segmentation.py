@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
@@ -20,10 +21,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from emerdiff_probe.checks import is_integer
 from emerdiff_probe.correspondence import Modulation, assign
+from emerdiff_probe.criteria import CRITERIA, accepted_clusters, find_criterion
 from emerdiff_probe.diffusion import make_scheduler, require_on_grid
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.features import mask_embeddings
+from emerdiff_probe.hierarchy import SegmentTree, likeness_linkage, merged_maps
 from emerdiff_probe.images import (
     colour_labels,
     contact_sheet,
@@ -46,7 +50,7 @@ class EmerDiffConfig:
     """Every choice of the method. The defaults are the paper's for Stable Diffusion v1.4 where it states them.
 
     Attributes:
-        clusters: number of masks K, 1 or more.
+        clusters: number of masks K, 1 or more; or "auto", or the name of a criterion in `CRITERIA` that finds it.
         feature_site: name of the site whose features are clustered.
         feature_timestep: the paper's t_f.
         layer: name of a site of the attention layer that is modulated.
@@ -64,7 +68,7 @@ class EmerDiffConfig:
         InputError: a value out of range.
     """
 
-    clusters: int = 20
+    clusters: int | str = 20
     feature_site: str = "up16.cross0.query"
     feature_timestep: int = 1
     layer: str = "up16.cross2.output"
@@ -81,9 +85,9 @@ class EmerDiffConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "injection", tuple(self.injection))
         checks: list[tuple[str, bool, str]] = [
-            ("clusters", _is_integer(self.clusters) and self.clusters >= 1, "an integer, 1 or more"),
-            ("steps", _is_integer(self.steps) and self.steps >= 1, "an integer, 1 or more"),
-            ("seed", _is_integer(self.seed) and self.seed >= 0, "an integer, 0 or more"),
+            ("clusters", is_integer(self.clusters, 1) or self.clusters in ("auto", *CRITERIA), accepted_clusters()),
+            ("steps", is_integer(self.steps, 1), "an integer, 1 or more"),
+            ("seed", is_integer(self.seed, 0), "an integer, 0 or more"),
             ("strength", _is_finite(self.strength) and self.strength > 0, "a finite number above 0"),
             ("smoothing", _is_finite(self.smoothing) and self.smoothing >= 0, "a finite number, 0 or more"),
             ("placement", self.placement in {"after", "before"}, "'after', 'before'"),
@@ -93,6 +97,17 @@ class EmerDiffConfig:
         for name, holds, accepted in checks:
             if not holds:
                 raise InputError(f"{name} {getattr(self, name)!r}; accepted: {accepted}")
+
+    @property
+    def given_clusters(self) -> int:
+        """The number of masks, for what takes no other.
+
+        Raises:
+            InputError: it is to be found for every image.
+        """
+        if isinstance(self.clusters, str):
+            raise InputError(f"clusters {self.clusters!r}; accepted here: an integer, 1 or more")
+        return self.clusters
 
     @classmethod
     def for_model(cls, model: ProbeModel, **changes: Any) -> Self:
@@ -122,10 +137,6 @@ PRESETS: dict[Family, tuple[int, dict[str, Any]]] = {
 """For every family: latent cells a cell of the probed grid along one side, and what differs from the defaults."""
 
 
-def _is_integer(value: object) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-
 def _is_finite(value: object) -> bool:
     return isinstance(value, (int, float, np.integer, np.floating)) and bool(np.isfinite(value))
 
@@ -137,9 +148,11 @@ class Segmentation:
     Attributes:
         image: (height, width, 3) uint8, as given.
         labels: (height, width) integers in 0 … K - 1.
-        low_resolution_masks: (grid_height, grid_width) integers, the k-means clusters.
+        low_resolution_masks: (grid_height, grid_width) integers, the k-means clusters, or unions of them where the
+            criterion for their number merged some.
         difference_maps: (mask, height, width) float32; `labels` is their argmax.
         mask_embeddings: (mask, channel) float32, the mean feature inside every low-resolution mask.
+        linkage: (mask - 1, 4) float64, SciPy's linkage matrix of the difference maps by their cosine; see `tree`.
         config: every setting.
         model: name of the model; fingerprint: of its weights.
         seconds: of every stage.
@@ -150,6 +163,7 @@ class Segmentation:
     low_resolution_masks: np.ndarray
     difference_maps: np.ndarray
     mask_embeddings: np.ndarray
+    linkage: np.ndarray
     config: EmerDiffConfig
     model: str
     fingerprint: str
@@ -159,6 +173,11 @@ class Segmentation:
     def masks(self) -> int:
         """Number of masks, K (or fewer, where the image has fewer distinct cells)."""
         return len(self.difference_maps)
+
+    @cached_property
+    def tree(self) -> SegmentTree:
+        """The segments merged step by step into larger ones; `tree.cut(k)` gives the labels of any level."""
+        return SegmentTree(self.labels, self.linkage)
 
     def overlay(self, opacity: float = 0.55) -> Image.Image:
         """Label colours over the image, borders in white."""
@@ -188,7 +207,8 @@ class Segmentation:
         """Write the result as open formats; a folder is written as a whole or not at all, replacing an older one.
 
         Files: image.png, labels.png (indexed), overlay.png, contours.png, side_by_side.png, difference_maps.png,
-        segmentation.safetensors (difference_maps, low_resolution_masks, mask_embeddings) and result.json.
+        levels.png (of the tree), segmentation.safetensors (difference_maps, low_resolution_masks, mask_embeddings,
+        linkage) and result.json.
 
         Raises:
             InputError: the folder exists and holds something else.
@@ -205,10 +225,12 @@ class Segmentation:
             self.contours().save(partial / "contours.png")
             self.side_by_side().save(partial / "side_by_side.png")
             self.difference_sheet().save(partial / "difference_maps.png")
+            self.tree.levels(self.image).save(partial / "levels.png")
             tensors = {
                 "difference_maps": torch.from_numpy(self.difference_maps).contiguous(),
                 "low_resolution_masks": torch.from_numpy(self.low_resolution_masks).contiguous(),
                 "mask_embeddings": torch.from_numpy(self.mask_embeddings).contiguous(),
+                "linkage": torch.from_numpy(self.linkage).contiguous(),
             }
             save_file(tensors, partial / "segmentation.safetensors")
             (partial / "result.json").write_text(json.dumps(self.summary(), indent=2) + "\n")
@@ -248,6 +270,7 @@ class Segmentation:
                 low_resolution_masks=tensors["low_resolution_masks"].numpy(),
                 difference_maps=tensors["difference_maps"].numpy(),
                 mask_embeddings=tensors["mask_embeddings"].numpy(),
+                linkage=tensors["linkage"].numpy(),
                 config=EmerDiffConfig(**summary["configuration"]),
                 model=summary["model"],
                 fingerprint=summary["fingerprint"],
@@ -316,6 +339,7 @@ def segment(
         SiteError, TimestepError: a layer or timestep that the model does not have. All before any model runs.
     """
     config = config or EmerDiffConfig.for_model(model)
+    criterion = find_criterion(config.clusters)
     pixels = load_image(image)
     height, width = model.working_size(*pixels.shape[:2])
     feature_site, modulation = check_config(model, config, height, width)
@@ -333,11 +357,15 @@ def segment(
     with stage("features"):
         features = probed.features(feature_site, config.feature_timestep)
     with stage("cluster"):
-        coarse = probed.low_resolution_masks(feature_site, config.clusters, config.feature_timestep)
+        count = criterion.clusters(features, probed.grid(feature_site), seed=config.seed)
+        coarse = probed.low_resolution_masks(feature_site, count, config.feature_timestep)
     with stage("modulate"):
         maps = probed.difference_maps(coarse, modulation, smoothing=config.smoothing, progress=progress)
     with stage("assign"):
-        maps = resized(maps, pixels.shape[0], pixels.shape[1])
+        groups = criterion.merged(maps)
+        linkage = likeness_linkage(merged_maps(maps, groups))
+        maps = merged_maps(resized(maps, pixels.shape[0], pixels.shape[1]), groups)
+        coarse = groups[coarse]
         labels = assign(maps).numpy()
     return Segmentation(
         image=pixels,
@@ -345,6 +373,7 @@ def segment(
         low_resolution_masks=coarse,
         difference_maps=maps.numpy(),
         mask_embeddings=mask_embeddings(features, coarse).numpy(),
+        linkage=linkage,
         config=config,
         model=model.name,
         fingerprint=model.fingerprint,
@@ -379,7 +408,7 @@ def check_config(model: ProbeModel, config: EmerDiffConfig, height: int, width: 
     require_on_grid(config.feature_timestep, grid)
     require_on_grid(config.modulate_at, grid)
     rows, columns = feature_site.grid(height // model.factor, width // model.factor)
-    if config.clusters > rows * columns:
+    if not isinstance(config.clusters, str) and config.clusters > rows * columns:
         raise InputError(
             f"{config.clusters} clusters, but {feature_site.name} has {rows} x {columns} cells at "
             f"{height} x {width} pixels; accepted: 1 to {rows * columns}"

@@ -45,7 +45,7 @@ def test_segment_writes_the_documented_files(run, folder, image_file, tmp_path):
         place = tmp_path / "out" / name
         tensors = load_file(place / "segmentation.safetensors")
         summary = json.loads((place / "result.json").read_text())
-        assert set(tensors) == {"difference_maps", "low_resolution_masks", "mask_embeddings"}
+        assert set(tensors) == {"difference_maps", "low_resolution_masks", "mask_embeddings", "linkage"}
         assert tensors["difference_maps"].shape == (3, *size)
         assert tensors["low_resolution_masks"].ndim == 2
         assert not tensors["low_resolution_masks"].is_floating_point()
@@ -84,10 +84,23 @@ def test_options_reach_the_configuration(run, folder, image_file, tmp_path):
     assert made.injection == ()
 
 
+def test_the_number_of_masks_can_be_found(run, folder, image_file, tmp_path):
+    out = tmp_path / "out"
+    code, told, _ = run("segment", image_file, "--model", folder, "--clusters", "auto", *FAST[2:], "--out", out)
+    assert code == 0
+    result = Segmentation.load(out / "photo")
+    assert result.config.clusters == "auto"
+    assert f"{result.masks} masks" in told
+
+
 BAD = {
     "missing image": (["nothing.png"], "nothing.png: no such image file"),
     "no clusters": (["IMAGE", "--clusters", "0"], "clusters 0"),
     "too many clusters": (["IMAGE", "--clusters", "5000"], "5000 clusters"),
+    "unknown criterion": (
+        ["IMAGE", "--clusters", "elbow"],
+        "clusters 'elbow'; accepted: an integer, 1 or more, 'auto'",
+    ),
     "strength": (["IMAGE", "--strength", "-1"], "strength -1"),
     "strength of NaN": (["IMAGE", "--strength", "nan"], "strength nan"),
     "timestep": (["IMAGE", "--modulate-at", "280"], "near ones: 241, 261, 281, 301"),

@@ -12,10 +12,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from emerdiff_probe.correspondence import assign
+from emerdiff_probe.criteria import CRITERIA, ResponseOverlap, find_criterion
 from emerdiff_probe.errors import InputError, InterventionError, ModelError, SiteError, TimestepError
 from emerdiff_probe.features import one_hot_masks
+from emerdiff_probe.hierarchy import groups_within, likeness_linkage
 from emerdiff_probe.layers import find_site
 from emerdiff_probe.models import load_model
+from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.segmentation import EmerDiffConfig, Segmentation, check_config, segment, segment_all
 
 FAST = {"clusters": 4, "modulate_at": 301, "steps": 10}
@@ -78,7 +82,7 @@ def test_the_result_carries_what_made_it(result, model, config):
 def test_the_same_call_gives_the_same_bits_and_leaves_no_hooks(result, model, config):
     weights = tiny.state_of(model.denoiser)
     again = segment(model, IMAGE, config)
-    for name in ("labels", "low_resolution_masks", "difference_maps", "mask_embeddings"):
+    for name in ("labels", "low_resolution_masks", "difference_maps", "mask_embeddings", "linkage"):
         assert np.array_equal(getattr(again, name), getattr(result, name)), name
     assert not tiny.hooks_of(model.denoiser)
     assert all(torch.equal(weights[name], tensor) for name, tensor in model.denoiser.state_dict().items())
@@ -153,6 +157,8 @@ def test_the_papers_settings_are_the_defaults():
         ("clusters", 2.5),
         ("clusters", True),
         ("clusters", "4"),
+        ("clusters", "elbow"),
+        ("clusters", [4]),
         ("steps", 0),
         ("seed", -1),
         ("seed", 0.5),
@@ -207,10 +213,63 @@ def test_as_many_clusters_as_cells_is_the_most(model, config):
         check_config(model, replace(config, clusters=rows * columns + 1), 64, 64)
 
 
+@pytest.mark.parametrize("name", ["auto", *CRITERIA])
+def test_the_number_of_masks_can_be_found(model, config, name):
+    found = segment(model, IMAGE, replace(config, clusters=name))
+    cells = found.low_resolution_masks.size
+    assert 1 <= found.masks <= cells
+    assert np.array_equal(found.labels, found.difference_maps.argmax(0))
+    assert set(np.unique(found.low_resolution_masks)) == set(range(found.masks))
+    assert len(found.mask_embeddings) == found.masks
+    assert found.config.clusters == name
+    if name == "overlap":
+        return
+    site = find_site(model, config.feature_site)
+    probed = ProbedImage(model, IMAGE, start=config.modulate_at, steps=config.steps, seed=config.seed)
+    count = find_criterion(name).clusters(probed.features(site), probed.grid(site))
+    assert np.array_equal(segment(model, IMAGE, replace(config, clusters=count)).labels, found.labels)
+
+
+def test_masks_that_overlap_are_merged_without_another_pass(model, config, monkeypatch):
+    passes = []
+    handle = model.denoiser.register_forward_pre_hook(lambda *_: passes.append(True))
+    try:
+        fine = segment(model, IMAGE, replace(config, clusters=6))
+        enough = len(passes)
+        threshold = float(np.median(fine.linkage[:, 2]))
+        criteria = {**CRITERIA, "overlap": ResponseOverlap(masks=6, threshold=threshold)}
+        monkeypatch.setattr("emerdiff_probe.criteria.CRITERIA", criteria)
+        merged = segment(model, IMAGE, replace(config, clusters="overlap"))
+    finally:
+        handle.remove()
+    assert len(passes) == 2 * enough
+    groups = groups_within(fine.linkage, threshold)
+    assert 1 < merged.masks < fine.masks
+    assert np.array_equal(merged.labels, groups[fine.labels])
+    assert np.array_equal(merged.low_resolution_masks, groups[fine.low_resolution_masks])
+    assert torch.equal(assign(torch.from_numpy(merged.difference_maps)), torch.from_numpy(groups[fine.labels]))
+
+
+def test_what_needs_a_number_refuses_one_that_is_to_be_found(config):
+    assert config.given_clusters == 4
+    with pytest.raises(InputError, match="clusters 'auto'; accepted here: an integer"):
+        _ = replace(config, clusters="auto").given_clusters
+
+
+def test_levels_go_from_the_labels_to_one_segment(result, tmp_path):
+    assert np.array_equal(result.tree.cut(result.masks), result.labels)
+    assert not result.tree.cut(1).any()
+    loaded = Segmentation.load(result.save(tmp_path / "photo"))
+    for count in range(1, result.masks + 1):
+        assert np.array_equal(loaded.tree.cut(count), result.tree.cut(count))
+    with Image.open(tmp_path / "photo" / "levels.png") as picture:
+        assert np.array_equal(np.array(picture), np.array(result.tree.levels(IMAGE)))
+
+
 def test_what_was_saved_comes_back(result, tmp_path):
     folder = result.save(tmp_path / "deep" / "photo")
     loaded = Segmentation.load(folder)
-    for name in ("image", "labels", "low_resolution_masks", "difference_maps", "mask_embeddings"):
+    for name in ("image", "labels", "low_resolution_masks", "difference_maps", "mask_embeddings", "linkage"):
         assert np.array_equal(getattr(loaded, name), getattr(result, name)), name
         assert getattr(loaded, name).dtype == getattr(result, name).dtype, name
     for name in ("config", "model", "fingerprint", "seconds"):
@@ -225,6 +284,7 @@ def test_the_files_are_what_the_documentation_says(result, tmp_path):
         "difference_maps": (4, 50, 81),
         "low_resolution_masks": result.low_resolution_masks.shape,
         "mask_embeddings": result.mask_embeddings.shape,
+        "linkage": (3, 4),
     }
     assert not tensors["low_resolution_masks"].is_floating_point()
     summary = json.loads((folder / "result.json").read_text())
@@ -285,7 +345,7 @@ def test_loading_a_damaged_result_is_refused(result, tmp_path, name, damage):
 def test_more_than_256_masks_are_saved_with_16_bits(result, tmp_path):
     labels = np.arange(50 * 81).reshape(50, 81) % 300
     maps = one_hot_masks(labels).numpy()
-    many = replace(result, labels=labels.astype(np.uint16), difference_maps=maps)
+    many = replace(result, labels=labels.astype(np.uint16), difference_maps=maps, linkage=likeness_linkage(maps))
     loaded = Segmentation.load(many.save(tmp_path / "many"))
     assert loaded.masks == 300
     assert np.array_equal(loaded.labels, labels)

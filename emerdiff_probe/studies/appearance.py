@@ -39,7 +39,7 @@ def counterfactual(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = F
         return probed.difference_maps(coarse, modulation, smoothing=config.smoothing).numpy()
 
     def measure(probed: ProbedImage, scene: Scene, unit: Mapping[str, Any]) -> dict[Cell, Measured]:
-        coarse = probed.low_resolution_masks(site, config.clusters, config.feature_timestep)
+        coarse = probed.low_resolution_masks(site, config.given_clusters, config.feature_timestep)
         features, maps = probed.features(site, config.feature_timestep), maps_of(probed, coarse)
         size, cells = scene.parts.shape[0], probed.grid(site)
         measured: dict[Cell, Measured] = {}
@@ -57,7 +57,7 @@ def counterfactual(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = F
             colours, their_colours = (by_cell(s.image, cells).mean(1) / 255 for s in (scene, changed))
             closest = np.linalg.norm(colours[:, None] - their_colours[None], axis=-1).argmin(1)
             carried = nearest(theirs, mask_embeddings(features, coarse)).reshape(cells)
-            clusters = other.low_resolution_masks(site, config.clusters, config.feature_timestep)
+            clusters = other.low_resolution_masks(site, config.given_clusters, config.feature_timestep)
             measured[(factor,)] = {
                 "same_part": 100 * float(np.mean(found[matched] == ours)),
                 "same_part_by_colour": 100 * float(np.mean(found[closest] == ours)),
@@ -126,11 +126,11 @@ def small_parts(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = Fals
         shape, timestep = scene.parts.shape, config.feature_timestep
         if remedy == "finer layer":
             assert fine is not None
-            return upsampled(probed.low_resolution_masks(fine, config.clusters, timestep), *shape)
+            return upsampled(probed.low_resolution_masks(fine, config.given_clusters, timestep), *shape)
         if remedy == "larger input":
             probed = ProbedImage(model, scene.image, start=probed.trajectory.timesteps[0], scale=2, steps=config.steps,
                                  method=config.inversion, prompt=config.prompt, seed=config.seed)  # fmt: skip
-        count = config.clusters * (2 if remedy == "twice the clusters" else 1)
+        count = config.given_clusters * (2 if remedy == "twice the clusters" else 1)
         coarse = probed.low_resolution_masks(site, count, timestep)
         if remedy == "re-clustering":
             coarse = reclustered(probed.features(site, timestep), coarse, seed=config.seed)

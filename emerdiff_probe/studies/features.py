@@ -84,7 +84,7 @@ def layers(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) ->
         for name, site in by_name.items():
             features, cells = probed.features(site, timestep).numpy(), probed.grid(site)
             parts = majority_part(scene, cells)
-            clusters = min(config.clusters, cells[0] * cells[1])
+            clusters = min(config.given_clusters, cells[0] * cells[1])
             labels = upsampled(probed.low_resolution_masks(site, clusters, timestep), *scene.parts.shape)
             measured[(name,)] = {
                 "clusters": majority_confusion(labels, scene.parts, len(PART_NAMES)),
@@ -219,7 +219,7 @@ def _segmented(
     def measure(probed: ProbedImage, scene: Scene, unit: Mapping[str, Any]) -> dict[Cell, Measured]:
         asked = replace(config, **unit)
         site = find_site(model, asked.feature_site)
-        coarse = probed.low_resolution_masks(site, asked.clusters, asked.feature_timestep)
+        coarse = probed.low_resolution_masks(site, asked.given_clusters, asked.feature_timestep)
         labels = upsampled(coarse, *scene.parts.shape)
         maps = probed.difference_maps(coarse, resolve_modulation(model, asked), smoothing=config.smoothing)
         score = {"bilinear": labels, "emerdiff": assign(maps).numpy()}

@@ -140,7 +140,7 @@ def _modulated(
     def measure(probed: ProbedImage, scene: Scene, unit: Mapping[str, Any]) -> dict[Cell, Measured]:
         modulation = modulation_of(unit)
         site = find_site(probed.model, config.feature_site)
-        coarse = probed.low_resolution_masks(site, config.clusters, config.feature_timestep)
+        coarse = probed.low_resolution_masks(site, config.given_clusters, config.feature_timestep)
         masks = probed.masks(coarse, modulation.site)
         minus, plus = modulated_images(probed.model, probed.trajectory, masks, modulation)
         labels = assign(difference_map(minus, plus, config.smoothing)).numpy()

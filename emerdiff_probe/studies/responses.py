@@ -89,7 +89,7 @@ def _masks(kind: str, probed: ProbedImage, scene: Scene, config: EmerDiffConfig,
         cells = rng.choice(grid[0] * grid[1], min(count, grid[0] * grid[1]), replace=False)
         return torch.eye(grid[0] * grid[1])[cells].unflatten(1, grid)
     coarse = probed.low_resolution_masks(
-        find_site(probed.model, config.feature_site), config.clusters, config.feature_timestep
+        find_site(probed.model, config.feature_site), config.given_clusters, config.feature_timestep
     )
     masks = probed.masks(coarse, site)
     masks = masks[np.sort(rng.permutation(len(masks))[:count])]
@@ -166,7 +166,7 @@ def _unions(
 ) -> list[Tensor]:
     """Sets of disjoint masks (piece, grid_height, grid_width)."""
     coarse = probed.low_resolution_masks(
-        find_site(probed.model, config.feature_site), config.clusters, config.feature_timestep
+        find_site(probed.model, config.feature_site), config.given_clusters, config.feature_timestep
     )
     masks = probed.masks(coarse, find_site(probed.model, config.layer))
     if kind == "two regions":

@@ -59,7 +59,7 @@ class LayersExplorer(Explorer):
         self.timestep = described(
             widgets.SelectionSlider, "timestep", options=sorted(grid), value=config.feature_timestep
         )
-        self.clusters = described(widgets.IntSlider, "clusters K", min=1, max=40, value=config.clusters)
+        self.clusters = described(widgets.IntSlider, "clusters K", min=1, max=40, value=config.given_clusters)
         self.row = described(widgets.IntSlider, "row", min=0, max=0)
         self.column = described(widgets.IntSlider, "column", min=0, max=0)
         self._fit_sliders()

@@ -60,7 +60,7 @@ class SegmentationExplorer(Explorer):
         self._height, self._width = height, width
         rows, columns = probed.grid(self._site)
         self.clusters = described(
-            widgets.IntSlider, "clusters K", min=1, max=min(40, rows * columns), value=config.clusters
+            widgets.IntSlider, "clusters K", min=1, max=min(40, rows * columns), value=config.given_clusters
         )
         self.smoothing = described(
             widgets.FloatSlider, "smoothing (pixels)", min=0, max=20, step=0.5, value=config.smoothing
