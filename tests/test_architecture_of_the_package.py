@@ -13,6 +13,7 @@ ORDER = (
     "checks",
     "images",
     "models",
+    "clip",
     "layers",
     "attention",
     "hooks",

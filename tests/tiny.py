@@ -12,6 +12,7 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from emerdiff_probe.pocket.architecture import Architecture, Parts
+from emerdiff_probe.pocket.clip import ClipArchitecture
 
 ARCHITECTURE = Architecture(
     image_size=64,
@@ -187,3 +188,20 @@ def hooks_of(module):
 def state_of(module):
     """A copy of all weights."""
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def clip(seed=0):
+    """A CLIP model and its tokenizer: 32 x 32 pixels in patches of 8, two words."""
+    architecture = ClipArchitecture(
+        image_size=32,
+        patch_size=8,
+        width=16,
+        layers=3,
+        heads=2,
+        text_width=16,
+        text_layers=1,
+        text_heads=2,
+        projection=12,
+        max_tokens=16,
+    )
+    return architecture.build(["red", "car"], seed=seed)

@@ -1,0 +1,489 @@
+"""The pocket CLIP: a small `CLIPModel`, trained on captioned pictures alone, so that segments get names on a laptop.
+
+Captions are all that it is told; no mask is ever seen. Each caption is also cut into its phrases ("a grey bus", "teal
+wheels"), which hold for the whole picture as the caption does.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import shutil
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from sklearn.metrics import average_precision_score
+from torch import Tensor, nn
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
+
+from emerdiff_probe.clip import Clip, before_last_block, load_clip, run_block, value_path
+from emerdiff_probe.errors import InputError
+from emerdiff_probe.models import find_device
+from emerdiff_probe.pocket.architecture import build_tokenizer
+from emerdiff_probe.pocket.card import draw_curve, read_losses
+from emerdiff_probe.pocket.data import Pictures, PictureSource, mirrored, open_pictures, words
+from emerdiff_probe.pocket.loop import Budget, Loop, Stop, open_run, write_atomically
+
+STAGE = "clip"
+MAX_SCALE = 100.0
+"""Of the logits, as in CLIP."""
+BETWEEN = {"with", "and", "on", "in", "over", "under", "at", "of", "front"}
+"""Words between the phrases of a caption."""
+ARTICLES = {"a", "an", "the"}
+SEEN_OFTEN = 5
+"""Held-out pictures that a word must be true of, and not true of, to be scored."""
+
+Phrase = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ClipArchitecture:
+    """Sizes of a pocket CLIP; the defaults are those of the one that ships.
+
+    Raises:
+        InputError: sizes that do not divide.
+    """
+
+    image_size: int = 256
+    """Pixels of a side of the square pictures."""
+    patch_size: int = 16
+    width: int = 128
+    layers: int = 6
+    heads: int = 4
+    text_width: int = 128
+    text_layers: int = 3
+    text_heads: int = 4
+    projection: int = 128
+    """Channels of the embeddings of images and texts."""
+    max_tokens: int = 48
+
+    def __post_init__(self) -> None:
+        for name, whole, part in (
+            ("image_size", self.image_size, self.patch_size),
+            ("width", self.width, self.heads),
+            ("text_width", self.text_width, self.text_heads),
+        ):
+            if whole < 1 or part < 1 or whole % part:
+                raise InputError(f"{name}: {whole} given; positive multiples of {part} accepted")
+
+    @property
+    def patches(self) -> int:
+        """Patches of a picture."""
+        return (self.image_size // self.patch_size) ** 2
+
+    def build(self, vocabulary: Iterable[str], *, seed: int = 0) -> tuple[CLIPModel, CLIPTokenizer]:
+        """A fresh model, weights drawn from ``seed``, and its tokenizer, to which each word is one token."""
+        tokenizer = build_tokenizer(vocabulary, max_tokens=self.max_tokens)
+        text = CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=self.text_width,
+            intermediate_size=4 * self.text_width,
+            num_hidden_layers=self.text_layers,
+            num_attention_heads=self.text_heads,
+            max_position_embeddings=self.max_tokens,
+            projection_dim=self.projection,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        vision = CLIPVisionConfig(
+            hidden_size=self.width,
+            intermediate_size=4 * self.width,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            image_size=self.image_size,
+            patch_size=self.patch_size,
+            projection_dim=self.projection,
+        )
+        settings = CLIPConfig(
+            text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=self.projection
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return CLIPModel(settings), tokenizer
+
+
+@dataclass(frozen=True)
+class ClipTrainConfig:
+    """Everything that the training of a pocket CLIP depends on.
+
+    Pictures are drawn scenes of the world, or with ``images`` those of a folder, which then needs ``captions``. Raises
+    ``InputError`` for values that cannot work.
+    """
+
+    out: Path
+    images: Path | None = None
+    captions: Path | None = None
+    resume: bool = False
+    device: str | None = None
+    minutes: float | None = None
+    steps: int | None = None
+    session_minutes: float | None = None
+    """Leave with a checkpoint and a model after so many minutes; ``resume`` goes on."""
+    architecture: ClipArchitecture = field(default_factory=ClipArchitecture)
+    scenes: int = 10_000
+    """Pictures at most; one of 256 x 256 takes 0.2 MB of disk."""
+    held_out: int = 256
+    workers: int | None = None
+    cache: Path | None = None
+    """Folder of the drawn scenes; default: ``out/cache``."""
+    seed: int = 0
+    batch: int = 128
+    kept: float = 0.35
+    """Share of the patches of a picture, drawn anew at every step, that the image encoder sees in training (Li et al.
+    2023, FLIP): cheaper steps, and a picture cannot be told from one place alone."""
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    ema_decay: float = 0.998
+    bfloat16: bool | None = None
+    """Mixed precision; by default on CUDA and on processors that multiply in bfloat16."""
+    checkpoint_seconds: float = 90.0
+    log_every: int = 20
+
+    def __post_init__(self) -> None:
+        if (self.images is None) != (self.captions is None):
+            raise InputError("images and captions: one given without the other; both, or neither for drawn scenes")
+        for name in ("scenes", "batch", "learning_rate", "checkpoint_seconds", "log_every", "warmup_steps"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name}: {getattr(self, name)} given; more than 0 accepted")
+        for name in ("minutes", "steps", "held_out"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise InputError(f"{name}: {value} given; 0 or more accepted")
+        if not 0 < self.kept <= 1:
+            raise InputError(f"kept: {self.kept} given; more than 0 and up to 1 accepted")
+        if self.minutes is None and self.steps is None:
+            raise InputError("no budget; minutes or steps are accepted")
+
+    def budget(self, stage: str) -> Budget:
+        """Of the only stage."""
+        return Budget(self.minutes, self.steps)
+
+    @cached_property
+    def torch_device(self) -> torch.device:
+        """The device to train on: the one named, else CUDA, MPS or the CPU."""
+        return find_device(self.device)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must stay the same for a run to be resumed."""
+        names = ("images", "captions", "scenes", "held_out", "seed", "batch", "kept")
+        values = {name: getattr(self, name) for name in names} | {"architecture": asdict(self.architecture)}
+        return json.loads(json.dumps(values, default=str))
+
+
+def train_clip(config: ClipTrainConfig, *, report: Callable[[str], None] = print) -> Path:
+    """Train a pocket CLIP and return its folder, ``config.out / "model"``, which `load_clip` takes.
+
+    The run folder also holds ``losses.jsonl``, ``figures.json`` and the state from which ``resume=True`` goes on. Runs
+    with a budget in steps draw everything from ``seed`` and the number of the step, so a resumed run equals an
+    uninterrupted one. Raises ``InputError`` for a folder in use or without pictures or captions, ``ModelError`` if the
+    loss is no longer finite, and ``KeyboardInterrupt`` after Ctrl-C, when checkpoint and model are written.
+    """
+    open_run(config.out, config.identity, resume=config.resume)
+    pictures = open_pictures(
+        config.architecture.image_size,
+        config.scenes,
+        images=config.images,
+        captions=config.captions,
+        cache=config.cache or config.out / "cache",
+        held_out=config.held_out,
+        workers=config.workers,
+        report=report,
+    )
+    with pictures as source, Stop(config.session_minutes) as stop:
+        run = _Run(config, source, stop, report)
+        run.train()
+        folder = run.export()
+    if stop.interrupted:
+        raise KeyboardInterrupt
+    return folder
+
+
+class _Run:
+    """One training run."""
+
+    def __init__(
+        self, config: ClipTrainConfig, source: PictureSource, stop: Stop, report: Callable[[str], None]
+    ) -> None:
+        self.config, self.source, self.stop, self.report = config, source, stop, report
+        self.device = config.torch_device
+        self.model, self.tokenizer = config.architecture.build(source.words, seed=config.seed)
+        self.model.to(self.device)
+        self.captions = _Captions(source.words)
+        fit = self.device.type == "cuda" or (self.device.type == "cpu" and torch.cpu._is_avx512_bf16_supported())
+        self.bfloat16 = fit if config.bfloat16 is None else config.bfloat16
+        self.loop = Loop(STAGE, {"model": self.model}, self, peak=config.learning_rate)
+
+    def autocast(self) -> torch.autocast:
+        """Mixed precision where the device is made for it."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
+
+    def train(self) -> None:
+        """Take steps until the budget is spent."""
+        config = self.config
+        # Steps are drawn from a fixed number of pictures, or two runs of the same steps would differ.
+        pictures = self.source.wait(self.source.count if config.minutes is None else config.batch)
+
+        def loss_of(step: int) -> Tensor:
+            available = pictures if config.minutes is None else self.source.ready()
+            random = np.random.default_rng(zlib.crc32(f"{config.seed}/{STAGE}/{step}".encode()))
+            chosen = np.sort(random.integers(len(available), size=config.batch))
+            images, captions = available.images[chosen], [available.captions[n] for n in chosen]
+            flipped = np.flatnonzero(random.random(config.batch) < 0.5)
+            images[flipped] = images[flipped, :, ::-1]
+            for n in flipped:
+                captions[n] = mirrored(captions[n])
+            return self._loss(images, captions, random)
+
+        self.loop.run(loss_of)
+
+    def _loss(self, images: np.ndarray, captions: list[str], random: np.random.Generator) -> Tensor:
+        """Contrastive losses of captions and phrases against images, and of phrases against patches."""
+        content = [self.captions.content(caption) for caption in captions]
+        phrases = self.captions.draw(content, random)
+        same = torch.tensor([[one == other for other in content] for one in content])
+        held = torch.tensor([[self.captions.holds(phrase, own) for phrase in phrases] for own in content])
+        whole, patches = self._embed_images(images, random)
+        texts = self._embed_texts([*captions, *(" ".join(phrase) for phrase in phrases)])
+        whole, patches, texts = (nn.functional.normalize(part.float(), dim=-1) for part in (whole, patches, texts))
+        scale = self.model.logit_scale.exp().clamp(max=MAX_SCALE)
+        told, named = texts.split([len(captions), len(phrases)])
+        with torch.autocast(self.device.type, enabled=False):
+            # A phrase is true of a picture if it is true somewhere in it (as Ranasinghe et al. 2023, CLIPpy, pool).
+            somewhere = (scale * patches @ named.T).logsumexp(1) - float(np.log(patches.shape[1]))
+            losses = [
+                contrast(scale * whole @ told.T, same.to(self.device)),
+                contrast(scale * whole @ named.T, held.to(self.device)),
+                contrast(somewhere, held.to(self.device)),
+            ]
+        return torch.stack(losses).mean()
+
+    def _embed_images(self, images: np.ndarray, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Embeddings of pictures (image, channel), and of the patches that are kept (image, patch, channel)."""
+        size, vision = self.config.architecture.patch_size, self.model.vision_model
+        cut = rearrange(torch.from_numpy(images), "n (h p) (w q) c -> n (h w) (c p q)", p=size, q=size)
+        count = max(1, round(self.config.kept * cut.shape[1]))
+        order = random.permuted(np.tile(np.arange(cut.shape[1]), (len(images), 1)), axis=1)
+        kept = torch.from_numpy(np.sort(order[:, :count], axis=1))
+        pixels = cut[torch.arange(len(cut))[:, None], kept].to(self.device).float() / 127.5 - 1
+        embeddings = vision.embeddings
+        positions = embeddings.position_embedding.weight
+        patches = nn.functional.linear(pixels, embeddings.patch_embedding.weight.flatten(1))
+        patches = patches + positions[1:][kept.to(self.device)]
+        start = (embeddings.class_embedding + positions[0]).expand(len(patches), 1, -1)
+        hidden = before_last_block(self.model, vision.pre_layrnorm(torch.cat([start, patches.to(start.dtype)], 1)))
+        last = run_block(vision.encoder.layers[-1], hidden)[:, 0]
+        return self.model.visual_projection(vision.post_layernorm(last)), value_path(self.model, hidden)[:, 1:]
+
+    def _embed_texts(self, texts: list[str]) -> Tensor:
+        ids = self.tokenizer(
+            texts, padding=True, truncation=True, max_length=self.config.architecture.max_tokens, return_tensors="pt"
+        ).input_ids
+        return self.model.text_projection(self.model.text_model(input_ids=ids.to(self.device)).pooler_output)
+
+    def export(self) -> Path:
+        """Write the averaged model, its figures and its card; returns the folder."""
+        folder = self.config.out / "model"
+        temporary = folder.with_suffix(".writing")
+        shutil.rmtree(temporary, ignore_errors=True)
+        save_clip(self.loop.averaged["model"], self.tokenizer, temporary)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+        self.report(f"model: {folder}")
+        judged = self.source.held_out or self.source.wait(self.config.batch)
+        figures = {
+            **self.source.description,
+            "device": torch.cuda.get_device_name() if self.device.type == "cuda" else self.device.type,
+            "architecture": asdict(self.config.architecture),
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+            "batch": self.config.batch,
+            "kept": self.config.kept,
+            "held_out": len(self.source.held_out) if self.source.held_out else 0,
+            **self.loop.figures,
+            **zero_shot_figures(load_clip(folder, device="cpu"), judged),
+        }
+        write_atomically(self.config.out / "figures.json", json.dumps(figures, indent=1).encode())
+        write_clip_card(self.config.out)
+        return folder
+
+
+class _Captions:
+    """What captions say, by their phrases, so that a text is never held against a picture that it is true of."""
+
+    def __init__(self, vocabulary: Iterable[str]) -> None:
+        self.vocabulary = frozenset(vocabulary)
+        self._known: dict[str, frozenset[Phrase]] = {}
+
+    def content(self, caption: str) -> frozenset[Phrase]:
+        """The phrases of a caption."""
+        if caption not in self._known:
+            self._known[caption] = frozenset(phrases_of(caption))
+        return self._known[caption]
+
+    def draw(self, contents: Sequence[frozenset[Phrase]], random: np.random.Generator) -> list[Phrase]:
+        """One phrase of every caption, often without its first words ("grey bus", "bus"); each phrase once."""
+        drawn: dict[frozenset[str], Phrase] = {}
+        for content in contents:
+            if content:
+                phrase = sorted(content)[random.integers(len(content))]
+                short = phrase[random.integers(len(phrase)) :]
+                drawn.setdefault(self._key(short), short)
+        if not drawn:
+            raise InputError(f"captions of {len(contents)} pictures: no word in any; accepted: captions with words")
+        return list(drawn.values())
+
+    def holds(self, phrase: Phrase, content: frozenset[Phrase]) -> bool:
+        """Whether a phrase is true of what a caption says: a phrase of it has all its words, in either number."""
+        return any(self._key(phrase) <= self._key(other) for other in content)
+
+    def _key(self, phrase: Phrase) -> frozenset[str]:
+        return frozenset(singular(word, self.vocabulary) for word in phrase)
+
+
+def phrases_of(caption: str) -> list[Phrase]:
+    """A caption cut at commas and at the words between phrases; articles are left out.
+
+    "a grey bus with teal wheels, at night" gives ("grey", "bus"), ("teal", "wheels") and ("night",).
+    """
+    phrases: list[list[str]] = [[]]
+    for word in re.findall(r"\w+|,", caption.lower()):
+        if word == "," or word in BETWEEN:
+            phrases.append([])
+        elif word not in ARTICLES:
+            phrases[-1].append(word)
+    return [tuple(phrase) for phrase in phrases if phrase]
+
+
+def singular(word: str, vocabulary: frozenset[str]) -> str:
+    """A word without its plural ending, where what is left is a word of the vocabulary."""
+    for ending in ("s", "es"):
+        if word.endswith(ending) and word.removesuffix(ending) in vocabulary:
+            return word.removesuffix(ending)
+    return word
+
+
+def contrast(logits: Tensor, positive: Tensor) -> Tensor:
+    """Contrastive loss in which a pair may have several positives (Yang et al. 2022, UniCL, equation 3).
+
+    Args:
+        logits: (image, text).
+        positive: (image, text) booleans; rows and columns without a positive are left out.
+
+    Returns:
+        Mean of the losses from images to texts and from texts to images; a scalar. The ordinary loss of CLIP where
+        the positives are the diagonal.
+    """
+    losses = []
+    for scores, right in ((logits, positive), (logits.T, positive.T)):
+        weights = right / right.sum(1, keepdim=True).clamp(min=1)
+        each = -(weights * scores.log_softmax(1)).sum(1)
+        losses.append(each.sum() / right.any(1).sum().clamp(min=1))
+    return (losses[0] + losses[1]) / 2
+
+
+def save_clip(model: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Write a model folder with float16 weights, tokenizer and image processor; the model stays as it is."""
+    folder.mkdir(parents=True)
+    copy.deepcopy(model).cpu().half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    size = int(model.config.vision_config.image_size)
+    processor = {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": size, "width": size},
+        "resample": 3,
+        "do_center_crop": False,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }
+    write_atomically(folder / "preprocessor_config.json", json.dumps(processor, indent=2).encode())
+
+
+def zero_shot_figures(clip: Clip, pictures: Pictures) -> dict[str, float]:
+    """How well a CLIP knows which texts are true of which pictures.
+
+    Args:
+        clip: to be judged.
+        pictures: with captions, not trained on.
+
+    Returns:
+        "retrieval": share of captions whose own picture, or one of the same content, is the most similar of all, and
+        "retrieval_chance"; "words_ap": mean over words of the average precision with which pictures are ranked by a
+        word, and "words_ap_chance", the mean share of pictures that a word is true of; "words": how many words were
+        scored. Words are the single ones that are true of five pictures or more, and not true of as many.
+    """
+    known = _Captions({word for caption in pictures.captions for word in words(caption)})
+    contents = [known.content(caption) for caption in pictures.captions]
+    images = clip.image_embeddings(list(pictures.images))
+    similar = clip.text_embeddings(list(pictures.captions), truncate=True) @ images.T
+    best = similar.argmax(1).tolist()
+    right = [contents[place] == own for place, own in zip(best, contents, strict=True)]
+    same = [sum(other == own for other in contents) / len(contents) for own in contents]
+    nouns = sorted({phrase[-1:] for content in contents for phrase in content})
+    truth = {noun[0]: np.array([known.holds(noun, content) for content in contents]) for noun in nouns}
+    truth = {noun: found for noun, found in truth.items() if min(found.sum(), (~found).sum()) >= SEEN_OFTEN}
+    figures = {"retrieval": float(np.mean(right)), "retrieval_chance": float(np.mean(same)), "words": len(truth)}
+    if truth:
+        scores = (clip.text_embeddings(list(truth)) @ images.T).numpy()
+        precision = [average_precision_score(found, row) for found, row in zip(truth.values(), scores, strict=True)]
+        figures["words_ap"] = float(np.mean(precision))
+        figures["words_ap_chance"] = float(np.mean([found.mean() for found in truth.values()]))
+    return figures
+
+
+def write_clip_card(run: Path) -> Path:
+    """Write ``model/README.md`` and its picture from the figures and losses in a run folder."""
+    figures = json.loads((run / "figures.json").read_text(encoding="utf-8"))
+    folder = run / "model"
+    (folder / "card").mkdir(exist_ok=True)
+    curve = read_losses(run / "losses.jsonl")[STAGE]
+    draw_curve(curve, STAGE).save(folder / "card" / "loss.png")
+    sizes = figures["architecture"]
+    judged = f"{figures['held_out']} held-out pictures" if figures["held_out"] else "training pictures (none held out)"
+    seeds = f", seeds from {figures['first_seed']:,}" if "first_seed" in figures else ""
+    rows = {
+        "Data": f"{figures['pictures']:,} pictures with captions ({figures['data']}{seeds}), mirrored too; no masks",
+        "Image encoder": f"{sizes['layers']} layers of {sizes['width']} channels, {sizes['image_size']} pixels in "
+        f"patches of {sizes['patch_size']}",
+        "Text encoder": f"{sizes['text_layers']} layers of {sizes['text_width']} channels",
+        "Parameters": f"{figures['parameters']:,}",
+        "Size": f"{figures['bytes'] / 1e6:.1f} MB",
+        "Trained on": f"{figures['device']}: {figures['steps']:,} steps of {figures['batch']} pictures, "
+        f"{figures['minutes']:.1f} minutes, {figures['kept']:.0%} of the patches seen at a time",
+        "Loss": f"{curve[-max(1, len(curve) // 10) :, 1].mean():.3f} over the last tenth",
+        "Captions": f"find their picture in {figures['retrieval']:.1%} of cases (chance "
+        f"{figures['retrieval_chance']:.1%}), {judged}",
+    }
+    if figures["words"]:
+        rows["Words"] = (
+            f"average precision {figures['words_ap']:.3f} over {figures['words']} words (chance "
+            f"{figures['words_ap_chance']:.3f}), the same pictures"
+        )
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    text = (
+        "# Pocket CLIP\n\nA small `CLIPModel` of transformers that knows the words of the pocket world.\n\n"
+        f"| | |\n|---|---|\n{table}\n\n"
+        "Trained by contrast between pictures and captions, between pictures and phrases of captions, and between "
+        "phrases and the patches of pictures along the value path of the last block (`Clip.patch_embeddings`), where a "
+        "phrase counts as true of a picture if it is true somewhere in it. What a phrase is true of is told by "
+        "captions alone, which name the largest things only: a thing that no caption names has no word here.\n\n"
+        "![loss by step](card/loss.png)\n"
+    )
+    path = folder / "README.md"
+    path.write_text(text, encoding="utf-8")
+    return path
