@@ -19,13 +19,18 @@ from emerdiff_probe.errors import InputError
 from emerdiff_probe.hooks import Capture, attached
 from emerdiff_probe.images import numbered
 from emerdiff_probe.layers import Site
-from emerdiff_probe.models import ProbeModel
+from emerdiff_probe.models import Conditioning, ProbeModel
 
 Upsampling = Literal["nearest", "bilinear"]
 
 
 def capture(
-    model: ProbeModel, trajectory: Trajectory, sites: Sequence[Site], timesteps: Sequence[int] = (1,)
+    model: ProbeModel,
+    trajectory: Trajectory,
+    sites: Sequence[Site],
+    timesteps: Sequence[int] = (1,),
+    *,
+    conditioning: Conditioning | None = None,
 ) -> Mapping[tuple[Site, int], Tensor]:
     """Features of a trajectory at sites and timesteps, in one batched pass that ends after the last site.
 
@@ -34,6 +39,7 @@ def capture(
         trajectory: of one or more images.
         sites: where; any kind.
         timesteps: when; the trajectory must pass them.
+        conditioning: what the denoiser is told, one row; the trajectory's prompt when None.
 
     Returns:
         For every (site, timestep): (batch, cell, channel) float32 on the CPU; keys and values of cross-attention
@@ -47,7 +53,8 @@ def capture(
         raise InputError(f"{len(sites)} sites at {len(timesteps)} timesteps; accepted: one or more of each")
     latents = torch.cat([trajectory.at(timestep) for timestep in timesteps])
     asked = torch.tensor(timesteps, device=model.device).repeat_interleave(trajectory.batch)
-    conditioning, _ = conditionings(model, latents, trajectory.prompt, 1.0)
+    if conditioning is None:
+        conditioning, _ = conditionings(model, latents, trajectory.prompt, 1.0)
     wanted = frozenset(timesteps)
     with attached(model, captures=[Capture(site, wanted) for site in sites], stop_early=True) as record:
         predict(model, latents, asked, conditioning)

@@ -1,4 +1,4 @@
-"""Self-attention maps from captured queries and keys: one layer and one head at a time, never all layers at once."""
+"""Attention maps from captured queries and keys: one layer and one head at a time, never all layers at once."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from emerdiff_probe.errors import InputError, ModelError
 from emerdiff_probe.interventions import attention_part
 from emerdiff_probe.layers import Site
+from emerdiff_probe.models import ProbeModel
 from emerdiff_probe.probe import ProbedImage
 
 Weighting = Literal["layer", "resolution", "uniform"]
@@ -37,22 +38,37 @@ def self_attention(probed: ProbedImage, site: Site, timestep: int) -> Tensor:
     """
     if site.kind != "self":
         raise InputError(f"{site} is no self-attention layer; accepted: sites of kind 'self'")
-    model = probed.model
+    parts = [attention_part(probed.model, site, "query"), attention_part(probed.model, site, "key")]
+    probed.capture(parts, timestep)
+    return mean_attention(probed.model, site, *(probed.features(part, timestep) for part in parts))
+
+
+def mean_attention(model: ProbeModel, site: Site, queries: Tensor, keys: Tensor) -> Tensor:
+    """Attention probabilities of a layer, the mean over its heads: softmax(Q K^T * scale), one head at a time.
+
+    Args:
+        model: that the layer belongs to.
+        site: any site of the layer.
+        queries: (cell, channel), captured at the layer.
+        keys: (token, channel) of cross-attention, or (cell, channel) of self-attention, captured likewise.
+
+    Returns:
+        (cell, token) float32 on the CPU; rows sum to 1.
+
+    Raises:
+        ModelError: a layer that normalises its queries and keys, so that the projections do not give its maps.
+    """
     layer = model.denoiser.get_submodule(site.attention)
     if getattr(layer, "norm_q", None) is not None or getattr(layer, "norm_k", None) is not None:
         raise ModelError(f"{site.attention} normalises queries and keys; accepted: layers that use them as projected")
-    parts = [attention_part(model, site, "query"), attention_part(model, site, "key")]
-    probed.capture(parts, timestep)
-    queries, keys = (
-        rearrange(probed.features(part, timestep), "cell (head dim) -> head cell dim", head=layer.heads).to(
-            model.device
-        )
-        for part in parts
-    )
-    mean = torch.zeros(queries.shape[1], keys.shape[1], device=model.device)
-    for query, key in zip(queries, keys, strict=True):
+    heads = [
+        rearrange(projected, "cell (head dim) -> head cell dim", head=layer.heads).to(model.device)
+        for projected in (queries, keys)
+    ]
+    mean = torch.zeros(len(queries), len(keys), device=model.device)
+    for query, key in zip(*heads, strict=True):
         mean += (query @ key.mT * layer.scale).softmax(-1)
-    return (mean / len(queries)).cpu()
+    return (mean / layer.heads).cpu()
 
 
 def aggregated_attention(
