@@ -37,6 +37,14 @@ class Placement(StrEnum):
     before = "before"
 
 
+class Shape(StrEnum):
+    """What becomes of the proportions of an image."""
+
+    keep = "keep"
+    crop = "crop"
+    squash = "squash"
+
+
 @app.command()
 def segment(
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
@@ -141,6 +149,68 @@ def study(
 
 
 @app.command()
+def evaluate(
+    data: Annotated[
+        str,
+        typer.Option(
+            help="world:COUNT, or folder:PATH, ade20k:PATH, coco-stuff:PATH, voc:PATH, context:PATH, cityscapes:PATH, "
+            "camvid:PATH, bsds500:PATH; then options such as ,first=1000."
+        ),
+    ] = "world:200",
+    method: Annotated[str, typer.Option(help="Names with commas, or 'all' that need no training.")] = "all",
+    protocol: Annotated[
+        str, typer.Option(help="majority, hungarian-per-image, hungarian-per-dataset, concept; several with commas.")
+    ] = "majority",
+    clusters: Annotated[
+        str, typer.Option(help="Numbers of segments with commas; 'auto' is what a method finds itself.")
+    ] = "8,12,20",
+    store: Annotated[Path, typer.Option(help="Folder of the records and of the gallery.")] = Path("out/evaluation"),
+    train_on: Annotated[
+        str, typer.Option(help="What linear-probe and unet are trained on, written as --data.")
+    ] = "world:200,first=500000",
+    side: Annotated[int | None, typer.Option(help="Shorter side in pixels that methods get; the image's own.")] = None,
+    shape: Annotated[Shape, typer.Option(help="Keep proportions, crop to a square, or squash into one.")] = Shape.keep,
+    steps: Annotated[int | None, typer.Option(help="Steps of the scheduler's grid.")] = None,
+    modulate_at: Annotated[int | None, typer.Option(help="Timestep of the modulation, on that grid.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the inversion and of k-means.")] = None,
+    model: ModelOption = "pocket",
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+) -> None:
+    """Score EmerDiff and its rivals on one inverted image each; interrupted at any moment it goes on where it stopped.
+
+    Prints Markdown tables with protocols and 95% intervals, writes a gallery page, and ends with one JSON object.
+    Images that cannot be read are reported, skipped and counted.
+    """
+    from emerdiff_probe.evaluation.gallery import write_gallery
+    from emerdiff_probe.evaluation.methods import find_methods
+    from emerdiff_probe.evaluation.report import make_report, require_protocols
+    from emerdiff_probe.evaluation.resizing import Resizing
+    from emerdiff_probe.evaluation.run import Evaluation, run_evaluation
+    from emerdiff_probe.evaluation.sources import open_data
+    from emerdiff_probe.models import load_model
+    from emerdiff_probe.segmentation import EmerDiffConfig
+
+    given: dict[str, Any] = {"steps": steps, "modulate_at": modulate_at, "seed": seed}
+    changes = {key: value for key, value in given.items() if value is not None}
+    EmerDiffConfig(**changes)  # refuses values out of range before a model is loaded
+    protocols = _listed(protocol)
+    require_protocols(protocols)
+    _require_folder(store)
+    probed = load_model(model, device=device, dtype=precision)
+    methods = find_methods(_listed(method), lambda: open_data(train_on, side=probed.native_size))
+    evaluation = Evaluation(
+        methods, _counts(clusters), EmerDiffConfig.for_model(probed, **changes), Resizing(side, shape.value)
+    )
+    images = open_data(data, side=probed.native_size)
+    result = run_evaluation(probed, images, evaluation, store=store, progress=sys.stderr.isatty())
+    report = make_report(result, protocols)
+    gallery = write_gallery(result, report, store / "gallery.html")
+    print(f"{report}\n\n{gallery}: best, median and worst images")
+    print(json.dumps(report.to_json()))
+
+
+@app.command()
 def world(
     out: Annotated[Path, typer.Option(help="Folder to write into.")],
     count: Annotated[int, typer.Option(help="Number of scenes.")] = 16,
@@ -218,6 +288,18 @@ def _integer_or_name(text: str | None) -> int | str | None:
         return text if text is None else int(text)
     except ValueError:
         return text
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _counts(text: str) -> tuple[int | None, ...]:
+    """Numbers of segments; None for "auto"."""
+    try:
+        return tuple(None if part == "auto" else int(part) for part in _listed(text))
+    except ValueError as error:
+        raise InputError(f"clusters {text!r}; accepted: integers from 1 and 'auto', with commas") from error
 
 
 def _folder_names(images: list[Path]) -> list[str]:

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -339,10 +339,8 @@ def segment(
         SiteError, TimestepError: a layer or timestep that the model does not have. All before any model runs.
     """
     config = config or EmerDiffConfig.for_model(model)
-    criterion = find_criterion(config.clusters)
     pixels = load_image(image)
-    height, width = model.working_size(*pixels.shape[:2])
-    feature_site, modulation = check_config(model, config, height, width)
+    check_config(model, config, *model.working_size(*pixels.shape[:2]))
     stage = _Stopwatch(model.device)
     with stage("invert"):
         probed = ProbedImage(
@@ -354,6 +352,21 @@ def segment(
             prompt=config.prompt,
             seed=config.seed,
         )
+    result = segment_probed(probed, config, progress=progress)
+    return replace(result, seconds=stage.seconds | result.seconds)
+
+
+def segment_probed(probed: ProbedImage, config: EmerDiffConfig, *, progress: bool = False) -> Segmentation:
+    """As `segment`, of an image that is inverted already, whatever the configuration says about the inversion.
+
+    Raises:
+        InputError, SiteError, TimestepError: as in `segment`; also for a timestep that the trajectory does not pass.
+    """
+    model, pixels = probed.model, probed.image
+    height, width = pixels.shape[:2]
+    feature_site, modulation = check_config(model, config, *model.working_size(height, width))
+    criterion = find_criterion(config.clusters)
+    stage = _Stopwatch(model.device)
     with stage("features"):
         features = probed.features(feature_site, config.feature_timestep)
     with stage("cluster"):
@@ -364,7 +377,7 @@ def segment(
     with stage("assign"):
         groups = criterion.merged(maps)
         linkage = likeness_linkage(merged_maps(maps, groups))
-        maps = merged_maps(resized(maps, pixels.shape[0], pixels.shape[1]), groups)
+        maps = merged_maps(_resize(maps, height, width), groups)
         coarse = groups[coarse]
         labels = assign(maps).numpy()
     return Segmentation(
@@ -416,8 +429,7 @@ def check_config(model: ProbeModel, config: EmerDiffConfig, height: int, width: 
     return feature_site, modulation
 
 
-def resized(maps: Tensor, height: int, width: int) -> Tensor:
-    """Difference maps (mask, height, width) at the size of the image itself, bilinearly."""
+def _resize(maps: Tensor, height: int, width: int) -> Tensor:
     if maps.shape[1:] == (height, width):
         return maps
     return nn.functional.interpolate(maps[None], size=(height, width), mode="bilinear")[0]

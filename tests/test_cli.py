@@ -252,10 +252,67 @@ def test_a_study_that_cannot_run_is_one_line_and_exit_code_2(run, folder, tmp_pa
         assert message in err
 
 
+EVALUATE = ("evaluate", "--clusters", "3", "--steps", "10", "--modulate-at", "101", "--device", "cpu")
+
+
+def test_evaluate_ends_with_the_same_json_when_it_is_run_again(run, folder, tmp_path):
+    arguments = (*EVALUATE, "--data", "world:2", "--method", "emerdiff,bilinear,rgb-k-means", "--model", folder)
+    outputs = []
+    for _ in range(2):
+        code, out, err = run(*arguments, "--protocol", "majority,concept", "--store", tmp_path / "store")
+        assert (code, err) == (0, "")
+        outputs.append(out)
+    assert outputs[0] == outputs[1]
+    made = json.loads(outputs[0].splitlines()[-1])
+    assert (made["skipped"], made["images"], len(made["rows"])) == (0, 2, 6)
+    assert {row["method"] for row in made["rows"]} == {"emerdiff", "bilinear", "rgb k-means"}
+    assert all(f"| {row['miou']:.2f}" in outputs[0] for row in made["rows"])
+    assert "<h3>" in (tmp_path / "store" / "gallery.html").read_text(encoding="utf-8")
+
+
+def test_evaluate_counts_broken_images_of_a_folder(run, folder, image_file, tmp_path):
+    data = tmp_path / "data"
+    for kind in ("images", "labels"):
+        (data / kind).mkdir(parents=True)
+    for name in ("good", "broken"):
+        shutil.copy(image_file, data / "images" / f"{name}.png")
+        Image.fromarray(np.eye(64, dtype=np.uint8)).save(data / "labels" / f"{name}.png")
+    (data / "images" / "broken.png").write_bytes(image_file.read_bytes()[:100])
+    (data / "classes.txt").write_text("off\non\n")
+    arguments = (*EVALUATE, "--data", f"folder:{data}", "--method", "slic", "--model", folder)
+    code, out, err = run(*arguments, "--store", tmp_path / "store")
+    assert code == 0
+    assert err.startswith("broken is skipped: ")
+    made = json.loads(out.splitlines()[-1])
+    assert (made["skipped"], made["images"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--method", "emerdif"), "near ones: emerdiff"),
+        (("--protocol", "oracle"), "accepted: majority, hungarian-per-image"),
+        (("--clusters", "many"), "clusters 'many'"),
+        (("--clusters", "0"), "integers from 1"),
+        (("--clusters", "auto", "--method", "slic"), "slic finds no number of segments"),
+        (("--data", "moon:3"), "accepted: world, folder"),
+        (("--data", "ade20k:nowhere"), "no such folder"),
+        (("--steps", "0"), "steps 0"),
+        (("--side", "0"), "side 0"),
+        (("--method", "unet", "--data", "world:1,first=500007"), "such as scene-500007"),
+    ],
+)
+def test_an_evaluation_that_cannot_run_is_one_line_and_exit_code_2(run, folder, tmp_path, arguments, message):
+    code, out, err = run(*EVALUATE, "--data", "world:1", "--model", folder, "--store", tmp_path / "s", *arguments)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert message in err
+    assert not (tmp_path / "s").exists()
+
+
 def test_help_names_every_verb(run):
     code, out, _ = run("--help")
     assert code == 0
-    assert all(verb in out for verb in ("segment", "study", "layers", "world", "train"))
+    assert all(verb in out for verb in ("segment", "evaluate", "study", "layers", "world", "train"))
 
 
 @pytest.mark.parametrize("source", [(), ("--world", "--images", "pictures"), ("--images", "nowhere")])

@@ -18,6 +18,9 @@ from sklearn.metrics.cluster import contingency_matrix
 
 from emerdiff_probe.errors import InputError
 
+IMAGES_FOR_A_VERDICT = 5
+"""Over fewer images a bootstrap interval is too narrow to mean anything."""
+
 
 class Interval(NamedTuple):
     """A figure with the bounds of its 95% interval."""

@@ -14,16 +14,13 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.evaluation.metrics import Interval, bootstrap, tallied_iou, tallies
+from emerdiff_probe.evaluation.metrics import IMAGES_FOR_A_VERDICT, Interval, bootstrap, tallied_iou, tallies
 from emerdiff_probe.models import ProbeModel
 from emerdiff_probe.pocket.world import Scene, draw_scene
 from emerdiff_probe.studies.store import DONE, StudyStore, open_study
 from emerdiff_probe.studies.study import Direction, Study, Value
 
 Verdict = Literal["agrees", "disagrees", "not resolved"]
-
-IMAGES_FOR_A_VERDICT = 5
-"""Over fewer images a bootstrap interval is too narrow to mean anything."""
 
 
 @dataclass(frozen=True, eq=False)

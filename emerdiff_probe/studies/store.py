@@ -14,6 +14,7 @@ import xarray as xr
 import zarr
 
 from emerdiff_probe.errors import InputError
+from emerdiff_probe.evaluation.store import brief, require_same
 from emerdiff_probe.models import ProbeModel
 from emerdiff_probe.segmentation import EmerDiffConfig
 from emerdiff_probe.studies.study import Axis, Cell, Direction, Measure, Measured, Study
@@ -126,13 +127,7 @@ class StudyStore:
             raise InputError(f"{self.path} exists and holds no study; accepted: a new folder or a study's") from error
         if not resume:
             raise InputError(f"{self.path} holds a study already; accepted without resume: a new folder")
-        fresh = json.loads(json.dumps(identity))
-        for name, value in fresh.items():
-            if stored.get(name) != value:
-                raise InputError(
-                    f"{self.path}: {name} was {_brief(stored.get(name))} there and is {_brief(value)} now; "
-                    "accepted: the same study of the same model, or a new folder"
-                )
+        require_same(self.path, stored, identity, "the same study of the same model, or a new folder")
 
     def _grow(self, seeds: list[int]) -> None:
         """Make room for the images; those that are stored must come first and be the same."""
@@ -141,7 +136,7 @@ class StudyStore:
         common = min(len(stored), len(seeds))
         if stored[:common] != seeds[:common]:
             raise InputError(
-                f"{self.path}: images of seeds {_brief(stored)} there and {_brief(seeds)} now; "
+                f"{self.path}: images of seeds {brief(stored)} there and {brief(seeds)} now; "
                 "accepted: the same, or more"
             )
         if len(seeds) > len(stored):
@@ -204,8 +199,3 @@ def _array(axis: Axis) -> np.ndarray:
     """Values of an axis; text of any length, which other Zarr libraries read too."""
     values = np.array(axis.values)
     return values.astype(object) if values.dtype.kind == "U" else values
-
-
-def _brief(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 80 else f"{text[:60]}…{text[-15:]}"

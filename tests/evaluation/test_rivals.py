@@ -8,7 +8,7 @@ import tiny
 import torch
 
 from emerdiff_probe.errors import InputError, SiteError, TimestepError
-from emerdiff_probe.evaluation.rivals.catalogue import RIVALS, find_rival
+from emerdiff_probe.evaluation.methods import METHODS
 from emerdiff_probe.evaluation.rivals.colour import CoordinateKMeans, Felzenszwalb, RgbKMeans, Slic
 from emerdiff_probe.evaluation.rivals.diffcut import DiffCut, assigned, last_of_encoder
 from emerdiff_probe.evaluation.rivals.diffseg import DiffSeg
@@ -19,7 +19,17 @@ from emerdiff_probe.layers import find_site
 from emerdiff_probe.probe import ProbedImage
 
 SIZES = {"square": (64, 64), "wide": (70, 101)}
-FROM_MODEL = ("nearest", "bilinear", "guided filter", "crf", "diffseg", "diffcut", "random walk")
+FROM_MODEL = (
+    "emerdiff",
+    "emerdiff without injection",
+    "nearest",
+    "bilinear",
+    "guided filter",
+    "crf",
+    "diffseg",
+    "diffcut",
+    "random walk",
+)
 
 
 @pytest.fixture(scope="module", params=SIZES)
@@ -46,9 +56,9 @@ def same_partition(first, second):
     return len(pairs) == len(np.unique(first)) == len(np.unique(second))
 
 
-@pytest.mark.parametrize("name", RIVALS)
+@pytest.mark.parametrize("name", METHODS)
 def test_every_rival_labels_every_pixel_the_same_way_twice(name, probed):
-    rival = RIVALS[name]
+    rival = METHODS[name]
     for clusters in (4, 1) if rival.counts == "given" else (4, 1, None):
         labels = rival.segment(probed, clusters)
         assert labels.shape == probed.image.shape[:2]
@@ -60,15 +70,12 @@ def test_every_rival_labels_every_pixel_the_same_way_twice(name, probed):
         assert np.array_equal(rival.segment(probed, clusters), labels)
 
 
-def test_names_are_unique_and_rivals_are_values():
-    assert len(RIVALS) == 11
-    assert all(rival.name == name for name, rival in RIVALS.items())
-    assert set(FROM_MODEL) < set(RIVALS)
-    for rival in RIVALS.values():
-        assert rival == type(rival)()
-        assert rival.counts in {"given", "either"}
+def test_rivals_are_values():
+    assert set(FROM_MODEL) == {name for name, method in METHODS.items() if method.probes}
+    for method in METHODS.values():
+        assert method.counts in {"given", "either"}
         with pytest.raises(FrozenInstanceError):
-            rival.name = "other"
+            method.seed = 1
 
 
 def test_rivals_share_one_inversion_and_leave_no_hooks(model, monkeypatch):
@@ -79,7 +86,7 @@ def test_rivals_share_one_inversion_and_leave_no_hooks(model, monkeypatch):
     monkeypatch.setattr(probe, "capture", lambda *args: passes.append(args[2]) or plain(*args))
     image = ProbedImage(model, tiny.picture(), start=301, steps=10)
     for name in FROM_MODEL:
-        RIVALS[name].segment(image, 3)
+        METHODS[name].segment(image, 3)
     assert len(passes) == 3  # EmerDiff's features, all queries and keys, DiffCut's features
     assert not tiny.hooks_of(model.denoiser)
 
@@ -87,7 +94,7 @@ def test_rivals_share_one_inversion_and_leave_no_hooks(model, monkeypatch):
 def test_the_answer_does_not_depend_on_what_was_asked_before(probed, model):
     fresh = ProbedImage(model, probed.image, start=301, steps=10)
     for name in reversed(FROM_MODEL):
-        assert np.array_equal(RIVALS[name].segment(fresh, 3), RIVALS[name].segment(probed, 3))
+        assert np.array_equal(METHODS[name].segment(fresh, 3), METHODS[name].segment(probed, 3))
 
 
 def test_upsampling_starts_from_emerdiffs_own_masks(probed):
@@ -193,27 +200,17 @@ def test_coordinate_k_means_sees_only_the_size():
     assert np.array_equal(CoordinateKMeans().segment(pictures[0], 5), two)
 
 
-def test_a_rival_is_found_by_name():
-    assert find_rival("diffseg") is RIVALS["diffseg"]
-    assert find_rival("RGB_k-means") is RIVALS["rgb k-means"]
-    assert find_rival("guided-filter") is RIVALS["guided filter"]
-    with pytest.raises(InputError, match="near ones: diffseg"):
-        find_rival("difseg")
-    with pytest.raises(InputError, match=r"accepted: nearest, .*coordinate k-means"):
-        find_rival("zzz")
-
-
-@pytest.mark.parametrize("name", RIVALS)
+@pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("clusters", [0, -3, 2.5, True, 10**6])
 def test_a_number_of_clusters_that_cannot_be_is_refused(name, clusters, probed):
     with pytest.raises(InputError, match="accepted"):
-        RIVALS[name].segment(probed, clusters)
+        METHODS[name].segment(probed, clusters)
 
 
-@pytest.mark.parametrize("name", [name for name, rival in RIVALS.items() if rival.counts == "given"])
+@pytest.mark.parametrize("name", [name for name, rival in METHODS.items() if rival.counts == "given"])
 def test_a_rival_without_a_criterion_of_its_own_asks_for_a_number(name, probed):
     with pytest.raises(InputError, match=f"{name}: no number of clusters"):
-        RIVALS[name].segment(probed)
+        METHODS[name].segment(probed)
 
 
 @pytest.mark.parametrize(

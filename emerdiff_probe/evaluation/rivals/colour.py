@@ -37,6 +37,7 @@ class RgbKMeans:
     seed: int = 0
     name: ClassVar[str] = "rgb k-means"
     counts: ClassVar[Counts] = "given"
+    probes: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _require_k_means(self)
@@ -69,6 +70,7 @@ class CoordinateKMeans:
     seed: int = 0
     name: ClassVar[str] = "coordinate k-means"
     counts: ClassVar[Counts] = "given"
+    probes: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _require_k_means(self)
@@ -103,6 +105,7 @@ class Slic:
     smoothing: float = 0.0
     name: ClassVar[str] = "slic"
     counts: ClassVar[Counts] = "given"
+    probes: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require(
@@ -144,6 +147,7 @@ class Felzenszwalb:
     evaluations: int = 16
     name: ClassVar[str] = "felzenszwalb"
     counts: ClassVar[Counts] = "either"
+    probes: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require(

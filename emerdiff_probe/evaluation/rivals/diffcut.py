@@ -51,6 +51,7 @@ class DiffCut:
     assignment: Assignment = "features"
     name: ClassVar[str] = "diffcut"
     counts: ClassVar[Counts] = "either"
+    probes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require(

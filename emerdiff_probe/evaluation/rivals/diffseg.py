@@ -52,6 +52,7 @@ class DiffSeg:
     refine: bool = True
     name: ClassVar[str] = "diffseg"
     counts: ClassVar[Counts] = "either"
+    probes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require(

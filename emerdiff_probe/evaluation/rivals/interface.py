@@ -1,4 +1,4 @@
-"""What every rival is: a frozen value with a name and parameters that labels the pixels of a probed image.
+"""What EmerDiff and every rival is here: a frozen value with a name and parameters that labels a probed image.
 
 Loads no torch, so that worker processes can run the rivals that need no model.
 """
@@ -29,16 +29,21 @@ class Pictured(Protocol):
 
 
 class Segmenter(Protocol):
-    """A rival. Its attributes are its parameters; the same probed image gives the same labels to the bit."""
+    """A method. Its attributes are its parameters; the same probed image gives the same labels to the bit."""
 
     @property
     def name(self) -> str:
-        """For tables, unique among rivals."""
+        """For tables, unique among methods."""
         ...
 
     @property
     def counts(self) -> Counts:
         """Who says how many segments there are."""
+        ...
+
+    @property
+    def probes(self) -> bool:
+        """Whether it asks the model; else it sees nothing but the image."""
         ...
 
     def segment(self, probed: ProbedImage, clusters: int | None = None) -> np.ndarray:

@@ -87,6 +87,7 @@ class LinearProbe:
     timestep: int
     name: ClassVar[str] = "linear probe"
     counts: ClassVar[Counts] = "own"
+    probes: ClassVar[bool] = True
 
     def segment(self, probed: ProbedImage, clusters: int | None = None) -> np.ndarray:
         """As `Segmenter.segment`; labels are classes."""
@@ -281,8 +282,9 @@ class SupervisedUNet:
 
     network: UNet
     training: UNetTraining
-    name: ClassVar[str] = "supervised u-net"
+    name: ClassVar[str] = "unet"
     counts: ClassVar[Counts] = "own"
+    probes: ClassVar[bool] = False
 
     @torch.no_grad()
     def segment(self, probed: Pictured, clusters: int | None = None) -> np.ndarray:

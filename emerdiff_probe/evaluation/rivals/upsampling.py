@@ -32,6 +32,7 @@ class Clustered:
     site: str | None = None
     timestep: int = 1
     counts: ClassVar[Counts] = "given"
+    probes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require(self, [("timestep", is_integer(self.timestep, 0), "an integer, 0 or more")])

@@ -56,6 +56,7 @@ class RandomWalk:
     upsampling: Upsampling = "bilinear"
     name: ClassVar[str] = "random walk"
     counts: ClassVar[Counts] = "either"
+    probes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require(

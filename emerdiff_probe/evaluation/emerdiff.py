@@ -1,0 +1,45 @@
+"""EmerDiff itself behind the interface of its rivals, so that all are run, timed and scored alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from emerdiff_probe.evaluation.rivals.choices import timestep_near
+from emerdiff_probe.evaluation.rivals.interface import Counts, optional
+from emerdiff_probe.probe import ProbedImage
+from emerdiff_probe.segmentation import EmerDiffConfig, segment_probed
+
+
+@dataclass(frozen=True)
+class EmerDiff:
+    """EmerDiff (Namekata et al. 2024): the labels of `segment`, from an image that is probed already.
+
+    Attributes:
+        config: settings, but for the number of clusters and those of the inversion, which are the probed image's; None
+            is the best known ones for the model, modulated at the timestep of the trajectory nearest to theirs.
+        injection: False leaves out the attention injection, whatever the settings say.
+    """
+
+    config: EmerDiffConfig | None = None
+    injection: bool = True
+    counts: ClassVar[Counts] = "either"
+    probes: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        """For tables, unique among methods."""
+        return "emerdiff" if self.injection else "emerdiff without injection"
+
+    def segment(self, probed: ProbedImage, clusters: int | None = None) -> np.ndarray:
+        """As `Segmenter.segment`; without a number by the criterion "auto"."""
+        config = replace(self._settings(probed), clusters=optional(self, clusters) or "auto")
+        return segment_probed(probed, config if self.injection else replace(config, injection=())).labels
+
+    def _settings(self, probed: ProbedImage) -> EmerDiffConfig:
+        if self.config is not None:
+            return self.config
+        best = EmerDiffConfig.for_model(probed.model, steps=probed.trajectory.steps)
+        return replace(best, modulate_at=timestep_near(probed, None, best.modulate_at))

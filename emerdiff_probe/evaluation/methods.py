@@ -1,0 +1,103 @@
+"""All methods by name: EmerDiff, its rivals, and the references that have to be trained."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+from emerdiff_probe.errors import InputError
+from emerdiff_probe.evaluation.datasets import DataSet
+from emerdiff_probe.evaluation.emerdiff import EmerDiff
+from emerdiff_probe.evaluation.references import Reference
+from emerdiff_probe.evaluation.rivals.colour import CoordinateKMeans, Felzenszwalb, RgbKMeans, Slic
+from emerdiff_probe.evaluation.rivals.diffcut import DiffCut
+from emerdiff_probe.evaluation.rivals.diffseg import DiffSeg
+from emerdiff_probe.evaluation.rivals.interface import Segmenter
+from emerdiff_probe.evaluation.rivals.supervised import LinearProbe, ProbeTraining, SupervisedUNet, UNetTraining
+from emerdiff_probe.evaluation.rivals.upsampling import Bilinear, Clustered, DenseCrf, Guided, Nearest
+from emerdiff_probe.evaluation.rivals.walking import RandomWalk
+from emerdiff_probe.segmentation import EmerDiffConfig
+
+Method = Segmenter | Reference
+
+_ALL: tuple[Segmenter, ...] = (
+    EmerDiff(),
+    EmerDiff(injection=False),
+    Nearest(),
+    Bilinear(),
+    Guided(),
+    DenseCrf(),
+    DiffSeg(),
+    DiffCut(),
+    RandomWalk(),
+    Slic(),
+    Felzenszwalb(),
+    RgbKMeans(),
+    CoordinateKMeans(),
+)
+METHODS: Mapping[str, Segmenter] = MappingProxyType({method.name: method for method in _ALL})
+"""Every method that needs no training, with its default parameters. Take others with `dataclasses.replace`."""
+
+TRAININGS: Mapping[str, ProbeTraining | UNetTraining] = MappingProxyType(
+    {LinearProbe.name: ProbeTraining(), SupervisedUNet.name: UNetTraining()}
+)
+"""How the references are trained by default."""
+
+
+def find_methods(names: Sequence[str], training_data: Callable[[], DataSet]) -> tuple[Method, ...]:
+    """The methods of these names, "all" for those that need no training; `training_data` is opened where one does.
+
+    Raises:
+        InputError: as `find_method`.
+    """
+    if tuple(names) == ("all",):
+        return tuple(METHODS.values())
+    return tuple(find_method(name, training_data) for name in names)
+
+
+def find_method(name: str, training_data: Callable[[], DataSet] | None = None) -> Method:
+    """The method of this name; case, spaces and punctuation do not matter.
+
+    Args:
+        name: in `METHODS` or `TRAININGS`.
+        training_data: opens what those of `TRAININGS` are trained on.
+
+    Raises:
+        InputError: there is none, and the message lists the near ones, or all; or no training data for a reference.
+    """
+    known = {_plain(method): method for method in (*METHODS, *TRAININGS)}
+    found = known.get(_plain(name))
+    if found is None:
+        near = [known[match] for match in difflib.get_close_matches(_plain(name), known, n=3)]
+        hint = f"near ones: {', '.join(near)}" if near else f"accepted: {', '.join(known.values())}"
+        raise InputError(f"no method {name!r}; {hint}")
+    if found in METHODS:
+        return METHODS[found]
+    if training_data is None:
+        raise InputError(f"{found}: no data to train on; accepted: a data set of which no image is evaluated")
+    return Reference(TRAININGS[found], training_data())
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def configured(method: Method, config: EmerDiffConfig) -> Method:
+    """The method under settings of EmerDiff: EmerDiff itself, and those that start from its low-resolution masks."""
+    if isinstance(method, EmerDiff):
+        return replace(method, config=config)
+    if isinstance(method, Clustered):
+        return replace(method, site=config.feature_site, timestep=config.feature_timestep)  # type: ignore[arg-type]
+    return method
+
+
+def identity(method: Method) -> dict[str, Any]:
+    """What must be the same for results of a method to be used again, as JSON values: its parameters."""
+    if isinstance(method, Reference):
+        return method.identity()
+    assert is_dataclass(method)
+    return {"class": type(method).__name__, **asdict(method)}

@@ -1,0 +1,126 @@
+"""Upper references as methods: trained on a data set of their own when they are first needed, then kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from safetensors.torch import load_file, save_file
+
+from emerdiff_probe.errors import InputError
+from emerdiff_probe.evaluation.datasets import DataSet
+from emerdiff_probe.evaluation.rivals.interface import Counts
+from emerdiff_probe.evaluation.rivals.supervised import (
+    LinearProbe,
+    ProbeTraining,
+    SupervisedUNet,
+    UNet,
+    UNetTraining,
+    train_linear_probe,
+    train_unet,
+)
+from emerdiff_probe.evaluation.store import write_whole
+from emerdiff_probe.models import ProbeModel
+from emerdiff_probe.probe import ProbedImage
+from emerdiff_probe.segmentation import EmerDiffConfig
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """A supervised segmenter that is yet to be trained.
+
+    Attributes:
+        training: of a linear probe or of a U-Net, and how.
+        data: to train on. None of its images may be evaluated.
+    """
+
+    training: ProbeTraining | UNetTraining
+    data: DataSet
+    counts: ClassVar[Counts] = "own"
+
+    @property
+    def name(self) -> str:
+        """That of the segmenter that comes out."""
+        return LinearProbe.name if isinstance(self.training, ProbeTraining) else SupervisedUNet.name
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a trained segmenter and its results to be used again, as JSON values."""
+        names = self.data.names
+        return {
+            "training": asdict(self.training),
+            "data": self.data.name,
+            "images": [names[0], names[-1], len(names)],
+        }
+
+    def trained(
+        self,
+        model: ProbeModel,
+        config: EmerDiffConfig,
+        weights: Path,
+        *,
+        progress: bool = False,
+        warn: Callable[[str], None] = print,
+    ) -> LinearProbe | SupervisedUNet:
+        """The segmenter: read from a safetensors file, or trained and written there.
+
+        Args:
+            model: whose features a linear probe sees; a U-Net is trained on its device.
+            config: how images are inverted for a linear probe.
+            weights: the file.
+            progress: show a progress bar over steps.
+            warn: told of training images that cannot be read and are left out.
+
+        Raises:
+            InputError: no image can be read, or as `train_linear_probe` and `train_unet`.
+        """
+        if not weights.exists():
+            train = self._probe_weights if isinstance(self.training, ProbeTraining) else self._unet_weights
+            write_whole(weights, partial(save_file, train(model, config, progress, warn)))
+        tensors = load_file(weights)
+        if isinstance(self.training, ProbeTraining):
+            sites = self.training.sites or (EmerDiffConfig.for_model(model).feature_site,)
+            by_site = tuple(tensors[site] for site in sites)
+            return LinearProbe(by_site, tensors["bias"], sites, self.training.timestep)
+        network = UNet(len(self.data.classes), self.training.width, self.training.levels)
+        network.load_state_dict(tensors)
+        return SupervisedUNet(network.to(model.device).eval().requires_grad_(False), self.training)
+
+    def _probe_weights(
+        self, model: ProbeModel, config: EmerDiffConfig, progress: bool, warn: Callable[[str], None]
+    ) -> dict[str, Any]:
+        assert isinstance(self.training, ProbeTraining)
+        probe = partial(
+            ProbedImage,
+            model,
+            start=self.training.timestep,
+            steps=config.steps,
+            method=config.inversion,
+            prompt=config.prompt,
+            seed=config.seed,
+        )
+        samples = ((probe(image), labels) for image, labels in self._readable(warn))
+        made = train_linear_probe(samples, len(self.data.classes), self.training, progress=progress)
+        by_site = zip(made.sites, made.weights, strict=True)
+        return {"bias": made.bias} | {site: weights.contiguous() for site, weights in by_site}
+
+    def _unet_weights(
+        self, model: ProbeModel, config: EmerDiffConfig, progress: bool, warn: Callable[[str], None]
+    ) -> dict[str, Any]:
+        assert isinstance(self.training, UNetTraining)
+        samples = list(self._readable(warn))
+        made = train_unet(samples, len(self.data.classes), self.training, device=model.device, progress=progress)
+        return {name: tensor.contiguous() for name, tensor in made.network.state_dict().items()}
+
+    def _readable(self, warn: Callable[[str], None]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for place, name in enumerate(self.data.names):
+            try:
+                sample = self.data[place]
+                pixels = sample.pixels()
+            except InputError as error:
+                warn(f"{name} is not trained on: {error}")
+                continue
+            yield pixels, sample.labels

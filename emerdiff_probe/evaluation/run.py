@@ -1,0 +1,309 @@
+"""Running methods over a data set; every record is kept as soon as it is known, so that a stopped run goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from einops import rearrange
+from tqdm.auto import tqdm
+
+from emerdiff_probe.checks import is_integer
+from emerdiff_probe.errors import InputError
+from emerdiff_probe.evaluation.cost import Cost, measured, on_host, together
+from emerdiff_probe.evaluation.datasets import IGNORED, DataSet
+from emerdiff_probe.evaluation.methods import Method, configured, identity
+from emerdiff_probe.evaluation.metrics import (
+    adjusted_rand,
+    boundary_f,
+    covering,
+    overlaps,
+    variation_of_information,
+)
+from emerdiff_probe.evaluation.protocols import concept_embeddings, region_sums
+from emerdiff_probe.evaluation.references import Reference
+from emerdiff_probe.evaluation.resizing import Resizing
+from emerdiff_probe.evaluation.rivals.interface import Segmenter
+from emerdiff_probe.evaluation.store import Cell, Record, RecordStore
+from emerdiff_probe.layers import Site
+from emerdiff_probe.models import ProbeModel
+from emerdiff_probe.probe import ProbedImage
+from emerdiff_probe.segmentation import EmerDiffConfig, check_config
+
+FORMAT = 1
+"""Of the records; raised when they would mean something else."""
+FIGURES = ("boundary F", "adjusted Rand", "variation of information", "covering")
+"""Scores that need no classes."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is run on every image.
+
+    Attributes:
+        methods: of different names.
+        clusters: numbers of segments; None leaves the number to the methods that have a criterion of their own.
+        config: of EmerDiff and of the inversion that all methods share; its number of clusters is not used.
+        resizing: what of an image the methods see.
+
+    Raises:
+        InputError: nothing to run, a name or number twice, a number below 1, or a method that none of the numbers is
+            for.
+    """
+
+    methods: tuple[Method, ...]
+    clusters: tuple[int | None, ...]
+    config: EmerDiffConfig
+    resizing: Resizing = field(default_factory=Resizing)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "methods", tuple(configured(method, self.config) for method in self.methods))
+        names = [method.name for method in self.methods]
+        if not names or len(set(names)) < len(names):
+            raise InputError(f"methods {', '.join(names) or 'none'}; accepted: one or more, each once")
+        wrong = [count for count in self.clusters if count is not None and not is_integer(count, 1)]
+        if wrong or not self.clusters or len(set(self.clusters)) < len(self.clusters):
+            raise InputError(
+                f"clusters {list(self.clusters)}; accepted: one or more integers from 1, each once, or None"
+            )
+        for method in self.methods:
+            if not self._counts(method):
+                raise InputError(f"{method.name} finds no number of segments by itself; accepted: one or more numbers")
+        if self.resizing != Resizing() and any(isinstance(method, Reference) for method in self.methods):
+            raise InputError(f"{self.resizing} with a trained method; accepted: images as they are")
+
+    def _counts(self, method: Method) -> tuple[int | None, ...]:
+        if method.counts == "own":
+            return (None,)
+        return tuple(count for count in self.clusters if count is not None or method.counts == "either")
+
+    @property
+    def cells(self) -> dict[Cell, Method]:
+        """Every method with every number of segments that it takes."""
+        return {Cell(method.name, count): method for method in self.methods for count in self._counts(method)}
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationResult:
+    """Records of every method on every image that could be read.
+
+    Attributes:
+        evaluation: what was run.
+        data: on which images.
+        store: where records are.
+        images: names of the images that all methods have records of.
+        skipped: of the others the name, and what was wrong.
+        computed, reused: records made in this run, and records that were there already.
+    """
+
+    evaluation: Evaluation
+    data: DataSet
+    store: RecordStore
+    images: tuple[str, ...]
+    skipped: Mapping[str, str]
+    computed: int
+    reused: int
+
+    def records(self, cell: Cell) -> list[Record]:
+        """Of every image, in order."""
+        return [self.store.record(image, cell) for image in self.images]
+
+    def concepts(self) -> np.ndarray:
+        """Concept embeddings (class, channel) over the truth of these same images; NaN for classes without a pixel."""
+        held = [self.store.image(image, "sums", "pixels") for image in self.images]
+        sums, pixels = (np.sum([one[name] for one in held], axis=0) for name in ("sums", "pixels"))
+        return concept_embeddings(sums, pixels)
+
+
+def write_to_stderr(message: str) -> None:
+    """Print a line above a progress bar."""
+    tqdm.write(message, file=sys.stderr)
+
+
+def run_evaluation(
+    model: ProbeModel,
+    data: DataSet,
+    evaluation: Evaluation,
+    *,
+    store: str | Path,
+    progress: bool = False,
+    warn: Callable[[str], None] = write_to_stderr,
+) -> EvaluationResult:
+    """Segment every image by every method and keep what scores are made of.
+
+    An image is inverted once for all methods. A run that was stopped goes on: records that are there are used, and the
+    result equals that of a run in one piece to the bit, but for times and memory. Embeddings of segments, for the
+    protocols that ask for them, are means over pixels of bilinearly upsampled features, of the site that EmerDiff
+    clusters, for all methods alike.
+
+    Args:
+        model: that all methods share.
+        data: images and truth.
+        evaluation: what to run.
+        store: folder of the records; new, or with records of the same data, model and settings.
+        progress: show a progress bar over records.
+        warn: told of every image that cannot be used and is skipped.
+
+    Raises:
+        InputError: a store of something else, no image that can be used, settings that do not fit the model, or a
+            trained method that has seen an image.
+        SiteError, TimestepError: as `check_config`.
+    """
+    largest = max((count for count in evaluation.clusters if count is not None), default=1)
+    fitted = replace(evaluation.config, clusters=largest)
+    site, _ = check_config(model, fitted, model.native_size, model.native_size)
+    for method in evaluation.methods:
+        if isinstance(method, Reference):
+            _require_apart(method, data)
+    kept = RecordStore(store, _identity(model, data, evaluation))
+    for method in evaluation.methods:
+        kept.require_method(method.name, identity(method))
+    run = _Run(model, evaluation, kept, site, data.classes, progress, warn)
+    cells = evaluation.cells
+    images, skipped, computed = [], {}, 0
+    with tqdm(total=len(data) * len(cells), disable=not progress, desc=data.name, unit="record") as bar:
+        for place, name in enumerate(data.names):
+            missing = [cell for cell in cells if not kept.has(name, cell)]
+            bar.update(len(cells) - len(missing))
+            if missing:
+                try:
+                    seen = _see(data, place, evaluation.resizing)
+                except InputError as error:
+                    skipped[name] = str(error)
+                    warn(f"{name} is skipped: {error}")
+                    bar.update(len(missing))
+                    continue
+                for _ in run.measure(name, seen, missing):
+                    bar.update()
+                    computed += 1
+            images.append(name)
+    if not images:
+        raise InputError(f"{data!r}: none of its images can be used; the first: {next(iter(skipped.values()), 'none')}")
+    return EvaluationResult(
+        evaluation, data, kept, tuple(images), skipped, computed, len(images) * len(cells) - computed
+    )
+
+
+def _require_apart(method: Reference, data: DataSet) -> None:
+    if method.data.classes != data.classes:
+        raise InputError(f"{method.name}: trained on classes of {method.data!r}, asked for those of {data!r}")
+    both = set(method.data.names) & set(data.names) if method.data.name == data.name else set()
+    if both:
+        raise InputError(
+            f"{method.name}: {len(both)} images are trained on and evaluated, such as {min(both)}; accepted: none"
+        )
+
+
+def _identity(model: ProbeModel, data: DataSet, evaluation: Evaluation) -> dict[str, Any]:
+    """What must be the same for records to be used again; methods, numbers and images may come and go."""
+    configuration = asdict(evaluation.config)
+    del configuration["clusters"]
+    return {
+        "format": FORMAT,
+        "data": data.name,
+        "classes": list(data.classes),
+        "fingerprint": model.fingerprint,
+        "precision": str(model.dtype),
+        "device": model.device.type,  # seconds of two devices would be averaged
+        **configuration,
+        "resizing": asdict(evaluation.resizing),
+    }
+
+
+class _Seen(NamedTuple):
+    """An image as methods get it, and its truth (annotator, height, width) in its own pixels."""
+
+    image: np.ndarray
+    truth: np.ndarray
+    size: tuple[int, int]
+
+
+def _see(data: DataSet, place: int, resizing: Resizing) -> _Seen:
+    """Read a sample; raises InputError where it cannot be scored."""
+    sample = data[place]
+    pixels = sample.pixels()
+    truth = resizing.seen(sample.labels)
+    truth = truth if truth.ndim == 3 else truth[None]
+    if (truth == IGNORED).all(axis=(1, 2)).any():
+        raise InputError(f"{sample.name}: every pixel is ignored")
+    return _Seen(resizing.apply(pixels), truth, (pixels.shape[0], pixels.shape[1]))
+
+
+@dataclass(eq=False)
+class _Run:
+    """The work on one image after the other."""
+
+    model: ProbeModel
+    evaluation: Evaluation
+    store: RecordStore
+    site: Site
+    classes: Sequence[str]
+    progress: bool
+    warn: Callable[[str], None]
+    trained: dict[str, Segmenter] = field(default_factory=dict)
+
+    def measure(self, name: str, seen: _Seen, missing: Sequence[Cell]) -> Iterator[None]:
+        """Make the missing records of an image one by one."""
+        config = self.evaluation.config
+        inverted = partial(
+            ProbedImage,
+            self.model,
+            seen.image,
+            start=max(config.modulate_at, config.feature_timestep),
+            steps=config.steps,
+            method=config.inversion,
+            prompt=config.prompt,
+            seed=config.seed,
+        )
+        probed, inversion = measured(inverted, self.model.device)
+        cells = probed.features(self.site, config.feature_timestep)
+        features = rearrange(cells, "(h w) c -> h w c", h=probed.grid(self.site)[0]).numpy()
+        self.store.require_image(name, self._about(seen, features))
+        for cell in missing:
+            segmenter = self._ready(self.evaluation.cells[cell])
+            labels, own = measured(partial(segmenter.segment, probed.afresh(), cell.clusters), self.model.device)
+            labels = self.evaluation.resizing.restore(labels, *seen.size)
+            cost = together(inversion, own) if segmenter.probes else on_host(own, self.model.device)
+            self.store.write(name, cell, labels, self._record(labels, seen.truth, features, cost))
+            yield
+
+    def _ready(self, method: Method) -> Segmenter:
+        if not isinstance(method, Reference):
+            return method
+        if method.name not in self.trained:
+            weights, config = self.store.weights(method.name), self.evaluation.config
+            self.trained[method.name] = method.trained(
+                self.model, config, weights, progress=self.progress, warn=self.warn
+            )
+        return self.trained[method.name]
+
+    def _about(self, seen: _Seen, features: np.ndarray) -> dict[str, np.ndarray]:
+        digest = hashlib.sha256(seen.image.tobytes() + seen.truth.astype(np.int32).tobytes()).hexdigest()[:16]
+        if not self.classes:
+            return {"digest": np.array(digest)}
+        sums, pixels = region_sums(features, seen.truth[0], len(self.classes))
+        return {"digest": np.array(digest), "sums": sums, "pixels": pixels}
+
+    def _record(self, labels: np.ndarray, truth: np.ndarray, features: np.ndarray, cost: Cost) -> Record:
+        overlap = None
+        if self.classes:
+            sums, pixels = region_sums(features, labels, int(labels.max()) + 1)
+            embeddings = sums / np.maximum(pixels, 1)[:, None]
+            overlap = overlaps(labels, truth[0], len(self.classes), ignore_index=IGNORED, embeddings=embeddings)
+        every = [
+            (
+                boundary_f(labels, drawn, ignore_index=IGNORED),
+                adjusted_rand(labels, drawn, ignore_index=IGNORED),
+                variation_of_information(labels, drawn, ignore_index=IGNORED).total,
+                covering(labels, drawn, ignore_index=IGNORED),
+            )
+            for drawn in truth
+        ]
+        figures = dict(zip(FIGURES, np.mean(every, axis=0).tolist(), strict=True))
+        return Record(overlap, figures | {"segments": len(np.unique(labels))}, *cost)

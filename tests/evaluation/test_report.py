@@ -1,0 +1,156 @@
+"""Tables of an evaluation: every figure with its protocol, the same as when it is worked out by hand."""
+
+import re
+
+import numpy as np
+import pytest
+
+from emerdiff_probe.errors import InputError
+from emerdiff_probe.evaluation.metrics import overlaps
+from emerdiff_probe.evaluation.protocols import (
+    HungarianPerDataset,
+    HungarianPerImage,
+    Majority,
+    NearestConcept,
+    Score,
+    compare,
+    evaluate,
+)
+from emerdiff_probe.evaluation.report import PROTOCOLS, conclusion, make_report, markdown_table
+from emerdiff_probe.evaluation.run import FIGURES, EvaluationResult
+from emerdiff_probe.evaluation.store import Cell, Record
+
+CLASSES, IMAGES = 3, 6
+CELLS = [Cell("emerdiff", 2), Cell("emerdiff", 4), Cell("bilinear", 2), Cell("bilinear", 4), Cell("diffcut", None)]
+
+
+class Stored(EvaluationResult):
+    """A result whose records are made here; scores are taken by the code under test."""
+
+    def __init__(self):
+        rng = np.random.default_rng(0)
+        truth = rng.integers(0, CLASSES, (IMAGES, 8, 8))
+        quality = {"emerdiff": 0.9, "bilinear": 0.6, "diffcut": 0.5}
+        self.made = {}
+        for cell in CELLS:
+            right = rng.random(truth.shape) < quality[cell.method]
+            labels = np.where(right, truth, rng.integers(0, CLASSES, truth.shape))
+            embeddings = np.eye(CLASSES) + rng.normal(0, 0.4, (IMAGES, CLASSES, CLASSES))
+            self.made[cell] = [
+                Record(
+                    overlaps(labels[i], truth[i], CLASSES, embeddings=embeddings[i]),
+                    {name: float(rng.random()) for name in FIGURES} | {"segments": 3},
+                    seconds=float(i),
+                    peak_mib=None if cell.method == "diffcut" else 100.0 + i,
+                )
+                for i in range(IMAGES)
+            ]
+        config = type("Config", (), {"seed": 0})()
+        cells = {cell: type("Method", (), {"counts": "either"})() for cell in CELLS}
+        evaluation = type("Evaluation", (), {"cells": cells, "config": config})()
+        data = type("Data", (), {"name": "noise", "classes": ("a", "b", "c")})()
+        names = tuple(f"image {i}" for i in range(IMAGES))
+        super().__init__(evaluation, data, None, names, {"broken": "truncated"}, 0, 0)
+
+    def records(self, cell):
+        return self.made[cell]
+
+    def concepts(self):
+        return np.eye(CLASSES)
+
+
+@pytest.fixture(scope="module")
+def result():
+    return Stored()
+
+
+@pytest.fixture(scope="module")
+def report(result):
+    return make_report(result, tuple(PROTOCOLS))
+
+
+def test_every_row_is_the_score_of_its_protocol(result, report):
+    protocols = (Majority(), HungarianPerImage(), HungarianPerDataset(CLASSES), NearestConcept(np.eye(CLASSES)))
+    assert len(report.rows) == len(CELLS) * len(protocols)
+    by_place = {(row.line.cell, row.miou.protocol): row for row in report.rows}
+    for cell in CELLS:
+        images = [record.overlap for record in result.records(cell)]
+        for protocol in protocols:
+            row = by_place[cell, protocol.name]
+            assert row.miou == evaluate(images, protocol)
+            assert row.accuracy == evaluate(images, protocol, "pixel accuracy")
+
+
+def test_gains_are_paired_differences_at_equal_numbers_of_segments(result, report):
+    gains = {(gain.over, gain.clusters, gain.miou.protocol): gain.miou for gain in report.gains}
+    assert {(over, clusters) for over, clusters, _ in gains} == {
+        ("bilinear", (2,)),
+        ("bilinear", (4,)),
+        ("bilinear", (2, 4)),
+    }
+    for protocol in (Majority(), HungarianPerImage()):
+        singly = []
+        for count in (2, 4):
+            ours, theirs = ([r.overlap for r in result.records(Cell(name, count))] for name in ("emerdiff", "bilinear"))
+            singly.append(compare(ours, theirs, protocol))
+            assert gains["bilinear", (count,), protocol.name] == singly[-1]
+        both = gains["bilinear", (2, 4), protocol.name]
+        assert both.value == pytest.approx(np.mean([one.value for one in singly]))
+        assert both.low > 0
+
+
+def test_costs_are_the_median_time_and_the_largest_memory(report):
+    costs = {line.cell: (line.seconds, line.peak_mib, line.segments) for line in report.lines}
+    assert costs[Cell("emerdiff", 2)] == (2.5, 105, 3)
+    assert costs[Cell("diffcut", None)] == (2.5, None, 3)
+
+
+def test_json_has_what_was_promised(report):
+    made = report.to_json()
+    promised = {"method", "protocol", "clusters", "miou", "low", "high", "seconds_per_image", "peak_mib"}
+    assert all(promised <= set(row) for row in made["rows"])
+    assert (made["skipped"], made["images"]) == (1, IMAGES)
+    first, row = made["rows"][0], report.rows[0]
+    assert (first["miou"], first["low"]) == (round(100 * row.miou.value, 2), round(100 * row.miou.low, 2))
+    assert [gain["clusters"] for gain in made["gains"][:3]] == [2, 4, [2, 4]]
+    assert {gain["method"] for gain in made["gains"]} == {"emerdiff"}
+    assert len(made["without_classes"]) == len(CELLS)
+
+
+def test_every_printed_line_of_scores_has_its_protocol(report):
+    lines = str(report).splitlines()
+    assert "6 images, 1 skipped" in lines[0]
+    for row in report.rows:
+        figure = f"{100 * row.miou.value:.2f}"
+        count = "auto" if row.line.cell.clusters is None else str(row.line.cell.clusters)
+        wanted = re.compile(rf"\| {row.line.cell.method} +\| {count} +\| {figure} +\|.*{re.escape(row.miou.protocol)}")
+        assert any(wanted.match(line) for line in lines)
+    assert sum("| mean of 2, 4" in line for line in lines) == 4
+
+
+def test_a_method_gains_nothing_over_one_with_its_own_segments():
+    result = Stored()
+    for count in (2, 4):
+        result.made["bilinear", count] = result.made["emerdiff", count]
+    gains = [gain.miou for gain in make_report(result, tuple(PROTOCOLS)).gains]
+    assert {(gain.low, gain.value, gain.high) for gain in gains} == {(0, 0, 0)}
+    assert {conclusion(gain) for gain in gains} == {"not resolved"}
+
+
+def test_a_conclusion_needs_an_interval_beside_zero_and_enough_images():
+    def score(low, high, images=5):
+        return Score("mIoU difference", (low + high) / 2, low, high, "any", images)
+
+    assert conclusion(score(0.1, 0.2)) == "better"
+    assert conclusion(score(-0.2, -0.1)) == "worse"
+    assert conclusion(score(-0.1, 0.2)) == conclusion(score(0.1, 0.2, 4)) == "not resolved"
+
+
+@pytest.mark.parametrize("names", [(), ("majority", "majority"), ("hungarian",)])
+def test_unknown_protocols_are_refused(result, names):
+    with pytest.raises(InputError, match="accepted: majority, hungarian-per-image, hungarian-per-dataset, concept"):
+        make_report(result, names)
+
+
+def test_a_markdown_table_lines_up():
+    assert markdown_table(("a", "bb"), [("ccc", "d")]).splitlines() == ["| a   | bb |", "| --- | -- |", "| ccc | d  |"]

@@ -1,0 +1,337 @@
+"""An evaluation: resumed to the same bits, independent of what else is run, and honest about images it cannot use."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+from emerdiff_probe.errors import InputError, TimestepError
+from emerdiff_probe.evaluation import run
+from emerdiff_probe.evaluation.cost import measured
+from emerdiff_probe.evaluation.datasets import IGNORED, FolderDataset, Pair
+from emerdiff_probe.evaluation.emerdiff import EmerDiff
+from emerdiff_probe.evaluation.metrics import covering, overlaps
+from emerdiff_probe.evaluation.protocols import concept_embeddings, region_sums
+from emerdiff_probe.evaluation.references import Reference
+from emerdiff_probe.evaluation.report import make_report
+from emerdiff_probe.evaluation.resizing import Resizing
+from emerdiff_probe.evaluation.rivals.colour import RgbKMeans
+from emerdiff_probe.evaluation.rivals.diffcut import DiffCut
+from emerdiff_probe.evaluation.rivals.supervised import ProbeTraining, UNetTraining
+from emerdiff_probe.evaluation.rivals.upsampling import Bilinear
+from emerdiff_probe.evaluation.run import Evaluation, run_evaluation
+from emerdiff_probe.evaluation.sources import open_data
+from emerdiff_probe.evaluation.store import Cell, RecordStore
+from emerdiff_probe.layers import find_site
+from emerdiff_probe.models import load_model
+from emerdiff_probe.probe import ProbedImage
+from emerdiff_probe.segmentation import EmerDiffConfig, segment
+
+METHODS = (EmerDiff(), Bilinear(), DiffCut(), RgbKMeans())
+EVERY = ("majority", "hungarian-per-image", "hungarian-per-dataset", "concept")
+
+
+@pytest.fixture(scope="module")
+def config(model):
+    return EmerDiffConfig.for_model(model, steps=10, modulate_at=101)
+
+
+@pytest.fixture(scope="module")
+def evaluation(config):
+    return Evaluation(METHODS, (3, None), config)
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return open_data("world:3", side=64)
+
+
+@pytest.fixture(scope="module")
+def result(model, scenes, evaluation, tmp_path_factory):
+    return run_evaluation(model, scenes, evaluation, store=tmp_path_factory.mktemp("whole") / "store")
+
+
+def timeless(result):
+    """All that is reported, but for times and memory."""
+
+    def plain(value):
+        if isinstance(value, dict):
+            return {name: plain(held) for name, held in value.items() if name not in {"seconds_per_image", "peak_mib"}}
+        return [plain(held) for held in value] if isinstance(value, list) else value
+
+    return plain(make_report(result, EVERY).to_json())
+
+
+def folder_of(place, samples):
+    """A data set on disk of images (height, width, 3) and labels by name."""
+    pairs = []
+    for name, (image, labels) in samples.items():
+        Image.fromarray(image).save(place / f"{name}.png")
+        Image.fromarray(labels.astype(np.uint8)).save(place / f"{name}.labels.png")
+        pairs.append(Pair(name, place / f"{name}.png", place / f"{name}.labels.png"))
+    return FolderDataset("pictures", ("sky", "sea"), tuple(pairs))
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    labels = np.arange(64).repeat(64).reshape(64, 64) // 32
+    place = tmp_path / "pictures"
+    place.mkdir()
+    return folder_of(place, {name: (tiny.picture(seed=seed), labels) for seed, name in enumerate("abcd")})
+
+
+def test_every_method_has_a_record_of_every_image_and_number(result, scenes):
+    assert result.images == scenes.names
+    either = {(name, count) for name in ("emerdiff", "diffcut") for count in (3, None)}
+    expected = either | {("bilinear", 3), ("rgb k-means", 3)}
+    assert set(result.evaluation.cells) == expected
+    assert (result.computed, result.reused) == (len(expected) * len(scenes), 0)
+    assert all(len(result.records(cell)) == len(scenes) for cell in result.evaluation.cells)
+
+
+def test_a_record_holds_what_the_method_says_of_the_image(result, model, scenes, config):
+    sample = scenes[1]
+    probed = ProbedImage(model, sample.pixels(), start=101, steps=10)
+    site = find_site(model, config.feature_site)
+    features = probed.features(site).reshape(*probed.grid(site), -1).numpy()
+    for cell, method in result.evaluation.cells.items():
+        labels = method.segment(probed, cell.clusters)
+        assert np.array_equal(result.store.labels(sample.name, cell), labels)
+        record = result.records(cell)[1]
+        sums, pixels = region_sums(features, labels, labels.max() + 1)
+        means = (sums / np.maximum(pixels, 1)[:, None]).astype(np.float32)
+        direct = overlaps(labels, sample.labels, len(scenes.classes), ignore_index=IGNORED, embeddings=means)
+        for held, made in zip(vars(record.overlap).values(), vars(direct).values(), strict=True):
+            assert np.array_equal(held, made)
+        assert record.figures["covering"] == covering(labels, sample.labels)
+        assert record.figures["segments"] == len(np.unique(labels))
+        assert record.seconds > 0
+
+
+def test_concepts_are_means_over_the_truth_of_all_images(result, model, scenes, config):
+    site = find_site(model, config.feature_site)
+    sums, pixels = 0, 0
+    for sample in scenes:
+        probed = ProbedImage(model, sample.pixels(), start=101, steps=10)
+        features = probed.features(site).reshape(*probed.grid(site), -1).numpy()
+        some, count = region_sums(features, sample.labels, len(scenes.classes))
+        sums, pixels = sums + some, pixels + count
+    assert np.array_equal(result.concepts(), concept_embeddings(sums, pixels), equal_nan=True)
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(result, model, scenes, evaluation, tmp_path, monkeypatch):
+    store = tmp_path / "store"
+    genuine, written = RecordStore.write, []
+
+    def interrupted(self, *record):
+        if len(written) == 7:
+            raise KeyboardInterrupt
+        written.append(record)
+        genuine(self, *record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RecordStore, "write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_evaluation(model, scenes, evaluation, store=store)
+    resumed = run_evaluation(model, scenes, evaluation, store=store)
+    assert (resumed.computed, resumed.reused) == (11, 7)
+    assert timeless(resumed) == timeless(result)
+    monkeypatch.setattr(run, "ProbedImage", None)  # a third time nothing is inverted, drawn or segmented
+    monkeypatch.setattr(run, "_see", None)
+    again = run_evaluation(model, scenes, evaluation, store=store)
+    assert (again.computed, again.reused) == (0, 18)
+    assert str(make_report(again, EVERY)) == str(make_report(resumed, EVERY))
+    assert not list(store.rglob("*.partial"))
+
+
+def test_what_else_is_run_does_not_matter(result, model, scenes, config, tmp_path):
+    store = tmp_path / "store"
+    some = Evaluation((RgbKMeans(), DiffCut()), (3,), config)
+    run_evaluation(model, scenes[2:], some, store=store)
+    run_evaluation(model, scenes[:1], replace(some, methods=(DiffCut(),), clusters=(None,)), store=store)
+    rest = run_evaluation(model, scenes, Evaluation(METHODS, (3, None), config), store=store)
+    assert (rest.computed, rest.reused) == (15, 3)
+    assert timeless(rest) == timeless(result)
+
+
+@pytest.mark.parametrize("change", ["strength", "classes", "device", "model", "parameters", "pixels", "resizing"])
+def test_a_store_of_something_else_is_refused(change, model, pictures, config, tmp_path):
+    some = Evaluation((RgbKMeans(), Bilinear()), (2,), config)
+    run_evaluation(model, pictures[:1], some, store=tmp_path / "store")
+    other, data, probed = some, pictures, model
+    expected = {"classes": "classes was", "device": "cpu there", "model": "fingerprint was", "resizing": "resizing was"}
+    if change == "strength":
+        other = replace(some, config=replace(config, strength=3.0))
+        expected["strength"] = "strength was 10.0 there and is 3.0 now"
+    elif change == "classes":
+        data = replace(pictures, classes=("sea", "sky"))
+    elif change == "device":
+        kept = tmp_path / "store" / "evaluation.json"
+        identity = json.loads(kept.read_text())
+        assert identity["device"] == "cpu"
+        kept.write_text(json.dumps(identity | {"device": "cuda"}))
+        expected["device"] = "device was cuda there and is cpu now"
+    elif change == "model":
+        probed = load_model(tiny.pocket(seed=1), device="cpu")
+    elif change == "parameters":
+        other = replace(some, methods=(RgbKMeans(restarts=2),))
+        expected["parameters"] = "restarts was 1 there and is 2 now"
+    elif change == "resizing":
+        other = replace(some, resizing=Resizing(side=32))
+    elif change == "pixels":
+        Image.fromarray(tiny.picture(seed=9)).save(pictures.pairs[0].image)
+        other = replace(some, clusters=(3,))
+        expected["pixels"] = "image a had other pixels"
+    with pytest.raises(InputError, match=expected[change]):
+        run_evaluation(probed, data, other, store=tmp_path / "store")
+
+
+def test_a_folder_of_something_else_is_left_alone(model, pictures, config, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match="holds no evaluation"):
+        run_evaluation(model, pictures, Evaluation((RgbKMeans(),), (2,), config), store=tmp_path)
+
+
+def test_images_that_cannot_be_used_are_reported_and_counted_until_they_can(model, pictures, config, tmp_path):
+    whole = pictures.pairs[1].image.read_bytes()
+    pictures.pairs[1].image.write_bytes(whole[:200])
+    Image.fromarray(np.full((64, 64), 255, np.uint8)).save(pictures.pairs[2].labels)  # all of it ignored
+    Image.fromarray(np.full((64, 64), 7, np.uint8)).save(pictures.pairs[3].labels)  # no class
+    warned = []
+    some = Evaluation((RgbKMeans(), Bilinear()), (2,), config)
+    found = run_evaluation(model, pictures, some, store=tmp_path / "store", warn=warned.append)
+    assert found.images == ("a",)
+    assert list(found.skipped) == ["b", "c", "d"]
+    assert "cannot be read" in found.skipped["b"]
+    assert "every pixel is ignored" in found.skipped["c"]
+    assert "labels 7 are no class" in found.skipped["d"]
+    assert [message.split()[0] for message in warned] == ["b", "c", "d"]
+    assert make_report(found).to_json()["skipped"] == 3
+    pictures.pairs[1].image.write_bytes(whole)
+    repaired = run_evaluation(model, pictures, some, store=tmp_path / "store", warn=warned.append)
+    assert (repaired.images, repaired.computed) == (("a", "b"), 2)
+
+
+def test_no_usable_image_is_an_error(model, pictures, config, tmp_path):
+    for pair in pictures.pairs:
+        pair.image.unlink()
+    with pytest.raises(InputError, match=r"none of its images can be used; the first: .*no such image"):
+        run_evaluation(model, pictures, Evaluation((RgbKMeans(),), (2,), config), store=tmp_path / "s", warn=str)
+
+
+def test_scores_are_taken_at_the_original_resolution(model, config, tmp_path):
+    labels = np.zeros((90, 70), int)
+    labels[20:50] = 1
+    data = folder_of(tmp_path, {"tall": (tiny.picture(90, 70), labels)})
+    for resizing, size in ((Resizing(32), (90, 70)), (Resizing(48, "crop"), (70, 70)), (Resizing(), (90, 70))):
+        some = Evaluation((Bilinear(), RgbKMeans()), (2,), config, resizing)
+        found = run_evaluation(model, data, some, store=tmp_path / f"store-{resizing.side}")
+        for cell in some.cells:
+            assert found.store.labels("tall", cell).shape == size
+            assert found.records(cell)[0].overlap.counts.sum() == size[0] * size[1]
+
+
+def test_regions_of_several_people_are_scored_without_classes(model, config, tmp_path):
+    data = replace(folder_of(tmp_path, {"x": (tiny.picture(), np.zeros((64, 64)))}), classes=(), reader=_two_people)
+    some = Evaluation((Bilinear(),), (2,), config)
+    found = run_evaluation(model, data, some, store=tmp_path / "store")
+    cell = Cell("bilinear", 2)
+    record, labels = found.records(cell)[0], found.store.labels("x", cell)
+    assert record.overlap is None
+    both = [covering(labels, person) for person in _two_people(None, 0)]
+    assert both[0] != both[1]
+    assert record.figures["covering"] == pytest.approx(np.mean(both))
+    report = make_report(found)
+    assert (report.rows, report.gains) == ((), ())
+    assert report.to_json()["without_classes"][0]["seconds_per_image"] > 0
+    assert "bilinear" in str(report)
+
+
+def _two_people(path, classes):
+    rows = np.arange(64).repeat(64).reshape(64, 64)
+    return np.stack([rows // 32, rows.T // 8]).astype(np.int32)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"methods": ()}, "methods none"),
+        ({"methods": (Bilinear(), Bilinear(timestep=21))}, "each once"),
+        ({"clusters": ()}, r"clusters \[\]"),
+        ({"clusters": (3, 3)}, "each once"),
+        ({"clusters": (0,)}, "integers from 1"),
+        ({"clusters": (None,)}, "bilinear finds no number of segments by itself"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(evaluation, change, message):
+    with pytest.raises(InputError, match=message):
+        replace(evaluation, **change)
+
+
+def test_settings_that_do_not_fit_the_model_are_refused_before_it_runs(model, scenes, evaluation, tmp_path):
+    with pytest.raises(InputError, match="100 clusters, but"):
+        run_evaluation(model, scenes, replace(evaluation, clusters=(100,)), store=tmp_path / "store")
+    wrong = replace(evaluation, config=replace(evaluation.config, modulate_at=100))
+    with pytest.raises(TimestepError, match="near ones"):
+        run_evaluation(model, scenes, wrong, store=tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_trained_method_has_never_seen_what_it_is_scored_on(model, scenes, config, tmp_path):
+    training = UNetTraining(width=4, levels=2, crop=16, steps=1, batch=1)
+    seen = Evaluation((Reference(training, open_data("world:5,first=2", side=64)),), (3,), config)
+    with pytest.raises(InputError, match="1 images are trained on and evaluated, such as scene-000002"):
+        run_evaluation(model, scenes, seen, store=tmp_path / "store")
+    objects = replace(seen, methods=(Reference(training, open_data("world:5,first=9,labels=objects", side=64)),))
+    with pytest.raises(InputError, match="trained on classes of"):
+        run_evaluation(model, scenes, objects, store=tmp_path / "store")
+    with pytest.raises(InputError, match="accepted: images as they are"):
+        replace(seen, resizing=Resizing(32))
+
+
+def test_trained_methods_are_trained_once_and_name_classes(model, scenes, config, tmp_path, monkeypatch):
+    from emerdiff_probe.evaluation import references
+
+    data = open_data("world:2,first=500000", side=64)
+    quick = UNetTraining(width=4, levels=2, crop=32, steps=3, batch=2)
+    probing = ProbeTraining(pixels=64, steps=3)
+    some = Evaluation((Reference(quick, data), Reference(probing, data)), (3,), config)
+    first = run_evaluation(model, scenes[:1], some, store=tmp_path / "store")
+    monkeypatch.setattr(references, "train_unet", None)
+    monkeypatch.setattr(references, "train_linear_probe", None)
+    both = run_evaluation(model, scenes, some, store=tmp_path / "store")
+    assert (first.computed, both.computed, both.reused) == (2, 4, 2)
+    rows = make_report(both, EVERY).to_json()["rows"]
+    assert [(row["method"], row["clusters"]) for row in rows] == [("unet", None), ("linear probe", None)]
+    assert all("supervised" in row["protocol"] for row in rows)
+    assert max(both.store.labels(scenes.names[2], cell).max() for cell in some.cells) < len(scenes.classes)
+    other = replace(some, methods=(Reference(replace(quick, steps=4), data),))
+    with pytest.raises(InputError, match="training was"):
+        run_evaluation(model, scenes, other, store=tmp_path / "store")
+
+
+@pytest.mark.parametrize("size", [(64, 64), (70, 101)])
+@pytest.mark.parametrize("injection", [True, False])
+def test_emerdiff_among_its_rivals_is_segment(model, config, size, injection):
+    image = tiny.picture(*size)
+    wanted = replace(config, clusters=4) if injection else replace(config, clusters=4, injection=())
+    expected = segment(model, image, wanted).labels
+    probed = ProbedImage(model, image, start=101, steps=10)
+    assert np.array_equal(EmerDiff(config, injection).segment(probed, 4), expected)
+    assert np.array_equal(EmerDiff(injection=injection).segment(probed, 4), expected)  # 101 is nearest to 281
+
+
+def test_a_cost_is_the_time_and_the_peak_of_the_work_alone(model):
+    def allocate(mebibytes):
+        return lambda: np.ones(mebibytes * 2**20, np.uint8).sum()
+
+    large, much = measured(allocate(256), model.device)
+    _, little = measured(allocate(1), model.device)
+    assert large == 256 * 2**20
+    assert much.seconds > little.seconds > 0
+    if little.peak_mib is None:
+        pytest.skip("this system does not tell the peak of memory anew")
+    assert 200 < much.peak_mib - little.peak_mib < 300
