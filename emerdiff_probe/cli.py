@@ -241,9 +241,6 @@ def train(
     ] = None,
     scenes: Annotated[int | None, typer.Option(help="Pictures at most.")] = None,
     learning_rate: Annotated[float, typer.Option(help="Of the denoiser, at its peak.")] = 4e-4,
-    compile: Annotated[
-        bool | None, typer.Option(help="Compile the networks: minutes at the start, then faster; on CUDA by default.")
-    ] = None,
     init: Annotated[str | None, typer.Option(help="Start from 'pocket' or a pipeline folder.")] = None,
     autoencoder_from: Annotated[
         str | None, typer.Option(help="Take the autoencoder alone from 'pocket' or a pipeline folder.")
@@ -271,7 +268,6 @@ def train(
         denoiser_minutes=denoiser_minutes,
         scenes=scenes,
         learning_rate=learning_rate,
-        compile=compile,
         init=init,
         autoencoder_from=autoencoder_from,
         mirror=mirror,

@@ -93,8 +93,6 @@ class TrainConfig:
     denoiser spends itself on the lowest noise, where deep layers have little to do."""
     mirror: bool = True
     """Train the denoiser on mirror images too, at the price of encoding every picture twice."""
-    compile: bool | None = None
-    """Compile the networks: minutes at the start, then up to twice as fast; by default on CUDA only."""
     bfloat16: bool | None = None
     """Mixed precision; by default on CUDA and on processors that multiply in bfloat16."""
     checkpoint_seconds: float = 90.0
@@ -241,7 +239,6 @@ class _Run:
         self.bfloat16 = fit if config.bfloat16 is None else config.bfloat16
         for name in MODULES:
             getattr(parts, name).to(self.device, memory_format=torch.channels_last)
-        self.compile = self.device.type == "cuda" if config.compile is None else config.compile
         self.autoencoder_loop = Loop(
             "autoencoder", {"autoencoder": parts.autoencoder}, self, peak=config.autoencoder_learning_rate
         )
@@ -258,9 +255,6 @@ class _Run:
         if loop.progress >= 1 or self.stop:
             self._measure_scaling()
             return
-        if self.compile:
-            autoencoder.encoder.compile()
-            autoencoder.decoder.compile()
         # Steps are drawn from a fixed number of pictures, or two runs of the same steps would differ.
         pictures = self.source.wait(self.source.count if loop.budget.minutes is None else 2 * self.crop_shape[0])
 
@@ -290,12 +284,10 @@ class _Run:
         if self.bfloat16 and self.device.type == "cpu":
             # The processor's fused attention gains nothing from bfloat16; plain products do.
             parts.denoiser.set_attn_processor(AttnProcessor())
-        if self.compile:
-            parts.denoiser.compile()
 
+        # Never compiled: torch 2.13 compiles the upsamplers in bfloat16 to a zero gradient on the CPU, silently.
         def loss_of(step: int) -> Tensor:
             generator = self.generator("denoiser", step)
-
             chosen = torch.randint(len(latents), (self.batch,), generator=generator, device=self.device)
             # One timestep from each of as many equal spans as a batch has rows: less noise in the gradient.
             within = torch.rand(self.batch, generator=generator, device=self.device)

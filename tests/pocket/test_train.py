@@ -108,6 +108,16 @@ def test_saved_text_encoder_is_the_trained_one(tmp_path):
                 torch.testing.assert_close(getattr(loaded, name).state_dict()[key], value.half().float())
 
 
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_every_weight_of_the_denoiser_learns(config, bfloat16):
+    train(replace(config, steps=6, bfloat16=bfloat16, caption_dropout=0.0), report=quiet)
+    state = torch.load(config.out / "state" / "denoiser.pt", weights_only=True)
+    names = [name for module in state["modules"].values() for name in module if not name.endswith("position_ids")]
+    idle = [names[index] for index, kept in state["optimizer"]["state"].items() if not kept["exp_avg_sq"].any()]
+    # An attention's keys have no use for a bias: softmax takes it out again.
+    assert [name for name in idle if not name.endswith("k_proj.bias")] == []
+
+
 def test_mixed_precision_trains_to_other_finite_weights(config, tmp_path):
     mixed = weights(train(replace(config, bfloat16=True, out=tmp_path / "mixed"), report=quiet))
     plain = weights(train(replace(config, bfloat16=False, out=tmp_path / "plain"), report=quiet))
