@@ -1,0 +1,132 @@
+"""Finding a concept by its name: the masks that attend to the word answer for it, pixel by pixel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from skimage.filters import threshold_otsu
+
+from emerdiff_probe.errors import InputError
+from emerdiff_probe.evaluation.open_vocabulary.words import WordAttention
+from emerdiff_probe.images import heatmap, overlay
+from emerdiff_probe.models import ProbeModel
+from emerdiff_probe.probe import ProbedImage
+from emerdiff_probe.segmentation import EmerDiffConfig, Segmentation, segment
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """Where a concept is in an image.
+
+    Attributes:
+        concept: the word or phrase.
+        mask: (height, width) booleans: pixels that answer more to a chosen mask than to any other.
+        score: (height, width) float32 in 0 … 1: the strongest answer to a chosen mask as a share of it and of the
+            strongest to another; above one half inside `mask`.
+        attention: (mask,) mean attention of each low-resolution mask to the concept.
+        chosen: (mask,) booleans, the masks that attend to it.
+        separation: share of the attention's variance over cells that the choice explains (Otsu's criterion), in 0 … 1.
+            A concept that is not in the image gets a mask too; its attention separates less well.
+        image: (height, width, 3) uint8.
+    """
+
+    concept: str
+    mask: np.ndarray
+    score: np.ndarray
+    attention: np.ndarray
+    chosen: np.ndarray
+    separation: float
+    image: np.ndarray
+
+    def overlay(self, opacity: float = 0.55) -> Image.Image:
+        """The mask over the image."""
+        return Image.fromarray(overlay(self.image, self.mask.astype(np.uint8), opacity))
+
+    def heatmap(self) -> Image.Image:
+        """The score as colours."""
+        return Image.fromarray(heatmap(self.score, 1.0))
+
+
+def find(
+    model: ProbeModel,
+    image: Segmentation | str | Path | Image.Image | np.ndarray,
+    concept: str,
+    config: EmerDiffConfig | None = None,
+    *,
+    prompt: str | None = None,
+    attention: WordAttention | None = None,
+    progress: bool = False,
+) -> Found:
+    """Find a concept by its name, without any other model.
+
+    The low-resolution masks whose mean attention to the concept is above Otsu's threshold are those that attend to it:
+    the threshold (Otsu 1979) leaves the least variance within the two groups of cells and has no parameter. Every mask
+    is modulated, as EmerDiff does, and a pixel belongs to the concept if it answers most to one of those.
+
+    Args:
+        model: from `load_model`.
+        image: as `segment` takes it; or what `segment` gave for it, so that several concepts share its work.
+        concept: a word or phrase, such as "roof".
+        config: of EmerDiff, where the image is not segmented yet; the best known one for the model when None.
+        prompt: what the denoiser is told, with the concept in it; "a roof" when None.
+        attention: where attention is read; `WordAttention()` when None.
+        progress: show a progress bar over denoiser passes.
+
+    Raises:
+        InputError: a concept that is not in the prompt, a configuration given for a segmented image, or as `segment`
+            and `WordAttention` do.
+        SiteError, TimestepError, ModelError: as `WordAttention` does.
+    """
+    if isinstance(image, Segmentation):
+        if config is not None and config != image.config:
+            raise InputError("a configuration other than the segmentation's; accepted: None, or an image")
+        result = image
+    else:
+        result = segment(model, image, config, progress=progress)
+    settings, attention = result.config, attention or WordAttention()
+    probed = ProbedImage(
+        model,
+        result.image,
+        start=max(attention.timesteps or (settings.modulate_at,)),
+        steps=settings.steps,
+        method=settings.inversion,
+        seed=settings.seed,
+    )
+    said = f"a {concept}" if prompt is None else prompt
+    coarse = result.low_resolution_masks
+    means = attention.of_prompt(probed, said, [concept]).segments(coarse)[:, 0]
+    chosen, separation = choose(means, np.bincount(coarse.ravel(), minlength=len(means)))
+    maps = result.difference_maps
+    ours, theirs = (maps[which].max(0) if which.any() else np.zeros(maps.shape[1:]) for which in (chosen, ~chosen))
+    return Found(
+        concept=concept,
+        mask=chosen[result.labels],
+        score=(ours / np.maximum(ours + theirs, np.finfo(np.float32).tiny)).astype(np.float32),
+        attention=means,
+        chosen=chosen,
+        separation=separation,
+        image=result.image,
+    )
+
+
+def choose(values: np.ndarray, cells: np.ndarray) -> tuple[np.ndarray, float]:
+    """Which values stand out, by Otsu's threshold over cells, and the share of the variance that the choice explains.
+
+    Args:
+        values: (mask,) one for each mask.
+        cells: (mask,) how many cells each mask has.
+
+    Returns:
+        (mask,) booleans, none where all values are equal; and a share in 0 … 1.
+    """
+    per_cell = np.repeat(values.astype(np.float64), cells)
+    if np.ptp(per_cell) == 0:
+        return np.zeros(len(values), bool), 0.0
+    chosen = values > threshold_otsu(per_cell)
+    inside = np.repeat(chosen, cells)
+    share = inside.mean()
+    between = share * (1 - share) * (per_cell[inside].mean() - per_cell[~inside].mean()) ** 2
+    return chosen, float(between / per_cell.var())
