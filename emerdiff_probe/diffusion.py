@@ -11,13 +11,14 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from emerdiff_probe.batching import rows_that_fit, run_in_batches
 from emerdiff_probe.errors import InputError, TimestepError
-from emerdiff_probe.hooks import Edit, attached
+from emerdiff_probe.hooks import Edit, Injection, attached
 from emerdiff_probe.interventions import Intervention
 from emerdiff_probe.models import Conditioning, ProbeModel
 
 MAX_ROWS = {"cpu": 24, "mps": 32, "cuda": 128}
-MAX_BYTES_ON_CPU = 4 * 2**30
+"""Variants a batch beyond which no device of the kind gets faster."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,7 @@ class Trajectory:
             `timesteps[i]`, the last one is x_0.
         residuals: (step, batch, channel, latent_height, latent_width) float32: what is added to the mean of the
             reverse step, sigma_t z_t. Keeping the product instead of z_t needs no division by a small sigma_t.
+            None leaves them to the replay, whose unchanged row has the mean at every step anyway.
         steps: of the whole scheduler grid that the timesteps belong to (50 in the paper).
         eta: 1 for DDPM steps (the paper's), 0 for DDIM.
         prompt, guidance: what the denoiser was told; the paper uses the empty prompt without guidance (1).
@@ -37,7 +39,7 @@ class Trajectory:
 
     timesteps: tuple[int, ...]
     latents: Tensor
-    residuals: Tensor
+    residuals: Tensor | None
     steps: int
     eta: float
     prompt: str = ""
@@ -72,13 +74,14 @@ class Trajectory:
             self,
             timesteps=self.timesteps[start:],
             latents=self.latents[start:],
-            residuals=self.residuals[start:],
+            residuals=None if self.residuals is None else self.residuals[start:],
         )
 
     def image(self, index: int) -> Trajectory:
         """The trajectory of one image of the batch, as a batch of one."""
         rows = slice(index, index + 1)
-        return replace(self, latents=self.latents[:, rows], residuals=self.residuals[:, rows])
+        residuals = None if self.residuals is None else self.residuals[:, rows]
+        return replace(self, latents=self.latents[:, rows], residuals=residuals)
 
     def _position(self, timestep: int) -> int:
         require_on_grid(timestep, self.timesteps)
@@ -172,6 +175,7 @@ def denoise(
     trajectory: Trajectory,
     variants: Sequence[Sequence[Intervention]],
     *,
+    steps: int | None = None,
     batch_size: int | None = None,
     progress: bool = False,
 ) -> Tensor:
@@ -185,6 +189,7 @@ def denoise(
         trajectory: of one image; its residuals are added at every step.
         variants: for each result a list of interventions; an empty list replays the reference. The same
             intervention object in several variants runs as one.
+        steps: stop after so many and give the x_0 that the denoiser then predicts; replay to the end when None.
         batch_size: variants a batch; chosen by the device when None.
         progress: show a progress bar over denoiser passes.
 
@@ -193,45 +198,58 @@ def denoise(
 
     Raises:
         InterventionError: an intervention that never took effect.
-        InputError: a trajectory of several images, or no variants.
+        InputError: a trajectory of several images, no variants, or more steps than the trajectory has.
     """
     if trajectory.batch != 1 or not variants:
         raise InputError(
             f"{len(variants)} variants of a trajectory of {trajectory.batch} images; accepted: one or more variants "
             "of one image (take it with trajectory.image(i))"
         )
-    size = min(len(variants), batch_size or _rows_that_fit(model, trajectory.final))
-    with tqdm(total=len(variants) * len(trajectory.timesteps), disable=not progress, desc="denoise") as bar:
-        results: list[Tensor] = []
-        while len(results) < len(variants):
-            chunk = variants[len(results) : len(results) + size]
-            try:
-                results.extend(_replay(model, trajectory, chunk, bar))
-            except torch.OutOfMemoryError:
-                if size == 1:
-                    raise
-                size = -(-size // 2)
-                torch.cuda.empty_cache()
-    return torch.stack(results)
+    if steps is not None and not 1 <= steps <= len(trajectory.timesteps):
+        raise InputError(f"{steps} steps of a trajectory of {len(trajectory.timesteps)}; accepted: 1 to that, or None")
+    told = conditionings(model, trajectory.final, trajectory.prompt, trajectory.guidance)
+    passes = len(trajectory.timesteps) if steps is None else steps
+    with tqdm(total=len(variants) * passes, disable=not progress, desc="denoise") as bar:
+        return run_in_batches(
+            lambda some: _replay(model, trajectory, some, told, steps, bar),
+            variants,
+            batch_size or _rows_that_fit(model, trajectory.final),
+        )
 
 
-def _replay(model: ProbeModel, trajectory: Trajectory, variants: Sequence[Sequence[Intervention]], bar: tqdm) -> Tensor:
+def _replay(
+    model: ProbeModel,
+    trajectory: Trajectory,
+    variants: Sequence[Sequence[Intervention]],
+    told: tuple[Conditioning, Conditioning | None],
+    steps: int | None,
+    bar: tqdm,
+) -> Tensor:
     scheduler, _ = make_scheduler(model, trajectory.steps)
-    conditioning, free = conditionings(model, trajectory.final, trajectory.prompt, trajectory.guidance)
+    conditioning, free = told
     batch = 1 + len(variants)
     latents = trajectory.latents[0].repeat(batch, 1, 1, 1)
     halves = 1 if free is None else 2
-    with attached(model, edits=list(_edits(model, variants, batch, halves))):
-        for timestep, residual in zip(trajectory.timesteps, trajectory.residuals, strict=True):
+    edits = list(_edits(model, variants, batch, halves))
+    with attached(model, edits=edits, equal_at=trajectory.timesteps[0] if free is None else None):
+        for step, timestep in enumerate(trajectory.timesteps, start=1):
             prediction = predict(
                 model, latents, timestep, conditioning, unconditional=free, guidance=trajectory.guidance
             )
-            latents = reverse_mean(scheduler, prediction, timestep, latents, trajectory.eta) + residual
             bar.update(len(variants))
+            if step == steps:
+                return scheduler.step(prediction, timestep, latents).pred_original_sample[1:]
+            mean = reverse_mean(scheduler, prediction, timestep, latents, trajectory.eta)
+            if trajectory.residuals is None:
+                latents = mean + (trajectory.latents[step] - mean[:1])
+            else:
+                latents = mean + trajectory.residuals[step - 1]
     return latents[1:]
 
 
-def _edits(model: ProbeModel, variants: Sequence[Sequence[Intervention]], batch: int, halves: int) -> Iterator[Edit]:
+def _edits(
+    model: ProbeModel, variants: Sequence[Sequence[Intervention]], batch: int, halves: int
+) -> Iterator[Edit | Injection]:
     """Edits of all variants; row 0 is the reference, and guidance repeats all rows in a second half."""
     rows_of: dict[int, tuple[Intervention, list[int]]] = {}
     for row, variant in enumerate(variants, start=1):
@@ -244,13 +262,10 @@ def _edits(model: ProbeModel, variants: Sequence[Sequence[Intervention]], batch:
 
 
 def _rows_that_fit(model: ProbeModel, latents: Tensor) -> int:
-    """Variants a batch; on the CPU also bounded by an estimate of the widest layers' activations."""
-    limit = MAX_ROWS.get(model.device.type, 24)
-    if model.device.type == "cpu":
-        cells = latents.shape[-2] * latents.shape[-1]
-        row_bytes = 48 * model.denoiser.config.block_out_channels[0] * cells * 4
-        limit = min(limit, max(1, MAX_BYTES_ON_CPU // row_bytes))
-    return limit
+    """Variants a batch, by an estimate of the activations of the widest layers and the skips that wait."""
+    cells = latents.shape[-2] * latents.shape[-1]
+    row_bytes = 48 * model.denoiser.config.block_out_channels[0] * cells * model.dtype.itemsize
+    return rows_that_fit(model.device, row_bytes, MAX_ROWS[model.device.type])
 
 
 def generate(

@@ -6,9 +6,9 @@ was raised. The timestep of every batch row is read from the denoiser's own argu
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from emerdiff_probe.attention import SharedAttention
 from emerdiff_probe.errors import InterventionError, ModelError, TimestepError
-from emerdiff_probe.layers import Site
+from emerdiff_probe.layers import Site, list_sites
 from emerdiff_probe.models import ProbeModel
 
 
@@ -40,6 +41,37 @@ class Edit:
     timesteps: frozenset[int] | None
     replace: Callable[[Tensor, list[int], tuple[int, int]], Tensor]
     label: str
+
+
+@dataclass(frozen=True, eq=False)
+class Injection:
+    """Some batch rows of one attention layer take their queries and keys, and so their probabilities, from others.
+
+    Attributes:
+        query, key: the layer's sites.
+        sources: for every row that is injected, the row to take from.
+        timesteps: when; at every timestep when None.
+        label: names the intervention in errors.
+    """
+
+    query: Site
+    key: Site
+    sources: Mapping[int, int]
+    timesteps: frozenset[int] | None
+    label: str
+
+    @property
+    def site(self) -> Site:
+        """Stands for the layer in errors."""
+        return self.query
+
+    def edits(self) -> list[Edit]:
+        """The same as replaced outputs of the projections: works under every attention processor of diffusers."""
+
+        def replace(activation: Tensor, chosen: list[int], grid: tuple[int, int]) -> Tensor:
+            return activation[[self.sources[row] for row in chosen]]
+
+        return [Edit(site, tuple(self.sources), self.timesteps, replace, self.label) for site in (self.query, self.key)]
 
 
 @dataclass(frozen=True)
@@ -79,14 +111,16 @@ class _Pass:
 def attached(
     model: ProbeModel,
     *,
-    edits: Sequence[Edit] = (),
+    edits: Sequence[Edit | Injection] = (),
     captures: Sequence[Capture] = (),
     stop_early: bool = False,
+    equal_at: int | None = None,
 ) -> Iterator[Record]:
     """Run the denoiser inside this context with edits applied and captures recorded.
 
     Edits of one site apply in the order given, captures see the edited values. With `stop_early` the `with` block
-    ends, without an error, as soon as the last captured site of the first pass has run.
+    ends, without an error, as soon as the last captured site of the first pass has run. At the timestep `equal_at`
+    the caller promises that all rows enter the denoiser equal: what runs before the first edit then runs on one row.
 
     Yields:
         A `Record` of the captures.
@@ -97,30 +131,133 @@ def attached(
             returned another shape.
         TimestepError: on leaving without an exception, a capture that never saw one of its timesteps.
     """
-    _require_hookable(model, [edit.site for edit in edits] + [capture.site for capture in captures])
+    replaced, injections = _divide(model, edits, captures)
+    _require_hookable(model, [edit.site for edit in [*replaced, *injections]] + [capture.site for capture in captures])
     record, current = Record(), _Pass()
+    changes: list[Edit | Injection] = [*replaced, *injections]
     fired: set[int] = set()
     taps: dict[Site, _Tap] = {}
-    for order, edit in enumerate(edits):
+    for order, edit in enumerate(replaced):
         taps.setdefault(edit.site, _Tap(edit.site, current, record, fired)).edits.append((order, edit))
     for capture in captures:
         taps.setdefault(capture.site, _Tap(capture.site, current, record, fired)).captures.append(capture)
     last = max((capture.site for capture in captures), default=None) if stop_early else None
 
-    handles: list[RemovableHandle] = []
-    try:
-        handles.append(_read_pass(model.denoiser, current))
-        handles.extend(tap.register(model.denoiser, stop=site == last) for site, tap in taps.items())
+    with ExitStack() as undo:
+        undo.callback(_read_pass(model.denoiser, current).remove)
+        if equal_at is not None:
+            for path in _before_any(model, [*replaced, *captures], equal_at):
+                _run_on_one_row(model.denoiser.get_submodule(path), current, equal_at, undo)
+        for site, tap in taps.items():
+            undo.callback(tap.register(model.denoiser, stop=site == last).remove)
+        for order, injection in enumerate(injections, start=len(replaced)):
+            undo.enter_context(_shared(model.denoiser, injection, order, current, fired, taps))
         try:
             yield record
         except _StopEarly as stop:
             if stop.args[0] is not current:  # it ends a run around this one
                 raise
-    finally:
-        for handle in handles:
-            handle.remove()
-    _require_fired([edit for order, edit in enumerate(edits) if order not in fired])
+    _require_fired([change for order, change in enumerate(changes) if order not in fired])
     _require_seen(captures, record)
+
+
+def _divide(
+    model: ProbeModel, edits: Sequence[Edit | Injection], captures: Sequence[Capture]
+) -> tuple[list[Edit], list[Injection]]:
+    """Injections that a shared processor can carry out, and all else as edits.
+
+    It needs a layer of the known kind, whose queries and keys nothing but this one injection reads or changes.
+    """
+    uses = Counter(tap.site for tap in [*(edit for edit in edits if isinstance(edit, Edit)), *captures])
+    uses.update(site for edit in edits if isinstance(edit, Injection) for site in (edit.query, edit.key))
+    replaced: list[Edit] = []
+    injections: list[Injection] = []
+    for edit in edits:
+        if isinstance(edit, Edit):
+            replaced.append(edit)
+        elif uses[edit.query] == uses[edit.key] == 1 and SharedAttention.serves(
+            model.denoiser.get_submodule(edit.query.attention)
+        ):
+            injections.append(edit)
+        else:
+            replaced.extend(edit.edits())
+    return replaced, injections
+
+
+@contextmanager
+def _shared(
+    denoiser: nn.Module,
+    injection: Injection,
+    order: int,
+    current: _Pass,
+    fired: set[int],
+    tapped: Collection[Site],
+) -> Iterator[None]:
+    """Carry out an injection by a processor in the layer's own place."""
+
+    def sources(batch: int) -> list[int]:
+        rows = set(current.select(batch, tuple(injection.sources), injection.timesteps))
+        if rows:
+            fired.add(order)
+        if batch < len(current.timesteps):  # the one row that stands for equal rows
+            return [0]
+        return [injection.sources[row] if row in rows else row for row in range(batch)]
+
+    path = injection.query.attention
+    attention = denoiser.get_submodule(path)
+    whole = not any(
+        site.kind == injection.query.kind and site.attention == path and site.part in {"value", "heads"}
+        for site in tapped
+    )
+    plain = attention.processor
+    attention.processor = SharedAttention(plain, sources, whole=whole)
+    try:
+        yield
+    finally:
+        attention.processor = plain
+
+
+def _before_any(model: ProbeModel, taps: Sequence[Edit | Capture], timestep: int) -> list[str]:
+    """Paths of the largest modules that have run before any of these edits and captures, at one timestep."""
+    active = [tap.site.index for tap in taps if tap.timesteps is None or timestep in tap.timesteps]
+    last: dict[str, int] = {}
+    for site in list_sites(model, part="output"):
+        names = site.path.split(".")
+        last.update({".".join(names[:depth]): site.index for depth in range(1, len(names) + 1)})
+    early = {
+        path
+        for path, index in last.items()
+        if index < min(active, default=index + 1) and not isinstance(model.denoiser.get_submodule(path), nn.ModuleList)
+    }
+    return [path for path in early if not any(path.startswith(f"{outer}.") for outer in early)]
+
+
+def _run_on_one_row(module: nn.Module, current: _Pass, timestep: int, undo: ExitStack) -> None:
+    """Let a module run on the first of rows that are equal, and give its result for all of them."""
+
+    def equal() -> bool:
+        return set(current.timesteps) == {timestep}
+
+    def on_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+        return _each_tensor((args, kwargs), lambda rows: rows[:1]) if equal() else None
+
+    def on_output(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        if not equal():
+            return None
+        return _each_tensor(output, lambda row: row.expand(len(current.timesteps), *row.shape[1:]))
+
+    undo.callback(module.register_forward_pre_hook(on_input, with_kwargs=True).remove)
+    undo.callback(module.register_forward_hook(on_output).remove)
+
+
+def _each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, tuple):
+        return tuple(_each_tensor(part, change) for part in value)
+    if isinstance(value, dict):
+        return {name: _each_tensor(part, change) for name, part in value.items()}
+    return value
 
 
 class _Tap:
@@ -211,7 +348,7 @@ def _require_hookable(model: ProbeModel, sites: Sequence[Site]) -> None:
             )
 
 
-def _require_fired(idle: Sequence[Edit]) -> None:
+def _require_fired(idle: Sequence[Edit | Injection]) -> None:
     if not idle:
         return
     edit = idle[0]

@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor
 
 from emerdiff_probe.errors import InterventionError
-from emerdiff_probe.hooks import Edit
+from emerdiff_probe.hooks import Edit, Injection
 from emerdiff_probe.layers import Site, find_site, list_sites
 from emerdiff_probe.models import ProbeModel
 
@@ -25,7 +25,9 @@ MaskLike = Tensor | np.ndarray
 class Intervention(Protocol):
     """Something that changes the denoiser's activations for some batch rows."""
 
-    def edits(self, model: ProbeModel, rows: Sequence[int], references: Sequence[int]) -> list[Edit]:
+    def edits(
+        self, model: ProbeModel, rows: Sequence[int], references: Sequence[int]
+    ) -> Sequence[Edit] | Sequence[Injection]:
         """The edits that carry it out.
 
         Args:
@@ -118,21 +120,15 @@ class InjectAttention:
         if self.timesteps is not None:
             object.__setattr__(self, "timesteps", _timesteps(self.timesteps, "InjectAttention"))
 
-    def edits(self, model: ProbeModel, rows: Sequence[int], references: Sequence[int]) -> list[Edit]:
-        """Two edits a layer, at its query and at its key."""
-        reference_of = dict(zip(rows, references, strict=True))
-
-        def replace(activation: Tensor, chosen: list[int], grid: tuple[int, int]) -> Tensor:
-            return activation[[reference_of[row] for row in chosen]]
-
+    def edits(self, model: ProbeModel, rows: Sequence[int], references: Sequence[int]) -> list[Injection]:
+        """One injection a layer."""
+        sources = dict(zip(rows, references, strict=True))
         layers = None if self.sites is None else {site.attention for site in self.sites}
         when = None if self.timesteps is None else frozenset(self.timesteps)
         return [
-            Edit(site, tuple(rows), when, replace, "InjectAttention")
-            for site in list_sites(model)
-            if site.kind in self.kinds
-            and site.part in {"query", "key"}
-            and (layers is None or site.attention in layers)
+            Injection(site, attention_part(model, site, "key"), sources, when, "InjectAttention")
+            for site in list_sites(model, part="query")
+            if site.kind in self.kinds and (layers is None or site.attention in layers)
         ]
 
 

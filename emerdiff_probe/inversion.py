@@ -34,6 +34,7 @@ def invert(
     prompt: str = "",
     seed: int = 0,
     batch_size: int | None = None,
+    residuals: bool = True,
 ) -> Trajectory:
     """Invert encoded images: find noise under which the reverse process gives them back.
 
@@ -51,6 +52,8 @@ def invert(
         prompt: the text for all images; the paper's is empty.
         seed: of the noise; every image of a batch gets the same draw, as if it were alone.
         batch_size: denoiser rows a pass; bounded for memory when None.
+        residuals: find them now, so that they can be looked at or replayed under another prompt; else they are left
+            to the replay, which is the same at no pass of its own.
 
     Returns:
         A trajectory from `start` to x_0 that replays to `latents` within 1e-4 (float32).
@@ -69,6 +72,8 @@ def invert(
         path = _draw_path(scheduler, latents.float(), timesteps, seed)
     else:
         path = _integrate_path(model, scheduler, latents.float(), timesteps, prompt)
+    if not residuals:
+        return Trajectory(timesteps, path, None, steps, eta, prompt)
     predictions = _predict_all(model, path[:-1], timesteps, prompt, batch_size or 16)
     means = torch.stack(
         [

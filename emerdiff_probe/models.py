@@ -16,14 +16,17 @@ import numpy as np
 import torch
 import transformers
 from diffusers import DDIMScheduler, DiffusionPipeline
-from einops import rearrange, repeat
+from einops import rearrange
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from emerdiff_probe.batching import rows_that_fit, run_in_batches
 from emerdiff_probe.errors import InputError, ModelError
 
 POCKET_FOLDER = Path(__file__).parent / "pocket" / "weights"
 PICKLE_SUFFIXES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
+MAX_DECODES = 8
+"""Images the autoencoder decodes at once, at most: more of them are not faster."""
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 VOLATILE = {"dtype", "torch_dtype", "transformers_version", "architectures"}
 
@@ -43,10 +46,10 @@ class Conditioning:
     added: Mapping[str, Tensor]
 
     def expand(self, batch: int) -> Conditioning:
-        """The same condition for every one of `batch` rows; needs a conditioning of one row."""
+        """The same condition for every one of `batch` rows, in the memory of one; needs a conditioning of one row."""
         return Conditioning(
-            repeat(self.hidden_states, "1 token channel -> batch token channel", batch=batch),
-            {name: repeat(value, "1 channel -> batch channel", batch=batch) for name, value in self.added.items()},
+            self.hidden_states.expand(batch, -1, -1),
+            {name: value.expand(batch, -1) for name, value in self.added.items()},
         )
 
     def __add__(self, other: Conditioning) -> Conditioning:
@@ -196,11 +199,15 @@ class ProbeModel:
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents (batch, channel, latent_height, latent_width) to images (batch, 3, height, width).
 
-        Pixel values are float32, about [-1, 1], and not clipped: differences between them stay linear.
+        Any number of them: they run in batches that fit the device. Pixel values are float32, about [-1, 1], and not
+        clipped: differences between them stay linear.
         """
-        config = self.autoencoder.config
-        scaled = latents / config.scaling_factor + (config.shift_factor or 0)
-        return self.autoencoder.decode(scaled.to(self.autoencoder.dtype)).sample.float()
+        config, dtype = self.autoencoder.config, self.autoencoder.dtype
+        scaled = (latents / config.scaling_factor + (config.shift_factor or 0)).to(dtype)
+        pixels = scaled.shape[2] * scaled.shape[3] * self.factor**2
+        row_bytes = 4 * config.block_out_channels[min(1, len(config.block_out_channels) - 1)] * pixels * dtype.itemsize
+        size = rows_that_fit(self.device, row_bytes, MAX_DECODES)
+        return run_in_batches(lambda rows: self.autoencoder.decode(rows).sample.float(), scaled, size)
 
     @torch.inference_mode()
     def embed(self, prompt: str, height: int, width: int) -> Conditioning:

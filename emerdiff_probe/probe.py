@@ -50,7 +50,7 @@ class ProbedImage:
         height, width = model.working_size(*image.shape[:2])
         self.latents = model.encode(model.to_tensor(image, (scale * height, scale * width)))
         self.trajectory: Trajectory = invert(
-            model, self.latents, start=start, steps=steps, method=method, prompt=prompt, seed=seed
+            model, self.latents, start=start, steps=steps, method=method, prompt=prompt, seed=seed, residuals=False
         )
         self._features: dict[tuple[Site, int], Tensor] = {}
         self._coarse: dict[tuple[Site, int, int], np.ndarray] = {}

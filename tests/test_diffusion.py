@@ -12,6 +12,7 @@ from emerdiff_probe.hooks import Edit
 from emerdiff_probe.interventions import InjectAttention, Modulate, Noise, Scale
 from emerdiff_probe.inversion import invert
 from emerdiff_probe.layers import Site, find_site
+from emerdiff_probe.models import load_model
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +95,74 @@ def test_out_of_memory_halves_the_batch_and_gives_the_same_result(model, traject
     assert max(hungry.seen) == 6
     assert sum(rows > 3 for rows in hungry.seen) == 2  # five variants, then three, and the reference
     assert not tiny.hooks_of(model.denoiser)
+
+
+@pytest.mark.parametrize("method", ["ddpm", "ddim"])
+def test_residuals_left_to_the_replay_are_the_inverted_ones(model, latents, variants, method):
+    now, later = (
+        invert(model, latents, start=301, steps=10, method=method, residuals=residuals) for residuals in (True, False)
+    )
+    assert later.residuals is later.since(101).residuals is later.image(0).residuals is None
+    assert torch.equal(now.latents, later.latents)
+    assert torch.allclose(denoise(model, later, [*variants, []]), denoise(model, now, [*variants, []]), atol=1e-5)
+    assert torch.allclose(denoise(model, later, [[]]), latents, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["sample", "epsilon", "v_prediction"])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_stopping_early_gives_the_image_that_is_predicted_then(latents, kind, steps):
+    """x_t = sqrt(a) x_0 + sqrt(1 - a) noise, whatever of the two the denoiser predicts."""
+    model = load_model(tiny.pocket(kind), device="cpu")
+    trajectory = invert(model, latents, start=301, steps=10)
+    read = denoise(model, trajectory, [[], [InjectAttention()]], steps=steps)
+    timestep = trajectory.timesteps[steps - 1]
+    x = trajectory.at(timestep)
+    prediction = predict(model, x, timestep, conditionings(model, x, "", 1.0)[0])
+    alpha = model.scheduler.alphas_cumprod[timestep]
+    expected = {
+        "sample": prediction,
+        "epsilon": (x - (1 - alpha).sqrt() * prediction) / alpha.sqrt(),
+        "v_prediction": alpha.sqrt() * x - (1 - alpha).sqrt() * prediction,
+    }[kind]
+    assert torch.allclose(read, expected.expand_as(read), atol=1e-4)
+    assert not torch.allclose(read[:1], trajectory.final, atol=1e-3)
+
+
+@pytest.mark.parametrize("steps", [0, 5])
+def test_more_steps_than_there_are_is_refused(model, trajectory, steps):
+    with pytest.raises(InputError, match="accepted: 1 to that"):
+        denoise(model, trajectory, [[]], steps=steps)
+
+
+def test_what_all_rows_share_runs_on_one_row(model, trajectory, variants, site):
+    """Before the first edit of the first step, and nowhere else."""
+    counted = [
+        "down8.block0.output",
+        "mid4.resnet0.output",
+        "up8.self1.output",
+        "up8.resnet2.output",
+        "up16.resnet0.output",
+    ]
+    rows = {name: [] for name in counted}
+    handles = [
+        model.denoiser.get_submodule(find_site(model, name).path).register_forward_hook(
+            lambda _, args, output, name=name: rows[name].append(
+                len(output[0] if isinstance(output, tuple) else output)
+            )
+        )
+        for name in counted
+    ]
+    try:
+        shared = denoise(model, trajectory, variants)
+        first = {name: seen[0] for name, seen in rows.items()}
+        assert first == {**dict.fromkeys(counted, 1), "up16.resnet0.output": 6}
+        assert all(set(seen[1:]) == {6} for seen in rows.values())
+    finally:
+        for handle in handles:
+            handle.remove()
+    edited = find_site(model, "down16.resnet0.output")
+    apart = denoise(model, trajectory, [[*variant, Scale(edited, 1.0)] for variant in variants])
+    assert torch.allclose(shared, apart, atol=1e-5)
 
 
 def test_out_of_memory_with_a_single_variant_is_not_hidden(model, trajectory, site):

@@ -318,6 +318,7 @@ def test_timesteps_are_kept_as_integers_alone_or_in_a_tuple(model, timestep, kin
 
 
 def test_every_attention_layer_is_injected(model):
-    edits = InjectAttention().edits(model, [1], [0])
-    assert {edit.site.attention for edit in edits} == {site.attention for site in list_sites(model, part="query")}
-    assert len(edits) == 2 * len(list_sites(model, part="query"))
+    injections = InjectAttention().edits(model, [1], [0])
+    layers = [site.attention for site in list_sites(model, part="query")]
+    assert [injection.query.attention for injection in injections] == layers
+    assert [injection.key.attention for injection in injections] == layers
