@@ -2,22 +2,72 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
+import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter
-from torch import Tensor
+from einops import einsum, rearrange
+from scipy.ndimage import gaussian_filter1d
+from torch import Tensor, nn
 
+from emerdiff_probe.checks import is_integer, require
 from emerdiff_probe.diffusion import Trajectory, denoise
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.interventions import InjectAttention, Intervention, Modulate, Placement
 from emerdiff_probe.layers import Site
 from emerdiff_probe.models import ProbeModel
 
+Space = Literal["pixels", "latents"]
+
+PRIOR_CELLS = 1.0
+"""Standard deviation, in cells, of the Gaussian that blurs a mask to where its response is expected."""
+UNEXPLAINED = 0.1
+"""Variance of a response that the masks do not explain, where that of a pixel inside one mask is 1."""
+
+
+@dataclass(frozen=True)
+class Readout:
+    """How the response to a modulation is read. The defaults are the paper's; anything else is cheaper and approximate.
+
+    Attributes:
+        denoising_steps: steps that are run from t_m on, 1 or more; what is compared is the x_0 predicted by the last
+            of them. All when None.
+        compare: the decoded "pixels" (the paper's) or the "latents", enlarged.
+        one_sided: compare I+ with the unchanged image in the place of I-.
+        sign_patterns: number of runs in which all masks are modulated at once with random signs, from which every
+            mask's response is untangled; more where so few cannot tell the masks apart. One mask a run when None.
+        seed: of the signs.
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    denoising_steps: int | None = None
+    compare: Space = "pixels"
+    one_sided: bool = False
+    sign_patterns: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        steps, patterns = self.denoising_steps, self.sign_patterns
+        require(
+            self,
+            [
+                ("denoising_steps", steps is None or is_integer(steps, 1), "an integer, 1 or more, or None"),
+                ("compare", self.compare in {"pixels", "latents"}, "'pixels', 'latents'"),
+                ("one_sided", isinstance(self.one_sided, bool), "True, False"),
+                ("sign_patterns", patterns is None or is_integer(patterns, 1), "an integer, 1 or more, or None"),
+                ("seed", is_integer(self.seed, 0), "an integer, 0 or more"),
+            ],
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Modulation:
-    """How masks are modulated; one value for all masks of a run.
+    """How masks are modulated and their response read; one value for all masks of a run.
 
     Attributes:
         site: any site of the attention layer to modulate.
@@ -26,6 +76,7 @@ class Modulation:
         placement: "after" the output projection (the paper's) or "before" it.
         injection: attention of the unchanged image to inject; none when None.
         direction: (channel,) vector; all ones, the paper's, when None.
+        readout: exact, or which approximations.
     """
 
     site: Site
@@ -34,6 +85,7 @@ class Modulation:
     placement: Placement = "after"
     injection: InjectAttention | None = field(default_factory=InjectAttention)
     direction: Tensor | None = None
+    readout: Readout = Readout()
 
     def variant(self, mask: Tensor, sign: float) -> list[Intervention]:
         """Interventions that modulate one mask with one sign."""
@@ -56,7 +108,7 @@ def modulated_images(
         model: to run.
         trajectory: of one image, from `modulate_at` or earlier.
         masks: (mask, grid_height, grid_width), on the grid of the modulated layer.
-        modulation: how.
+        modulation: how; read exactly, whatever its readout.
         batch_size: variants a batch; chosen by the device when None.
         progress: show a progress bar.
 
@@ -67,34 +119,60 @@ def modulated_images(
         TimestepError: `modulate_at` is not on the trajectory.
         InterventionError: masks of another grid.
     """
-    if masks.ndim != 3 or len(masks) == 0:
-        raise InputError(f"masks of shape {tuple(masks.shape)}; accepted: (mask, grid_height, grid_width)")
-    variants = [modulation.variant(mask, sign) for mask in masks for sign in (-1.0, 1.0)]
+    _require_masks(masks)
+    exact = replace(modulation, readout=Readout())
+    minus, plus = _both_sides(model, trajectory, masks, exact, batch_size, progress)
+    return minus.cpu(), plus.cpu()
+
+
+def _both_sides(
+    model: ProbeModel,
+    trajectory: Trajectory,
+    masks: Tensor,
+    modulation: Modulation,
+    batch_size: int | None,
+    progress: bool,
+) -> tuple[Tensor, Tensor]:
+    """What is compared, on the model's device: (mask, channel, …) twice; one-sided, the first is of one row."""
+    readout = modulation.readout
+    signs = (1.0,) if readout.one_sided else (-1.0, 1.0)
+    variants = [modulation.variant(mask, sign) for mask in masks for sign in signs]
     latents = denoise(
         model,
         trajectory.since(modulation.modulate_at),
-        variants,
+        [[], *variants] if readout.one_sided else variants,
+        steps=readout.denoising_steps,
         batch_size=batch_size,
         progress=progress,
     )
-    images = torch.cat([model.decode(part).cpu() for part in latents.split(8)])
-    return images[0::2], images[1::2]
+    compared = model.decode(latents) if readout.compare == "pixels" else latents
+    return (compared[:1], compared[1:]) if readout.one_sided else (compared[0::2], compared[1::2])
 
 
 def difference_map(minus: Tensor, plus: Tensor, smoothing: float = 0.0) -> Tensor:
     """How strongly every pixel answers: the RGB distance of I- and I+, smoothed by a Gaussian.
 
     Args:
-        minus, plus: (mask, 3, height, width).
+        minus, plus: (mask, 3, height, width); latents in the place of pixels are compared alike.
         smoothing: standard deviation of the Gaussian in pixels; 0 is none.
 
     Returns:
         (mask, height, width) float32, 0 or more, in units of pixel values where black to white is 2.
     """
-    distance = torch.linalg.vector_norm(minus - plus, dim=1)
-    if smoothing == 0:
-        return distance
-    return torch.from_numpy(gaussian_filter(distance.numpy(), smoothing, axes=(1, 2)))
+    return smoothed(torch.linalg.vector_norm(minus - plus, dim=1), smoothing)
+
+
+def smoothed(maps: Tensor, deviation: float) -> Tensor:
+    """Maps (mask, height, width) under a Gaussian of this standard deviation in pixels; 0 is none.
+
+    SciPy's filter, mirrored at the border, as two matrix products: with what it makes of the unit matrices.
+    """
+    if deviation == 0:
+        return maps
+    down, across = (
+        torch.from_numpy(gaussian_filter1d(np.eye(side), deviation, axis=0)).to(maps) for side in maps.shape[1:]
+    )
+    return down @ maps @ across.T
 
 
 def assign(difference_maps: Tensor) -> Tensor:
@@ -112,6 +190,70 @@ def difference_maps(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """Difference maps of masks, (mask, height, width); arguments as in `modulated_images` and `difference_map`."""
-    minus, plus = modulated_images(model, trajectory, masks, modulation, batch_size=batch_size, progress=progress)
-    return difference_map(minus, plus, smoothing)
+    """Difference maps of masks, (mask, height, width) float32 on the CPU.
+
+    Arguments as in `modulated_images` and `difference_map`; read as the modulation says.
+    """
+    readout = modulation.readout
+    _require_masks(masks)
+    codes = sign_codes(len(masks), readout.sign_patterns, seed=readout.seed)
+    together = masks if codes is None else einsum(codes, masks, "pattern mask, mask h w -> pattern h w")
+    minus, plus = _both_sides(model, trajectory, together, modulation, batch_size, progress)
+    if codes is not None:
+        plus = untangle(plus - minus, codes, masks)
+        minus = torch.zeros_like(plus[:1])
+    maps = difference_map(minus, plus)
+    if readout.compare == "latents":
+        maps = _enlarged(maps, [side * model.factor for side in maps.shape[1:]])
+    return smoothed(maps, smoothing).cpu()
+
+
+def sign_codes(masks: int, patterns: int | None, *, seed: int = 0) -> Tensor | None:
+    """Random signs (pattern, mask), no two masks alike or opposite; None where every mask had better run alone.
+
+    There are `patterns` of them, or more where so few cannot tell the masks apart.
+    """
+    if patterns is None:
+        return None
+    patterns = max(patterns, 1 + math.ceil(math.log2(masks)))
+    if patterns >= masks:
+        return None
+    draw = np.random.default_rng(seed)
+    bits = math.ceil(math.log2(masks))
+    distinct = 1 - 2 * (draw.permutation(2**bits)[:masks] >> np.arange(bits)[:, None] & 1)
+    more = draw.choice([-1, 1], (patterns - bits - 1, masks))
+    codes = np.concatenate([np.ones((1, masks)), distinct, more]) * draw.choice([-1, 1], masks)
+    return torch.from_numpy(codes).float()
+
+
+def untangle(responses: Tensor, codes: Tensor, masks: Tensor) -> Tensor:
+    """Every mask's own response, from responses to sums of all masks with known signs.
+
+    Responses nearly add up, so that a pixel answers to pattern p by sum_i codes[p, i] g_i. Fewer patterns than masks
+    leave g open; it is taken as its mean under a Gaussian prior by which g_i has the variance of mask i, blurred, at
+    that pixel: a mask is heard near its own cells.
+
+    Args:
+        responses: (pattern, channel, height, width).
+        codes: (pattern, mask) of -1 and 1.
+        masks: (mask, grid_height, grid_width), 0 or more.
+
+    Returns:
+        (mask, channel, height, width).
+    """
+    height, width = responses.shape[-2:]
+    prior = smoothed(_enlarged(masks.to(responses), (height, width)), PRIOR_CELLS * height / masks.shape[1])
+    codes = codes.to(responses)
+    expected = einsum(prior, codes, "mask h w, pattern mask -> h w mask pattern")
+    covariance = expected.mT @ codes.T + UNEXPLAINED * torch.eye(len(codes)).to(codes)
+    solved = torch.linalg.solve(covariance, rearrange(responses, "pattern channel h w -> h w pattern channel"))
+    return rearrange(expected @ solved, "h w mask channel -> mask channel h w")
+
+
+def _require_masks(masks: Tensor) -> None:
+    if masks.ndim != 3 or len(masks) == 0:
+        raise InputError(f"masks of shape {tuple(masks.shape)}; accepted: (mask, grid_height, grid_width)")
+
+
+def _enlarged(maps: Tensor, size: Sequence[int]) -> Tensor:
+    return nn.functional.interpolate(maps[None], size=tuple(size), mode="bilinear")[0]

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from emerdiff_probe.checks import is_integer
-from emerdiff_probe.correspondence import Modulation, assign
+from emerdiff_probe.correspondence import Modulation, Readout, Space, assign
 from emerdiff_probe.criteria import CRITERIA, accepted_clusters, find_criterion
 from emerdiff_probe.diffusion import make_scheduler, require_on_grid
 from emerdiff_probe.errors import InputError
@@ -63,6 +63,7 @@ class EmerDiffConfig:
         inversion: "ddpm" (edit-friendly, the paper's) or "ddim".
         prompt: text for the denoiser; the paper's is empty.
         seed: of the inversion's noise and of k-means.
+        denoising_steps, compare, one_sided, sign_patterns: approximations, see `Readout`; the defaults are exact.
 
     Raises:
         InputError: a value out of range.
@@ -81,6 +82,10 @@ class EmerDiffConfig:
     inversion: Inversion = "ddpm"
     prompt: str = ""
     seed: int = 0
+    denoising_steps: int | None = None
+    compare: Space = "pixels"
+    one_sided: bool = False
+    sign_patterns: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "injection", tuple(self.injection))
@@ -97,6 +102,12 @@ class EmerDiffConfig:
         for name, holds, accepted in checks:
             if not holds:
                 raise InputError(f"{name} {getattr(self, name)!r}; accepted: {accepted}")
+        _ = self.readout  # refuses values out of range
+
+    @property
+    def readout(self) -> Readout:
+        """How the response to a modulation is read."""
+        return Readout(self.denoising_steps, self.compare, self.one_sided, self.sign_patterns, seed=self.seed)
 
     @property
     def given_clusters(self) -> int:
@@ -127,6 +138,14 @@ class EmerDiffConfig:
             raise InputError(f"no such setting: {', '.join(sorted(unknown))}")
         return cls(**{**named, **settings, **changes})
 
+    @classmethod
+    def fast(cls, model: ProbeModel, **changes: Any) -> Self:
+        """The settings of `for_model` with the approximations of `FAST`, and changes."""
+        return cls.for_model(model, **{**FAST, **changes})
+
+
+FAST: dict[str, Any] = {"denoising_steps": 3}
+"""Approximations of the fast mode: provisional, until `python -m benchmarks.fast_modes` has measured them."""
 
 PRESETS: dict[Family, tuple[int, dict[str, Any]]] = {
     "sd1": (4, {}),
@@ -313,7 +332,14 @@ class _Stopwatch:
 def resolve_modulation(model: ProbeModel, config: EmerDiffConfig) -> Modulation:
     """The configuration's modulation, with its layer found in the model."""
     injection = InjectAttention(config.injection) if config.injection else None
-    return Modulation(find_site(model, config.layer), config.strength, config.modulate_at, config.placement, injection)
+    return Modulation(
+        find_site(model, config.layer),
+        config.strength,
+        config.modulate_at,
+        config.placement,
+        injection,
+        readout=config.readout,
+    )
 
 
 def segment(
@@ -420,6 +446,11 @@ def check_config(model: ProbeModel, config: EmerDiffConfig, height: int, width: 
     _, grid = make_scheduler(model, config.steps)
     require_on_grid(config.feature_timestep, grid)
     require_on_grid(config.modulate_at, grid)
+    most = len(grid) - grid.index(config.modulate_at)
+    if config.denoising_steps is not None and config.denoising_steps > most:
+        raise InputError(
+            f"denoising_steps {config.denoising_steps}; accepted from {config.modulate_at} on: 1 to {most}"
+        )
     rows, columns = feature_site.grid(height // model.factor, width // model.factor)
     if not isinstance(config.clusters, str) and config.clusters > rows * columns:
         raise InputError(

@@ -6,9 +6,21 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from emerdiff_probe.correspondence import Modulation, assign, difference_map, difference_maps, modulated_images
+from emerdiff_probe.correspondence import (
+    Modulation,
+    Readout,
+    assign,
+    difference_map,
+    difference_maps,
+    modulated_images,
+    sign_codes,
+    smoothed,
+    untangle,
+)
 from emerdiff_probe.diffusion import denoise
 from emerdiff_probe.errors import InputError, InterventionError, TimestepError
 from emerdiff_probe.interventions import InjectAttention, Modulate
@@ -124,3 +136,107 @@ def test_smoothing_is_a_gaussian_of_each_map_alone():
 def test_assignment_is_the_argmax_without_normalising_maps():
     maps = torch.tensor([[[1.0, 5.0]], [[2.0, 4.0]], [[0.0, 9.0]]])
     assert assign(maps).tolist() == [[1, 2]]
+
+
+def test_smoothing_of_maps_that_are_not_square_and_none_at_all():
+    maps = torch.rand(2, 9, 31, generator=torch.Generator().manual_seed(0))
+    assert smoothed(maps, 0) is maps
+    assert np.allclose(smoothed(maps, 4.0), gaussian_filter(maps.numpy(), 4.0, axes=(1, 2)), atol=1e-6)
+
+
+def by_hand(model, trajectory, masks, modulation, signs, steps=None):
+    variants = [modulation.variant(mask, sign) for mask in masks for sign in signs]
+    return denoise(model, trajectory, variants, steps=steps)
+
+
+def test_latents_compared_are_those_before_decoding_enlarged(model, trajectory, masks, modulation):
+    ours = difference_maps(model, trajectory, masks, replace(modulation, readout=Readout(compare="latents")))
+    latents = by_hand(model, trajectory, masks, modulation, (-1, 1))
+    distance = (latents[0::2] - latents[1::2]).square().sum(1).sqrt()
+    expected = torch.nn.functional.interpolate(distance[None], size=(64, 64), mode="bilinear")[0]
+    assert torch.allclose(ours, expected, atol=1e-4 * float(ours.max()))
+
+
+def test_images_are_read_exactly_whatever_the_readout(model, trajectory, masks, modulation):
+    quick = replace(modulation, readout=Readout(1, "latents", one_sided=True, sign_patterns=3))
+    for ours, exact in zip(
+        *(modulated_images(model, trajectory, masks, one) for one in (quick, modulation)), strict=True
+    ):
+        assert torch.equal(ours, exact)
+
+
+def test_one_sided_compares_with_the_unchanged_image(model, trajectory, masks, modulation):
+    ours = difference_maps(model, trajectory, masks, replace(modulation, readout=Readout(one_sided=True)))
+    plus = model.decode(by_hand(model, trajectory, masks, modulation, (1,)))
+    assert torch.allclose(ours, (plus - model.decode(trajectory.final)).norm(dim=1), atol=1e-3 * float(ours.max()))
+
+
+def test_fewer_steps_compare_the_images_predicted_then(model, trajectory, masks, modulation):
+    ours = difference_maps(model, trajectory, masks, replace(modulation, readout=Readout(denoising_steps=2)))
+    read = model.decode(by_hand(model, trajectory, masks, modulation, (-1, 1), steps=2))
+    assert torch.allclose(ours, (read[0::2] - read[1::2]).norm(dim=1), atol=1e-3 * float(ours.max()))
+
+
+def test_patterns_that_save_nothing_are_not_used(model, trajectory, masks, modulation, maps):
+    """Three masks run as well alone."""
+    coded = replace(modulation, readout=Readout(sign_patterns=3))
+    assert torch.equal(
+        difference_maps(model, trajectory, masks[:3], coded), difference_maps(model, trajectory, masks[:3], modulation)
+    )
+    assert not torch.equal(difference_maps(model, trajectory, masks, coded), maps)
+
+
+def test_masks_in_few_runs_give_maps_of_every_mask(model, trajectory, modulation):
+    masks = torch.eye(8).reshape(8, 8, 1).repeat(1, 1, 8)  # rows of the grid
+    coded = replace(modulation, readout=Readout(sign_patterns=5, denoising_steps=1))
+    rows = []
+    handle = model.denoiser.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    try:
+        maps = difference_maps(model, trajectory, masks, coded)
+    finally:
+        handle.remove()
+    assert rows == [1 + 2 * 5]
+    assert maps.shape == (8, 64, 64)
+    middles = maps[:, 4::8, 4::8].argmax(0)
+    assert (middles == torch.arange(8)[:, None]).float().mean() > 0.8
+
+
+@settings(max_examples=50, deadline=None)
+@given(masks=st.integers(1, 70), patterns=st.integers(1, 12), seed=st.integers(0, 5))
+def test_signs_tell_all_masks_apart_in_fewer_runs_than_masks(masks, patterns, seed):
+    codes = sign_codes(masks, patterns, seed=seed)
+    least = max(patterns, 1 + int(np.ceil(np.log2(masks))))
+    if codes is None:
+        assert least >= masks
+        return
+    assert codes.shape == (least, masks)
+    likeness = (codes.T @ codes / least).abs() - torch.eye(masks)
+    assert set(codes.unique().tolist()) == {-1.0, 1.0}
+    assert likeness.max() < 1
+    assert torch.equal(codes, sign_codes(masks, patterns, seed=seed))
+
+
+def test_untangling_finds_which_mask_a_pixel_answers_to():
+    """Responses that reach beyond their cells, up to a border that the grid does not know."""
+    masks = torch.zeros(9, 6, 6)
+    for i in range(9):
+        masks[i, 2 * (i // 3) : 2 * (i // 3) + 2, 2 * (i % 3) : 2 * (i % 3) + 2] = 1
+    rows, columns = (torch.tensor([0] * 13 + [1] * 19 + [2] * 16) for _ in range(2))
+    truth = rows[:, None] * 3 + columns
+    own = (
+        torch.nn.functional.one_hot(truth, 9).permute(2, 0, 1)[:, None] * torch.tensor([1.0, -2.0, 0.5])[:, None, None]
+    )
+    codes = sign_codes(9, 8)
+    responses = torch.einsum("pm,mchw->pchw", codes, own)
+    found = untangle(responses, codes, masks).norm(dim=1).argmax(0)
+    nearest = masks.repeat_interleave(8, 1).repeat_interleave(8, 2).argmax(0)
+    assert (found == truth).float().mean() > 0.98
+    assert (nearest == truth).float().mean() < 0.9
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"denoising_steps": 0}, {"compare": "features"}, {"one_sided": 1}, {"sign_patterns": 2.5}, {"seed": -1}]
+)
+def test_a_readout_out_of_range_is_refused(wrong):
+    with pytest.raises(InputError, match=f"{next(iter(wrong))}.*accepted"):
+        Readout(**wrong)
