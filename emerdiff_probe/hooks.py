@@ -132,9 +132,9 @@ def attached(
         TimestepError: on leaving without an exception, a capture that never saw one of its timesteps.
     """
     replaced, injections = _divide(model, edits, captures)
-    _require_hookable(model, [edit.site for edit in [*replaced, *injections]] + [capture.site for capture in captures])
-    record, current = Record(), _Pass()
     changes: list[Edit | Injection] = [*replaced, *injections]
+    _require_hookable(model, [change.site for change in changes] + [capture.site for capture in captures])
+    record, current = Record(), _Pass()
     fired: set[int] = set()
     taps: dict[Site, _Tap] = {}
     for order, edit in enumerate(replaced):
@@ -168,7 +168,7 @@ def _divide(
 
     It needs a layer of the known kind, whose queries and keys nothing but this one injection reads or changes.
     """
-    uses = Counter(tap.site for tap in [*(edit for edit in edits if isinstance(edit, Edit)), *captures])
+    uses = Counter([edit.site for edit in edits if isinstance(edit, Edit)] + [capture.site for capture in captures])
     uses.update(site for edit in edits if isinstance(edit, Injection) for site in (edit.query, edit.key))
     replaced: list[Edit] = []
     injections: list[Injection] = []
@@ -204,7 +204,7 @@ def _shared(
         return [injection.sources[row] if row in rows else row for row in range(batch)]
 
     path = injection.query.attention
-    attention = denoiser.get_submodule(path)
+    attention: Any = denoiser.get_submodule(path)
     whole = not any(
         site.kind == injection.query.kind and site.attention == path and site.part in {"value", "heads"}
         for site in tapped
