@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,15 @@ class Clip:
     def longest_text(self) -> int:
         """Tokens of a text at most, its start and end included."""
         return int(self.model.config.text_config.max_position_embeddings)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that change with the weights: of every tensor's name, shape, sum and norm."""
+        digest = hashlib.sha256()
+        for key, tensor in sorted(self.model.state_dict().items()):
+            values = tensor.double()
+            digest.update(f"{key}{tuple(tensor.shape)}{float(values.sum())!r}{float(values.norm())!r}".encode())
+        return digest.hexdigest()[:16]
 
     @torch.inference_mode()
     def text_embeddings(self, texts: Sequence[str], *, truncate: bool = False) -> Tensor:

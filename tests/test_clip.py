@@ -114,6 +114,11 @@ def test_a_saved_model_is_the_same_rounded_to_half_precision(folder, clip):
     assert clip.tokenizer("a red car").input_ids == tokenizer("a red car").input_ids
 
 
+def test_the_fingerprint_is_of_the_weights(clip, folder):
+    assert load_clip(folder, device="cpu").fingerprint == clip.fingerprint
+    assert Clip(tiny.clip(seed=1)[0], clip.tokenizer, clip.processor).fingerprint != clip.fingerprint
+
+
 @pytest.mark.parametrize(
     ("texts", "message"), [([], "accepted: one or more"), ([" "], "empty"), (["red car"] * 2 + ["car " * 30], "tokens")]
 )

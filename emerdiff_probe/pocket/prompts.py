@@ -8,8 +8,7 @@ from types import MappingProxyType
 from emerdiff_probe.pocket.things import KINDS, OBJECT_NAMES, PART_NAMES
 from emerdiff_probe.pocket.world import PART_WORDS
 
-_PLURAL = {"cloud": ("clouds", "cloud"), "mountain": ("mountains", "mountain"), "hill": ("hills", "hill")}
-_EVERYWHERE = _PLURAL | {"sun or moon": ("sun", "moon")}
+_BACKDROPS = {"cloud": ("clouds",), "mountain": ("mountains",), "hill": ("hills",), "sun or moon": ("sun", "moon")}
 _OWNERS = {
     "house window": ("house",),
     "car window": ("car", "bus"),
@@ -31,22 +30,21 @@ def _nouns(field: str) -> dict[str, tuple[str, ...]]:
 
 def _part_phrases(part: str) -> tuple[str, ...]:
     """Captions call the part that gives a thing its colour by the thing itself ("a grey house": its wall)."""
-    if part in _EVERYWHERE:
-        return _EVERYWHERE[part]
+    if part in _BACKDROPS:
+        return _BACKDROPS[part]
     if part in (whole := _nouns("colour")):
         return whole[part]
     if part not in PART_WORDS:
         return (part,)
     word = PART_WORDS[part]
-    owners = [noun for owner in _OWNERS.get(part, ()) for noun in _nouns("thing").get(owner, (owner,))]
-    singular = [noun for noun in owners if noun in {kind.noun for kind in KINDS}]
-    return tuple(f"{noun} with {word}" for noun in singular) or (word,)
+    owners = [kind.noun for kind in KINDS if kind.thing in _OWNERS.get(part, ())]
+    return tuple(f"{owner} with {word}" for owner in owners) or (word,)
 
 
 PART_PHRASES: Mapping[str, tuple[str, ...]] = MappingProxyType({part: _part_phrases(part) for part in PART_NAMES})
 """Phrases for every part class, in the order of `PART_NAMES`. No caption names road markings, snowcaps, sun or moon."""
 
 OBJECT_PHRASES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {name: _EVERYWHERE.get(name) or _nouns("thing").get(name, (name,)) for name in OBJECT_NAMES}
+    {name: _BACKDROPS.get(name) or _nouns("thing").get(name, (name,)) for name in OBJECT_NAMES}
 )
 """Phrases for every object class, in the order of `OBJECT_NAMES`."""

@@ -75,7 +75,7 @@ def test_a_class_scores_as_its_best_phrase():
     assert WORDS.of_classes(scores).tolist() == pytest.approx(np.array([[0.9, 0.3, 0.2], [0.5, 0.7, 0.8]]))
 
 
-def test_every_class_of_the_world_has_words_and_all_but_three_parts_have_words_of_captions():
+def test_every_class_of_the_world_has_words_and_all_but_two_parts_have_words_of_captions():
     assert tuple(PART_PHRASES) == PART_NAMES
     assert tuple(OBJECT_PHRASES) == OBJECT_NAMES
     known = set(caption_vocabulary())
