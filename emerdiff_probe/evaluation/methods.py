@@ -49,14 +49,13 @@ TRAININGS: Mapping[str, ProbeTraining | UNetTraining] = MappingProxyType(
 
 
 def find_methods(names: Sequence[str], training_data: Callable[[], DataSet]) -> tuple[Method, ...]:
-    """The methods of these names, "all" for those that need no training; `training_data` is opened where one does.
+    """The methods of these names, "all" for each that needs no training; `training_data` is opened where one does.
 
     Raises:
         InputError: as `find_method`.
     """
-    if tuple(names) == ("all",):
-        return tuple(METHODS.values())
-    return tuple(find_method(name, training_data) for name in names)
+    wanted = [each for name in names for each in (METHODS if name == "all" else [name])]
+    return tuple(find_method(name, training_data) for name in wanted)
 
 
 def find_method(name: str, training_data: Callable[[], DataSet] | None = None) -> Method:

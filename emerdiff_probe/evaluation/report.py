@@ -11,6 +11,7 @@ import numpy as np
 
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.evaluation.emerdiff import EmerDiff
+from emerdiff_probe.evaluation.methods import Method
 from emerdiff_probe.evaluation.metrics import IMAGES_FOR_A_VERDICT, Overlap
 from emerdiff_probe.evaluation.protocols import (
     HungarianPerDataset,
@@ -19,6 +20,7 @@ from emerdiff_probe.evaluation.protocols import (
     Majority,
     Matching,
     NearestConcept,
+    OpenVocabulary,
     Score,
     Supervised,
     average,
@@ -26,6 +28,7 @@ from emerdiff_probe.evaluation.protocols import (
     evaluate,
     judged,
 )
+from emerdiff_probe.evaluation.references import Reference
 from emerdiff_probe.evaluation.run import FIGURES, EvaluationResult
 from emerdiff_probe.evaluation.store import Cell
 
@@ -46,7 +49,7 @@ PROTOCOLS: Mapping[str, Callable[[EvaluationResult, Sequence[Overlap]], Matching
         "majority": lambda result, images: Majority(),
         "hungarian-per-image": lambda result, images: HungarianPerImage(),
         "hungarian-per-dataset": _per_dataset,
-        "concept": lambda result, images: NearestConcept(result.concepts()),
+        "concept": lambda result, images: NearestConcept(result.concepts),
     }
 )
 """Protocols by name, each for a method's segments in all images."""
@@ -208,7 +211,7 @@ class Report:
 def make_report(result: EvaluationResult, protocols: Sequence[str] = ("majority",)) -> Report:
     """Score the records of an evaluation.
 
-    Segmenters that name classes are scored by those, whatever the protocols. EmerDiff is compared with every method
+    Methods that name classes are scored by their names, whatever the protocols. EmerDiff is compared with every method
     of the same number of segments under each protocol, and on average over the numbers.
 
     Args:
@@ -237,9 +240,8 @@ def make_report(result: EvaluationResult, protocols: Sequence[str] = ("majority"
         images = [record.overlap for record in records if record.overlap is not None]
         if not images:
             continue
-        makers = [PROTOCOLS[name] for name in protocols] if method.counts != "own" else [lambda *_: Supervised()]
-        for make in makers:
-            found = judged(images, make(result, images))
+        for matching in _matchings(result, method, protocols, images):
+            found = judged(images, matching)
             # embeddings have done their work and are the most of it
             found = found._replace(images=[replace(overlap, embeddings=None) for overlap in images])
             rows.append(Row(line, evaluate(*found), evaluate(*found, "pixel accuracy")))
@@ -254,6 +256,14 @@ def make_report(result: EvaluationResult, protocols: Sequence[str] = ("majority"
         tuple(_gains(scored)),
         pictured,
     )
+
+
+def _matchings(
+    result: EvaluationResult, method: Method, protocols: Sequence[str], images: Sequence[Overlap]
+) -> list[Matching]:
+    if method.counts == "own":
+        return [Supervised() if isinstance(method, Reference) else OpenVocabulary()]
+    return [PROTOCOLS[name](result, images) for name in protocols]
 
 
 def require_protocols(names: Sequence[str]) -> None:

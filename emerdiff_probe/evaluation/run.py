@@ -6,7 +6,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,11 +114,15 @@ class EvaluationResult:
         """Of every image, in order."""
         return [self.store.record(image, cell) for image in self.images]
 
+    @cached_property
     def concepts(self) -> np.ndarray:
         """Concept embeddings (class, channel) over the truth of these same images; NaN for classes without a pixel."""
-        held = [self.store.image(image, "sums", "pixels") for image in self.images]
-        sums, pixels = (np.sum([one[name] for one in held], axis=0) for name in ("sums", "pixels"))
-        return concept_embeddings(sums, pixels)
+        first, *others = self.images
+        total = self.store.image(first, "sums", "pixels")
+        for image in others:  # one at a time: a large data set's would not fit
+            held = self.store.image(image, *total)
+            total = {name: total[name] + held[name] for name in total}
+        return concept_embeddings(total["sums"], total["pixels"])
 
 
 def write_to_stderr(message: str) -> None:

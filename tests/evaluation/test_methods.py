@@ -39,6 +39,7 @@ def test_what_needs_training_asks_for_data_and_nothing_else_does():
     assert find_methods(["all"], opened.append) == tuple(METHODS.values())
     assert find_methods(["slic", "crf"], opened.append) == (METHODS["slic"], METHODS["crf"])
     assert not opened
+    assert find_methods(["all", "unet"], data)[:-1] == tuple(METHODS.values())
     unet, probe = find_methods(["UNet", "linear-probe"], data)
     assert (unet.training, probe.training) == (TRAININGS["unet"], TRAININGS["linear probe"])
     assert unet.data.names[0] == "scene-500000"

@@ -55,8 +55,7 @@ class Stored(EvaluationResult):
     def records(self, cell):
         return self.made[cell]
 
-    def concepts(self):
-        return np.eye(CLASSES)
+    concepts = np.eye(CLASSES)
 
 
 @pytest.fixture(scope="module")

@@ -119,7 +119,7 @@ def test_concepts_are_means_over_the_truth_of_all_images(result, model, scenes, 
         features = probed.features(site).reshape(*probed.grid(site), -1).numpy()
         some, count = region_sums(features, sample.labels, len(scenes.classes))
         sums, pixels = sums + some, pixels + count
-    assert np.array_equal(result.concepts(), concept_embeddings(sums, pixels), equal_nan=True)
+    assert np.array_equal(result.concepts, concept_embeddings(sums, pixels), equal_nan=True)
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(result, model, scenes, evaluation, tmp_path, monkeypatch):
