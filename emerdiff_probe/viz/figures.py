@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import io
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import plotly.graph_objects as go
+import plotly.io as pio
 from PIL import Image
 from plotly.subplots import make_subplots
 
@@ -142,6 +144,39 @@ def study_figure(result: StudyResult, measure: str | None = None, along: str | N
         figure.update_layout(scattermode="group")
         figure.update_xaxes(type="category")
     return figure
+
+
+def to_png(figure: go.Figure, path: str | Path, *, scale: float = 2.0) -> Path:
+    """Write a figure as PNG, `scale` pixels for each of its units; needs Chrome or Chromium, with which kaleido draws.
+
+    Raises:
+        InputError: there is no such browser, or the file cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.write_bytes(pio.to_image(figure, "png", scale=scale))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"{path}: no picture of the figure could be written ({_first_line(error)})") from error
+    return path
+
+
+def static_pictures() -> bool:
+    """Let figures that a notebook shows carry a picture beside the interactive one, for readers without a kernel.
+
+    Returns:
+        Whether there is a browser to draw them; without one figures stay interactive only.
+    """
+    try:
+        pio.to_image(go.Figure(), "png", width=16, height=16)
+    except (RuntimeError, ValueError):
+        pio.renderers.default = "plotly_mimetype"
+        return False
+    pio.renderers.default = "plotly_mimetype+png"
+    return True
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]
 
 
 def _is_numeric(axis: Axis) -> bool:

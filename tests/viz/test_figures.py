@@ -5,12 +5,14 @@ import io
 from dataclasses import replace
 
 import numpy as np
+import plotly.graph_objects as go
 import pytest
 import tiny
 from PIL import Image
 
+from emerdiff_probe.errors import InputError
 from emerdiff_probe.segmentation import EmerDiffConfig, segment
-from emerdiff_probe.viz.figures import difference_figure, segmentation_figure
+from emerdiff_probe.viz.figures import difference_figure, segmentation_figure, static_pictures, to_png
 
 
 @pytest.fixture(scope="module")
@@ -52,3 +54,16 @@ def test_more_masks_than_a_byte_counts_can_be_drawn(result):
     many = replace(result, image=image, labels=labels, low_resolution_masks=coarse, difference_maps=maps)
     assert segmentation_figure(many).data[2].z.max() == masks - 1
     assert many.side_by_side().width > 4 * 40
+
+
+def test_a_figure_is_written_as_a_picture_of_its_size(tmp_path):
+    figure = go.Figure(go.Scatter(x=[0, 1], y=[0, 1])).update_layout(width=200, height=120)
+    if not static_pictures():
+        with pytest.raises(InputError, match="no picture"):
+            to_png(figure, tmp_path / "figure.png")
+        return
+    with Image.open(to_png(figure, tmp_path / "figure.png", scale=2)) as picture:
+        assert picture.size == (400, 240)
+        assert len(set(picture.convert("L").getdata())) > 2
+    with pytest.raises(InputError, match="no picture"):
+        to_png(figure, tmp_path / "nowhere" / "figure.png")
