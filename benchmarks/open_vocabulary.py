@@ -95,7 +95,7 @@ def report(scores: Sequence[Arrays], sets: Sequence[str]) -> dict[str, Any]:
             alone = miou_of(scores, f"{labels}/{namer}/alone")
             for masks in MASKS:
                 method = miou_of(scores, f"{labels}/{namer}/{masks}")
-                row = {"labels": labels, "namer": namer, "masks": masks}
+                row: dict[str, Any] = {"labels": labels, "namer": namer, "masks": masks}
                 row |= rounded(bootstrap(method, len(scores), method="basic"))
                 if masks != "alone":
                     row["gain"] = rounded(bootstrap(difference(method, alone), len(scores)))

@@ -282,7 +282,7 @@ def train(
 @app.command()
 def train_clip(
     out: Annotated[Path, typer.Option(help="Run folder: checkpoints, losses and the model.")],
-    images: Annotated[Path | None, typer.Option(help="Train on a folder of images; on drawn scenes by default.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Train on a folder of images, not on drawn scenes.")] = None,
     captions: Annotated[Path | None, typer.Option(help="JSON file {image name: caption}, with --images.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Time budget.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps.")] = None,

@@ -122,11 +122,11 @@ def choose(values: np.ndarray, cells: np.ndarray) -> tuple[np.ndarray, float]:
     Returns:
         (mask,) booleans, none where all values are equal; and a share in 0 … 1.
     """
-    per_cell = np.repeat(values.astype(np.float64), cells)
-    if np.ptp(per_cell) == 0:
+    levels, place = np.unique(values.astype(np.float64), return_inverse=True)
+    if len(levels) == 1:
         return np.zeros(len(values), bool), 0.0
-    chosen = values > threshold_otsu(per_cell)
-    inside = np.repeat(chosen, cells)
+    chosen = values > threshold_otsu(hist=(np.bincount(place, cells), levels))
+    per_cell, inside = np.repeat(values, cells).astype(np.float64), np.repeat(chosen, cells)
     share = inside.mean()
     between = share * (1 - share) * (per_cell[inside].mean() - per_cell[~inside].mean()) ** 2
     return chosen, float(between / per_cell.var())

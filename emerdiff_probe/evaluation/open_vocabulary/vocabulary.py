@@ -108,7 +108,7 @@ class ScoreMap:
 
     def pixels(self, height: int, width: int) -> np.ndarray:
         """The class of every pixel, (height, width) integers: scores enlarged bilinearly, the highest wins."""
-        grid = rearrange(self.vocabulary.of_classes(self.scores), "h w class -> 1 class h w")
+        grid = rearrange(self.vocabulary.of_classes(self.scores), "h w name -> 1 name h w")
         enlarged = nn.functional.interpolate(grid, size=(height, width), mode="bilinear")
         return enlarged[0].argmax(0).numpy()
 
