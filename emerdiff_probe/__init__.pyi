@@ -1,6 +1,11 @@
 from .atlas import ResponseAtlas, response_atlas
+from .clip import Clip, load_clip
 from .correspondence import Modulation, difference_maps, modulated_images
 from .diffusion import Trajectory, denoise, generate
+from .evaluation.open_vocabulary.find import Found, find
+from .evaluation.open_vocabulary.maskclip import MaskClip
+from .evaluation.open_vocabulary.vocabulary import ScoreMap, Vocabulary
+from .evaluation.open_vocabulary.words import ClassWords, WordAttention
 from .features import capture, cluster, one_hot_masks, pca_view
 from .images import load_image
 from .interventions import InjectAttention, Modulate, Noise, Replace, Scale
@@ -11,8 +16,12 @@ from .segmentation import EmerDiffConfig, Segmentation, segment, segment_all
 from .viz.widgets import compare, explore_layers, explore_modulation, explore_segmentation, explore_study
 
 __all__ = [
+    "ClassWords",
+    "Clip",
     "EmerDiffConfig",
+    "Found",
     "InjectAttention",
+    "MaskClip",
     "Modulate",
     "Modulation",
     "Noise",
@@ -20,9 +29,12 @@ __all__ = [
     "Replace",
     "ResponseAtlas",
     "Scale",
+    "ScoreMap",
     "Segmentation",
     "Site",
     "Trajectory",
+    "Vocabulary",
+    "WordAttention",
     "capture",
     "cluster",
     "compare",
@@ -32,10 +44,12 @@ __all__ = [
     "explore_modulation",
     "explore_segmentation",
     "explore_study",
+    "find",
     "find_site",
     "generate",
     "invert",
     "list_sites",
+    "load_clip",
     "load_image",
     "load_model",
     "modulated_images",
