@@ -56,10 +56,10 @@ class ClipArchitecture:
     """Pixels of a side of the square pictures."""
     patch_size: int = 16
     width: int = 128
-    layers: int = 6
+    layers: int = 4
     heads: int = 4
     text_width: int = 128
-    text_layers: int = 3
+    text_layers: int = 2
     text_heads: int = 4
     projection: int = 128
     """Channels of the embeddings of images and texts."""
@@ -137,12 +137,12 @@ class ClipTrainConfig:
     """Folder of the drawn scenes; default: ``out/cache``."""
     seed: int = 0
     batch: int = 128
-    kept: float = 0.35
+    kept: float = 0.25
     """Share of the patches of a picture, drawn anew at every step, that the image encoder sees in training (Li et al.
     2023, FLIP): cheaper steps, and a picture cannot be told from one place alone."""
     learning_rate: float = 1e-3
     warmup_steps: int = 100
-    ema_decay: float = 0.998
+    ema_decay: float = 0.995
     bfloat16: bool | None = None
     """Mixed precision; by default on CUDA and on processors that multiply in bfloat16."""
     checkpoint_seconds: float = 90.0
