@@ -36,7 +36,7 @@ img { margin-right: 2px; }
 
 
 def write_gallery(result: EvaluationResult, report: Report, path: str | Path) -> Path:
-    """Write the page: every table, and for every method three images with truth, segmentation and score.
+    """Write the page: for every method three images with truth, segmentation and score, then every table.
 
     A method is shown with the middle one of its numbers of segments. Segments have the colour of their class by the
     first protocol, black where they have none, and white borders; an image's score is its own mIoU by that protocol,
@@ -54,11 +54,11 @@ def write_gallery(result: EvaluationResult, report: Report, path: str | Path) ->
     parts = [
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{title}</title><style>{_STYLE}</style>",
         f"<h1>{title}</h1>",
-        *(f"<h2>{html.escape(name)}</h2>{_table(header, body)}" for name, header, body in report.tables()),
         _skipped(report),
         "<h2>Best, median and worst image of every method: image, truth, segmentation</h2>",
         _classes(result.data.classes),
         *(_section(result, report, some[(len(some) - 1) // 2]) for some in cells.values()),
+        *(f"<h2>{html.escape(name)}</h2>{_table(header, body)}" for name, header, body in report.tables()),
     ]
     path = Path(path)
     write_whole(path, lambda partial: partial.write_text("\n".join(parts) + "</html>\n", encoding="utf-8"))

@@ -124,6 +124,11 @@ class EvaluationResult:
             total = {name: total[name] + held[name] for name in total}
         return concept_embeddings(total["sums"], total["pixels"])
 
+    @cached_property
+    def replay_error(self) -> float:
+        """Largest difference, over all images, between the encoded latent and the end of the replayed inversion."""
+        return max(float(self.store.image(image, "replay_error")["replay_error"]) for image in self.images)
+
 
 def write_to_stderr(message: str) -> None:
     """Print a line above a progress bar."""
@@ -268,7 +273,8 @@ class _Run:
         probed, inversion = measured(inverted, self.model.device)
         cells = probed.features(self.site, config.feature_timestep)
         features = rearrange(cells, "(h w) c -> h w c", h=probed.grid(self.site)[0]).numpy()
-        self.store.require_image(name, self._about(seen, features))
+        digest = hashlib.sha256(seen.image.tobytes() + seen.truth.astype(np.int32).tobytes()).hexdigest()[:16]
+        self.store.require_image(name, digest, partial(self._about, probed, seen.truth, features))
         for cell in missing:
             segmenter = self._ready(self.evaluation.cells[cell])
             labels, own = measured(partial(segmenter.segment, probed.afresh(), cell.clusters), self.model.device)
@@ -287,12 +293,11 @@ class _Run:
             )
         return self.trained[method.name]
 
-    def _about(self, seen: _Seen, features: np.ndarray) -> dict[str, np.ndarray]:
-        digest = hashlib.sha256(seen.image.tobytes() + seen.truth.astype(np.int32).tobytes()).hexdigest()[:16]
-        if not self.classes:
-            return {"digest": np.array(digest)}
-        sums, pixels = region_sums(features, seen.truth[0], len(self.classes))
-        return {"digest": np.array(digest), "sums": sums, "pixels": pixels}
+    def _about(self, probed: ProbedImage, truth: np.ndarray, features: np.ndarray) -> dict[str, np.ndarray]:
+        about = {"replay_error": np.array(probed.replay_error())}
+        if self.classes:
+            about["sums"], about["pixels"] = region_sums(features, truth[0], len(self.classes))
+        return about
 
     def _record(self, labels: np.ndarray, truth: np.ndarray, features: np.ndarray, cost: Cost) -> Record:
         overlap = None

@@ -79,17 +79,21 @@ class RecordStore:
             raise InputError(f"{path}: cannot be read ({error})") from error
         require_same(path, stored, identity, "the same, or a new folder")
 
-    def require_image(self, image: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Keep what is known of an image before any method, or refuse if that was something else.
+    def require_image(self, image: str, digest: str, about: Callable[[], Mapping[str, np.ndarray]]) -> None:
+        """Keep what is known of an image before any method, or refuse if it was kept of another.
+
+        Args:
+            image: its name.
+            digest: of its pixels and truth.
+            about: finds out what is to be kept, where it is not yet.
 
         Raises:
             InputError: the image of this name had other pixels or another truth.
         """
         path = self._image(image)
         if not path.exists():
-            _save(path, arrays)
-        stored, fresh = str(_load(path, "digest")["digest"]), str(arrays["digest"])
-        if stored != fresh:
+            _save(path, {"digest": np.array(digest), **about()})
+        if str(_load(path, "digest")["digest"]) != digest:
             raise InputError(f"{path}: image {image} had other pixels or another truth; accepted: the same images")
 
     def image(self, image: str, *names: str) -> dict[str, np.ndarray]:

@@ -122,6 +122,11 @@ def test_concepts_are_means_over_the_truth_of_all_images(result, model, scenes, 
     assert np.array_equal(result.concepts, concept_embeddings(sums, pixels), equal_nan=True)
 
 
+def test_the_inversion_that_all_share_replays_to_the_image(result, model, scenes):
+    errors = [ProbedImage(model, sample.pixels(), start=101, steps=10).replay_error() for sample in scenes]
+    assert result.replay_error == max(errors) < 1e-4
+
+
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(result, model, scenes, evaluation, tmp_path, monkeypatch):
     store = tmp_path / "store"
     genuine, written = RecordStore.write, []
