@@ -1,0 +1,171 @@
+"""What every approximation of the fast mode costs in mIoU on the world, and what it saves in time.
+
+    python -m benchmarks.fast_modes --scenes 20
+    python -m benchmarks.fast_modes --scenes 200 --modes "exact; 3 steps; 1 step, latents"
+
+Protocol: majority, as in `benchmarks.pocket_quality`; shares of exact mode's mIoU with 95% paired bootstrap intervals
+over scenes. Seconds are those of whole segmentations, medians over scenes, on a machine that should do nothing else.
+Finished scenes are kept in the store, so that a run that was stopped goes on, and more modes or scenes can follow.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import typer
+from tqdm.auto import tqdm
+
+from benchmarks.pocket_quality import Statistic, miou, rounded
+from benchmarks.store import Arrays, folder_of, kept
+from emerdiff_probe.errors import InputError
+from emerdiff_probe.evaluation.metrics import bootstrap, majority_confusion
+from emerdiff_probe.models import ProbeModel, load_model
+from emerdiff_probe.pocket.world import PART_NAMES, draw_scene
+from emerdiff_probe.segmentation import EmerDiffConfig, segment
+
+EXACT = "exact"
+STEPS: Mapping[str, dict[str, Any]] = {
+    "": {},
+    "1 step": {"denoising_steps": 1},
+    "2 steps": {"denoising_steps": 2},
+    "3 steps": {"denoising_steps": 3},
+    "5 steps": {"denoising_steps": 5},
+}
+READINGS: Mapping[str, dict[str, Any]] = {
+    "": {},
+    "latents": {"compare": "latents"},
+    "one-sided": {"one_sided": True},
+    "6 patterns": {"sign_patterns": 6},
+    "8 patterns": {"sign_patterns": 8},
+    "10 patterns": {"sign_patterns": 10},
+}
+
+
+def all_modes() -> dict[str, dict[str, Any]]:
+    """Every number of steps with every way of reading the response, by name; the first is exact."""
+    return {
+        ", ".join(filter(None, names)) or EXACT: STEPS[names[0]] | READINGS[names[1]]
+        for names in product(STEPS, READINGS)
+    }
+
+
+def some_modes(names: str) -> dict[str, dict[str, Any]]:
+    """The exact mode, and those named between semicolons; all when there is no name.
+
+    Raises:
+        InputError: there is no such mode.
+    """
+    known = all_modes()
+    wanted = [EXACT, *(name.strip() for name in names.split(";") if name.strip())]
+    for name in wanted:
+        if name not in known:
+            raise InputError(f"no mode {name!r}; accepted: {'; '.join(known)}")
+    return {name: known[name] for name in wanted} if len(wanted) > 1 else known
+
+
+def score(model: ProbeModel, seed: int, config: EmerDiffConfig) -> Arrays:
+    """Confusion with the parts of a scene, and seconds of the whole and of the modulated denoising."""
+    scene = draw_scene(seed)
+    found = segment(model, scene.image, config)
+    confusion = majority_confusion(found.labels, scene.parts, len(PART_NAMES))
+    return {
+        "confusion": confusion.astype(np.uint32),
+        "seconds": np.array(sum(found.seconds.values())),
+        "modulate": np.array(found.seconds["modulate"]),
+    }
+
+
+def measure(
+    model: ProbeModel, seeds: Sequence[int], modes: Mapping[str, EmerDiffConfig], store: Path
+) -> dict[str, list[Arrays]]:
+    """Scores of every mode and scene, from the store where they are there already; scene by scene, modes in turn."""
+    folders = {name: folder_of(store, asdict(config), model.fingerprint) for name, config in modes.items()}
+    scores: dict[str, list[Arrays]] = {name: [] for name in modes}
+    for seed in tqdm(seeds, desc="scenes"):
+        for name, config in modes.items():
+            scores[name].append(kept(folders[name] / f"{seed}.safetensors", partial(score, model, seed, config)))
+    return scores
+
+
+def share(ours: Statistic, exact: Statistic) -> Statistic:
+    """The mIoU in percent of exact mode's, on the same draws."""
+    return lambda weights: 100 * ours(weights) / exact(weights)
+
+
+def report(scores: Mapping[str, Sequence[Arrays]]) -> pd.DataFrame:
+    """One row a mode, the fastest first: mIoU, its share of exact mode's, seconds, and whether it is on the front."""
+    statistics = {name: miou([scene["confusion"] for scene in scenes]) for name, scenes in scores.items()}
+    seconds = {name: float(np.median([scene["seconds"] for scene in scenes])) for name, scenes in scores.items()}
+    rows = []
+    for name, scenes in scores.items():
+        kept_share = rounded(bootstrap(share(statistics[name], statistics[EXACT]), len(scenes)))
+        rows.append(
+            {
+                "mode": name,
+                "miou": round(float(statistics[name](np.ones((1, len(scenes))))[0]), 2),
+                "share": kept_share["miou"],
+                "low": kept_share["low"],
+                "high": kept_share["high"],
+                "seconds": round(seconds[name], 3),
+                "modulate": round(float(np.median([scene["modulate"] for scene in scenes])), 3),
+                "speedup": round(seconds[EXACT] / seconds[name], 2),
+            }
+        )
+    table = pd.DataFrame(rows).sort_values("seconds", kind="stable", ignore_index=True)
+    table["front"] = table["miou"] > table["miou"].cummax().shift(fill_value=-1.0)
+    return table
+
+
+def pareto_figure(table: pd.DataFrame, clusters: int) -> go.Figure:
+    """Share of exact mode's mIoU against the speed-up, with intervals; the front is joined."""
+    front = table[table["front"]]
+    error = {"array": table["high"] - table["share"], "arrayminus": table["share"] - table["low"], "thickness": 1}
+    points = go.Scatter(
+        x=table["speedup"], y=table["share"], error_y=error, text=table["mode"], mode="markers+text", name="modes"
+    )
+    points.textposition = "top center"
+    line = go.Scatter(x=front["speedup"], y=front["share"], mode="lines", name="front")
+    return go.Figure([line, points]).update_layout(
+        title=f"Approximations of EmerDiff, K = {clusters}",
+        xaxis={"title": "times as fast as exact mode", "type": "log"},
+        yaxis={"title": "mIoU, % of exact mode's"},
+        template="simple_white",
+    )
+
+
+def main(
+    scenes: Annotated[int, typer.Option(help="Number of held-out scenes.")] = 200,
+    seed: Annotated[int, typer.Option(help="Of the first scene; training begins at 1,000,000.")] = 0,
+    clusters: Annotated[int, typer.Option(help="Number of clusters.")] = 20,
+    modes: Annotated[str, typer.Option(help="Names with semicolons between; all when empty.")] = "",
+    model: Annotated[str, typer.Option(help="A model of the world's scenes.")] = "pocket",
+    device: Annotated[str | None, typer.Option()] = None,
+    precision: Annotated[str | None, typer.Option()] = "float32",
+    store: Annotated[Path, typer.Option(help="Where finished scenes are kept.")] = Path("out/fast_modes"),
+) -> None:
+    """Print the table, write the figure into the store and, as the last line, print one JSON object."""
+    probed = load_model(model, device=device, dtype=precision)
+    configs = {
+        name: EmerDiffConfig.for_model(probed, clusters=clusters, **switches)
+        for name, switches in some_modes(modes).items()
+    }
+    segment(probed, draw_scene(seed).image, configs[EXACT])  # the first run of a process is slower
+    table = report(measure(probed, range(seed, seed + scenes), configs, store))
+    figure = store / f"pareto-{clusters}.html"
+    pareto_figure(table, clusters).write_html(figure, include_plotlyjs="cdn")
+    print(f"majority protocol, {scenes} held-out scenes from seed {seed}, K = {clusters}, {probed!r}\n")
+    print(f"{table.to_string(index=False)}\n\n{figure}\n")
+    print(json.dumps({"clusters": clusters, "scenes": scenes, "rows": table.to_dict("records")}))
+
+
+if __name__ == "__main__":
+    typer.run(main)

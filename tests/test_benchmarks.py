@@ -1,0 +1,127 @@
+"""Benchmarks: the yardstick is the method that it measures, counts are right, and tables say what was stored."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from benchmarks import fast_modes
+from benchmarks.emerdiff import MODES, Setup, agreement, rows_of, run
+from benchmarks.hooks import Ways, largest_differences, report, seconds_of
+from benchmarks.reference import Paper, Reference
+from emerdiff_probe.errors import InputError
+from emerdiff_probe.models import load_model
+from emerdiff_probe.segmentation import FAST, EmerDiffConfig
+
+STEPS = 4
+"""301, 201, 101, 1 of the grid of ten."""
+
+
+@pytest.fixture(scope="module")
+def setup(folder):
+    return Setup(str(folder), "cpu", "float32", None, scene=0, steps=10, modulate_at=301)
+
+
+@pytest.fixture(scope="module")
+def runs(setup):
+    """The reference and the library, three masks, counted."""
+    return {mode: run(setup, mode, 3, counting=True) for mode in MODES}
+
+
+def test_the_library_gives_what_the_paper_written_plainly_gives(runs):
+    found = agreement(runs["exact"], runs["reference"])
+    assert found["same_low_resolution_masks"]
+    assert found["max_relative_difference"] < 1e-3
+    assert found["label_agreement"] == 1
+    assert runs["reference"].maps.max() > 1e-3
+    assert len(np.unique(runs["reference"].labels)) == 3
+
+
+def test_the_yardstick_asks_as_often_as_the_paper_and_the_library_less(runs):
+    assert runs["reference"].rows == runs["reference"].calls == 10 + STEPS * (1 + 2 * 3)
+    assert (runs["exact"].rows, runs["exact"].calls) == (1 + STEPS * (1 + 2 * 3), 1 + STEPS)
+    assert runs["fast"].rows == 1 + FAST["denoising_steps"] * (1 + 2 * 3)
+    assert runs["reference"].flop > runs["exact"].flop > runs["fast"].flop > 0
+
+
+def test_rows_of_the_table_are_ratios_to_the_yardstick(setup, runs):
+    exact, fast = rows_of(setup, 3, {mode: [one, one] for mode, one in runs.items()})
+    assert (exact["mode"], fast["mode"]) == ("exact", "fast")
+    assert exact["speedup"] == pytest.approx(runs["reference"].seconds / runs["exact"].seconds, rel=1e-2)
+    assert exact["miou_ratio"] == 1
+
+
+def test_the_yardstick_puts_the_pipelines_own_processors_back(folder):
+    model = load_model(folder, device="cpu")
+    model.pipeline.scheduler = model.scheduler
+    before = model.denoiser.attn_processors
+    paper = Paper(clusters=2, block="no.such.block", steps=10, modulate_at=301)
+    with pytest.raises(AttributeError):
+        Reference(model.pipeline, paper).segment(torch.zeros(1, 3, 64, 64))
+    assert all(model.denoiser.attn_processors[name] is processor for name, processor in before.items())
+
+
+def test_every_fast_mode_is_a_configuration_and_the_first_is_exact():
+    configs = {name: EmerDiffConfig(**switches) for name, switches in fast_modes.all_modes().items()}
+    assert next(iter(configs)) == fast_modes.EXACT
+    assert configs[fast_modes.EXACT] == EmerDiffConfig()
+    assert len(set(configs.values())) == len(configs)
+    with pytest.raises(InputError, match="accepted: exact"):
+        fast_modes.some_modes("3 steps; warp")
+    assert list(fast_modes.some_modes("3 steps")) == ["exact", "3 steps"]
+
+
+def test_finished_scenes_are_not_measured_again(model, tmp_path, monkeypatch):
+    config = EmerDiffConfig.for_model(model, clusters=2, modulate_at=101, steps=10)
+    modes = {"exact": config}
+    first = fast_modes.measure(model, range(1), modes, tmp_path)
+    asked = []
+    score = fast_modes.score
+    monkeypatch.setattr(
+        fast_modes, "score", lambda model, seed, config: asked.append(seed) or score(model, seed, config)
+    )
+    second = fast_modes.measure(model, range(2), modes, tmp_path)
+    assert asked == [1]
+    assert all(np.array_equal(first["exact"][0][name], second["exact"][0][name]) for name in first["exact"][0])
+
+
+def test_the_front_holds_what_nothing_faster_equals():
+    def scenes(hits, seconds):
+        """Scenes of two classes, of which so many pixels of a hundred are right."""
+        confusion = np.array([[hits, 100 - hits], [100 - hits, hits]])
+        return [{"confusion": confusion, "seconds": np.array(seconds), "modulate": np.array(seconds)}] * 3
+
+    table = fast_modes.report(
+        {"exact": scenes(90, 8.0), "good": scenes(88, 2.0), "bad": scenes(60, 4.0), "quick": scenes(70, 1.0)}
+    ).set_index("mode")
+    assert list(table.index) == ["quick", "good", "bad", "exact"]
+    assert table["front"].to_dict() == {"quick": True, "good": True, "bad": False, "exact": True}
+    assert table["speedup"].to_dict() == {"quick": 8, "good": 4, "bad": 2, "exact": 1}
+    assert table.loc["exact", "share"] == 100
+    assert table.loc["good", "share"] == pytest.approx(100 * (88 / 112) / (90 / 110), abs=0.01)
+    assert set(fast_modes.pareto_figure(table.reset_index(), 20).data[0].x) == {8, 4, 1}
+
+
+def test_hooks_and_nnsight_give_the_same(model):
+    pytest.importorskip("nnsight")
+    differences = largest_differences(Ways(model, 2))
+    assert max(differences.values()) < 1e-6
+
+
+def test_every_way_is_timed_in_every_round_and_all_but_the_bare_one_change_something(model):
+    ways = Ways(model, 2)
+    with torch.no_grad():
+        bare, edited = ways.bare()[0], ways.edited()[0]
+        assert torch.equal(ways.captured()[1], ways.stopped()[1])
+    assert (bare - edited).abs().max() > 1e-4
+    seconds = seconds_of(ways, 3)
+    assert seconds.shape == (3, len(ways.all()))
+    assert (seconds > 0).all(axis=None)
+
+
+def test_overhead_is_relative_to_the_bare_denoiser():
+    seconds = pd.DataFrame({"bare": [1.0, 1.0, 1.0, 2.0], "slower": [1.1, 1.1, 1.1, 2.1]})
+    table = report(seconds).set_index("way")
+    assert table.loc["slower", "over_bare"] == pytest.approx(10)
+    assert table.loc["slower", "low"] <= 10 <= table.loc["slower", "high"]
+    assert table.loc["bare", "over_bare"] == 0
