@@ -151,7 +151,7 @@ PRESETS: dict[Family, tuple[int, dict[str, Any]]] = {
     "sd1": (4, {}),
     "sd2": (4, {}),
     "sdxl": (4, {}),
-    "pocket": (2, {"clusters": 12, "smoothing": 7.0}),
+    "pocket": (2, {"clusters": 12, "feature_timestep": 101, "strength": 100.0, "smoothing": 7.0}),
 }
 """For every family: latent cells a cell of the probed grid along one side, and what differs from the defaults."""
 

@@ -171,6 +171,12 @@ class Parts:
         path = folder / "text_encoder" / "model.safetensors"
         weights = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in load_file(path).items()}
         save_file(weights, path, metadata={"format": "pt"})
+        # Where a part was loaded from is of no use to others.
+        for name in ("unet", "vae"):
+            path = folder / name / "config.json"
+            settings = json.loads(path.read_text(encoding="utf-8"))
+            settings.pop("_name_or_path", None)
+            path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         # Asked for no dtype, diffusers loads float32 and transformers what the configuration says: let both agree.
         path = folder / "text_encoder" / "config.json"
         settings = json.loads(path.read_text(encoding="utf-8"))

@@ -256,6 +256,7 @@ def test_known_autoencoder_stays_while_all_else_starts_fresh(config, tmp_path):
     second = train(
         replace(config, out=tmp_path / "next", autoencoder_from=first, autoencoder_minutes=0, seed=1), report=quiet
     )
+    assert str(tmp_path) not in (second / "vae" / "config.json").read_text()
     before, after = weights(first), weights(second)
     for module, stays in (("vae", True), ("unet", False), ("text_encoder", False)):
         same = [torch.equal(before[key], after[key]) for key in before if key.startswith(f"{module}/")]
