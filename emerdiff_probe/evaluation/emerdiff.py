@@ -19,7 +19,7 @@ class EmerDiff:
 
     Attributes:
         config: settings, but for the number of clusters and those of the inversion, which are the probed image's; None
-            is the best known ones for the model, modulated at the timestep of the trajectory nearest to theirs.
+            is the best known ones for the model, at the timesteps of the trajectory nearest to theirs.
         injection: False leaves out the attention injection, whatever the settings say.
     """
 
@@ -42,4 +42,8 @@ class EmerDiff:
         if self.config is not None:
             return self.config
         best = EmerDiffConfig.for_model(probed.model, steps=probed.trajectory.steps)
-        return replace(best, modulate_at=timestep_near(probed, None, best.modulate_at))
+        return replace(
+            best,
+            feature_timestep=timestep_near(probed, None, best.feature_timestep),
+            modulate_at=timestep_near(probed, None, best.modulate_at),
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -69,7 +69,7 @@ class Reference:
 
         Args:
             model: whose features a linear probe sees; a U-Net is trained on its device.
-            config: how images are inverted for a linear probe.
+            config: how images are inverted for a linear probe, and which features it sees by default.
             weights: the file.
             progress: show a progress bar over steps.
             warn: told of training images that cannot be read and are left out.
@@ -82,28 +82,35 @@ class Reference:
             write_whole(weights, partial(save_file, train(model, config, progress, warn)))
         tensors = load_file(weights)
         if isinstance(self.training, ProbeTraining):
-            sites = self.training.sites or (EmerDiffConfig.for_model(model).feature_site,)
-            by_site = tuple(tensors[site] for site in sites)
-            return LinearProbe(by_site, tensors["bias"], sites, self.training.timestep)
+            sites, timestep = self._features(config)
+            return LinearProbe(tuple(tensors[site] for site in sites), tensors["bias"], sites, timestep)
         network = UNet(len(self.data.classes), self.training.width, self.training.levels)
         network.load_state_dict(tensors)
         return SupervisedUNet(network.to(model.device).eval().requires_grad_(False), self.training)
+
+    def _features(self, config: EmerDiffConfig) -> tuple[tuple[str, ...], int]:
+        """Sites and timestep of what a linear probe sees: what EmerDiff clusters, where nothing else is asked for."""
+        assert isinstance(self.training, ProbeTraining)
+        timestep = self.training.timestep
+        return self.training.sites or (config.feature_site,), config.feature_timestep if timestep is None else timestep
 
     def _probe_weights(
         self, model: ProbeModel, config: EmerDiffConfig, progress: bool, warn: Callable[[str], None]
     ) -> dict[str, Any]:
         assert isinstance(self.training, ProbeTraining)
+        sites, timestep = self._features(config)
         probe = partial(
             ProbedImage,
             model,
-            start=self.training.timestep,
+            start=timestep,
             steps=config.steps,
             method=config.inversion,
             prompt=config.prompt,
             seed=config.seed,
         )
         samples = ((probe(image), labels) for image, labels in self._readable(warn))
-        made = train_linear_probe(samples, len(self.data.classes), self.training, progress=progress)
+        training = replace(self.training, sites=sites, timestep=timestep)
+        made = train_linear_probe(samples, len(self.data.classes), training, progress=progress)
         by_site = zip(made.sites, made.weights, strict=True)
         return {"bias": made.bias} | {site: weights.contiguous() for site, weights in by_site}
 

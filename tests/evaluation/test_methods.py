@@ -53,7 +53,7 @@ def test_settings_reach_emerdiff_and_what_starts_from_its_masks():
     for name in ("nearest", "bilinear", "guided filter", "crf"):
         made = configured(METHODS[name], config)
         assert (made.site, made.timestep) == ("up8.cross1.query", 21)
-        assert replace(made, site=None, timestep=1) == METHODS[name]
+        assert replace(made, site=None, timestep=None) == METHODS[name]
     assert configured(METHODS["diffcut"], config) is METHODS["diffcut"]
 
 

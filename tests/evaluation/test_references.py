@@ -34,9 +34,10 @@ def test_a_reference_is_what_training_gives_and_is_read_again(training, model, s
     if training is UNET:
         direct = train_unet([(sample.pixels(), sample.labels) for sample in scenes], len(scenes.classes), training)
     else:
-        probed = ((ProbedImage(model, each.pixels(), start=1, steps=10), each.labels) for each in scenes)
+        start = config.feature_timestep
+        probed = ((ProbedImage(model, each.pixels(), start=start, steps=10), each.labels) for each in scenes)
         direct = train_linear_probe(probed, len(scenes.classes), training)
-    image = ProbedImage(model, tiny.picture(), start=1, steps=10)
+    image = ProbedImage(model, tiny.picture(), start=101, steps=10)
     expected = direct.segment(image)
     assert np.mean(first.segment(image) == expected) > 0.999
     assert list(path.parent.iterdir()) == [path]

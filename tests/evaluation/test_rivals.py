@@ -17,6 +17,7 @@ from emerdiff_probe.evaluation.rivals.walking import RandomWalk
 from emerdiff_probe.features import upsampled
 from emerdiff_probe.layers import find_site
 from emerdiff_probe.probe import ProbedImage
+from emerdiff_probe.segmentation import EmerDiffConfig
 
 SIZES = {"square": (64, 64), "wide": (70, 101)}
 FROM_MODEL = (
@@ -99,11 +100,12 @@ def test_the_answer_does_not_depend_on_what_was_asked_before(probed, model):
 
 def test_upsampling_starts_from_emerdiffs_own_masks(probed):
     site = find_site(probed.model, "up8.cross0.query")
-    coarse = probed.low_resolution_masks(site, 5, 1)
+    timestep = EmerDiffConfig.for_model(probed.model).feature_timestep
+    coarse = probed.low_resolution_masks(site, 5, timestep)
     height, width = probed.image.shape[:2]
     assert np.array_equal(Nearest().segment(probed, 5), upsampled(coarse, height, width, "nearest"))
     assert np.array_equal(Bilinear().segment(probed, 5), upsampled(coarse, height, width))
-    other = Nearest(site="up16.self0.query", timestep=101)
+    other = Nearest(site="up16.self0.query", timestep=201)
     assert not np.array_equal(other.segment(probed, 5), Nearest().segment(probed, 5))
 
 

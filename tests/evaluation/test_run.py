@@ -96,7 +96,7 @@ def test_a_record_holds_what_the_method_says_of_the_image(result, model, scenes,
     sample = scenes[1]
     probed = ProbedImage(model, sample.pixels(), start=101, steps=10)
     site = find_site(model, config.feature_site)
-    features = probed.features(site).reshape(*probed.grid(site), -1).numpy()
+    features = probed.features(site, config.feature_timestep).reshape(*probed.grid(site), -1).numpy()
     for cell, method in result.evaluation.cells.items():
         labels = method.segment(probed, cell.clusters)
         assert np.array_equal(result.store.labels(sample.name, cell), labels)
@@ -116,7 +116,7 @@ def test_concepts_are_means_over_the_truth_of_all_images(result, model, scenes, 
     sums, pixels = 0, 0
     for sample in scenes:
         probed = ProbedImage(model, sample.pixels(), start=101, steps=10)
-        features = probed.features(site).reshape(*probed.grid(site), -1).numpy()
+        features = probed.features(site, config.feature_timestep).reshape(*probed.grid(site), -1).numpy()
         some, count = region_sums(features, sample.labels, len(scenes.classes))
         sums, pixels = sums + some, pixels + count
     assert np.array_equal(result.concepts, concept_embeddings(sums, pixels), equal_nan=True)
@@ -170,7 +170,7 @@ def test_a_store_of_something_else_is_refused(change, model, pictures, config, t
     expected = {"classes": "classes was", "device": "cpu there", "model": "fingerprint was", "resizing": "resizing was"}
     if change == "strength":
         other = replace(some, config=replace(config, strength=3.0))
-        expected["strength"] = "strength was 10.0 there and is 3.0 now"
+        expected["strength"] = rf"strength was {config.strength} there and is 3.0 now"
     elif change == "classes":
         data = replace(pictures, classes=("sea", "sky"))
     elif change == "device":

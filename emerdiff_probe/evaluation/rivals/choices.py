@@ -21,6 +21,11 @@ def feature_site(probed: ProbedImage, name: str | None) -> Site:
     return site
 
 
+def feature_timestep(probed: ProbedImage, timestep: int | None) -> int:
+    """The timestep that was asked for, or the one of the trajectory nearest to that of EmerDiff's features."""
+    return timestep_near(probed, timestep, EmerDiffConfig.for_model(probed.model).feature_timestep)
+
+
 def self_attention_sites(probed: ProbedImage, names: tuple[str, ...] | None) -> list[Site]:
     """Query sites of the self-attention layers of these names, or of every one; in the order of execution.
 
@@ -41,8 +46,8 @@ def self_attention_sites(probed: ProbedImage, names: tuple[str, ...] | None) -> 
     return [site for site in every if site.attention in layers]
 
 
-def timestep_near(probed: ProbedImage, timestep: int | None, paper: int) -> int:
-    """The timestep that was asked for, or the one of the trajectory that is nearest to a paper's."""
+def timestep_near(probed: ProbedImage, timestep: int | None, preferred: int) -> int:
+    """The timestep that was asked for, or the one of the trajectory that is nearest to a preferred one."""
     if timestep is not None:
         return timestep
-    return min(probed.trajectory.timesteps, key=lambda other: abs(other - paper))
+    return min(probed.trajectory.timesteps, key=lambda other: abs(other - preferred))

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from emerdiff_probe.checks import is_integer, is_positive, require
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.evaluation.datasets import IGNORED
-from emerdiff_probe.evaluation.rivals.choices import feature_site
+from emerdiff_probe.evaluation.rivals.choices import feature_site, feature_timestep
 from emerdiff_probe.evaluation.rivals.interface import Counts, Pictured, none
 from emerdiff_probe.layers import Site
 from emerdiff_probe.probe import ProbedImage
@@ -32,7 +32,7 @@ class ProbeTraining:
 
     Attributes:
         sites: names of the sites whose features it sees, side by side; None is EmerDiff's.
-        timestep: of the features.
+        timestep: of the features; None is the one of the trajectory nearest to EmerDiff's.
         pixels: drawn from each image.
         steps: of Adam.
         batch: pixels a step.
@@ -45,7 +45,7 @@ class ProbeTraining:
     """
 
     sites: tuple[str, ...] | None = None
-    timestep: int = 1
+    timestep: int | None = None
     pixels: int = 1024
     steps: int = 1000
     batch: int = 2048
@@ -58,7 +58,7 @@ class ProbeTraining:
             self,
             [
                 ("sites", self.sites is None or len(self.sites) > 0, "one or more names, or None"),
-                ("timestep", is_integer(self.timestep, 0), "an integer, 0 or more"),
+                ("timestep", self.timestep is None or is_integer(self.timestep, 0), "an integer, 0 or more, or None"),
                 *((name, is_integer(getattr(self, name), 1), "an integer, 1 or more") for name in _AMOUNTS),
                 ("rate", is_positive(self.rate), "a finite number above 0"),
                 ("decay", self.decay == 0 or is_positive(self.decay), "a finite number, 0 or more"),
@@ -133,13 +133,15 @@ def train_linear_probe(
     drawn: list[Tensor] = []
     wanted: list[np.ndarray] = []
     sites: list[Site] = []
+    timestep = 0
     for probed, labels in samples:
         _require_labels(probed.image, labels, classes, ignore_index)
         sites = [feature_site(probed, name) for name in training.sites or (None,)]
-        probed.capture(sites, training.timestep)
+        timestep = feature_timestep(probed, training.timestep)
+        probed.capture(sites, timestep)
         counted = np.flatnonzero(labels.ravel() != ignore_index)
         places = rng.choice(counted, min(training.pixels, len(counted)), replace=False)
-        parts = [_at_pixels(probed, site, training.timestep, places, labels.shape) for site in sites]
+        parts = [_at_pixels(probed, site, timestep, places, labels.shape) for site in sites]
         drawn.append(torch.cat(parts, 1))
         wanted.append(labels.ravel()[places])
     features, truth = _joined(drawn, wanted)
@@ -148,7 +150,7 @@ def train_linear_probe(
     weights = weights / scale
     channels = [site.channels for site in sites]
     names = tuple(site.name for site in sites)
-    return LinearProbe(weights.split(channels, 1), bias - weights @ mean, names, training.timestep)
+    return LinearProbe(weights.split(channels, 1), bias - weights @ mean, names, timestep)
 
 
 def _joined(drawn: Sequence[Tensor], wanted: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from emerdiff_probe.checks import is_integer, is_positive, require
-from emerdiff_probe.evaluation.rivals.choices import feature_site
+from emerdiff_probe.evaluation.rivals.choices import feature_site, feature_timestep
 from emerdiff_probe.evaluation.rivals.interface import Counts, given
 from emerdiff_probe.evaluation.rivals.refinement import BilateralKernel, guided_filter, mean_field
 from emerdiff_probe.features import one_hot_masks, upsampled
@@ -23,23 +23,27 @@ class Clustered:
 
     Attributes:
         site: name of the site; None is EmerDiff's.
-        timestep: of the features.
+        timestep: of the features; None is the one of the trajectory nearest to EmerDiff's.
 
     Raises:
         InputError: a value out of range.
     """
 
     site: str | None = None
-    timestep: int = 1
+    timestep: int | None = None
     counts: ClassVar[Counts] = "given"
     probes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        require(self, [("timestep", is_integer(self.timestep, 0), "an integer, 0 or more")])
+        require(
+            self,
+            [("timestep", self.timestep is None or is_integer(self.timestep, 0), "an integer, 0 or more, or None")],
+        )
 
     def low_resolution_masks(self, probed: ProbedImage, clusters: int) -> np.ndarray:
         """Labels (grid_height, grid_width); kept by the probed image, so that rivals share them."""
-        return probed.low_resolution_masks(feature_site(probed, self.site), clusters, self.timestep)
+        site, timestep = feature_site(probed, self.site), feature_timestep(probed, self.timestep)
+        return probed.low_resolution_masks(site, clusters, timestep)
 
 
 @dataclass(frozen=True)
