@@ -24,7 +24,7 @@ import plotly.graph_objects as go
 import typer
 from tqdm.auto import tqdm
 
-from benchmarks.pocket_quality import Statistic, miou, rounded
+from benchmarks.scores import Statistic, miou, rounded
 from benchmarks.store import Arrays, folder_of, kept
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.evaluation.metrics import bootstrap, majority_confusion

@@ -24,7 +24,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from benchmarks.pocket_quality import difference, miou
+from benchmarks.scores import difference, miou
 from benchmarks.store import Arrays, folder_of, kept
 from emerdiff_probe.correspondence import Modulation, assign
 from emerdiff_probe.criteria import CRITERIA, Criterion, find_criterion

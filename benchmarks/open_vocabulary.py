@@ -23,7 +23,7 @@ import typer
 from safetensors.numpy import load_file
 from tqdm.auto import tqdm
 
-from benchmarks.pocket_quality import Statistic, difference, rounded
+from benchmarks.scores import Statistic, difference, rounded
 from benchmarks.store import Arrays, folder_of, kept
 from emerdiff_probe.clip import load_clip
 from emerdiff_probe.evaluation.emerdiff import EmerDiff

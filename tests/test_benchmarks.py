@@ -1,15 +1,21 @@
 """Benchmarks: the yardstick is the method that it measures, counts are right, and tables say what was stored."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from benchmarks import fast_modes
+from benchmarks import fast_modes, pocket_quality
 from benchmarks.emerdiff import MODES, Setup, agreement, rows_of, run
 from benchmarks.hooks import Ways, largest_differences, report, seconds_of
 from benchmarks.reference import Paper, Reference
 from emerdiff_probe.errors import InputError
+from emerdiff_probe.evaluation.methods import METHODS
+from emerdiff_probe.evaluation.report import make_report
+from emerdiff_probe.evaluation.run import Evaluation, run_evaluation
+from emerdiff_probe.evaluation.sources import open_data
 from emerdiff_probe.models import load_model
 from emerdiff_probe.segmentation import FAST, EmerDiffConfig
 
@@ -125,3 +131,27 @@ def test_overhead_is_relative_to_the_bare_denoiser():
     assert table.loc["slower", "over_bare"] == pytest.approx(10)
     assert table.loc["slower", "low"] <= 10 <= table.loc["slower", "high"]
     assert table.loc["bare", "over_bare"] == 0
+
+
+def test_pocket_quality_says_what_evaluate_says(folder, tmp_path, capsys):
+    arguments = {"scenes": 2, "clusters": "2,3", "model": str(folder), "steps": 10, "modulate_at": 301, "device": "cpu"}
+    outputs = []
+    for _ in range(2):
+        pocket_quality.main(**arguments, store=tmp_path)
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1]
+    made = json.loads(outputs[0].splitlines()[-1])
+    model = load_model(folder, device="cpu")
+    methods = tuple(METHODS[name] for name in pocket_quality.SHOWN)
+    config = EmerDiffConfig.for_model(model, steps=10, modulate_at=301)
+    (store,) = tmp_path.glob("*/records")
+    result = run_evaluation(model, open_data("world:2", side=256), Evaluation(methods, (2, 3), config), store=store)
+    assert result.computed == 0
+    expected = make_report(result).to_json()
+    figures = {(row["method"], row["clusters"]): (row["miou"], row["low"], row["high"]) for row in expected["rows"]}
+    assert {(row["method"], row["clusters"]): (row["miou"], row["low"], row["high"]) for row in made["rows"]} == figures
+    gains = {str(gain["clusters"]): gain for gain in expected["gains"] if gain["over"] == "bilinear"}
+    for name, gain in {**made["gain_by_clusters"], "[2, 3]": made["gain_over_bilinear"]}.items():
+        assert gain == {figure: gains[name][figure] for figure in ("miou", "low", "high")}
+    assert (made["scenes"], made["replay_error"]) == (2, result.replay_error)
+    assert made["replay_error"] < 1e-4
