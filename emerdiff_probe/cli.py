@@ -234,7 +234,10 @@ def train(
     minutes: Annotated[float | None, typer.Option(help="Time budget.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoiser steps.")] = None,
     autoencoder_minutes: Annotated[
-        float | None, typer.Option(help="Of the autoencoder; 30% of --minutes by default, 0 skips it (with --init or --autoencoder-from).")
+        float | None,
+        typer.Option(
+            help="Of the autoencoder; 30% of --minutes by default; 0 keeps the one of --init or --autoencoder-from."
+        ),
     ] = None,
     denoiser_minutes: Annotated[
         float | None, typer.Option(help="Of the denoiser, with encoding; 70% of --minutes by default.")

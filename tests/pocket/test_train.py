@@ -307,7 +307,8 @@ def test_every_prediction_type_lowers_its_loss(config, tmp_path, prediction_type
         learning_rate=3e-3,
     )
     folder = train(told, report=quiet)
-    assert json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["prediction_type"] == prediction_type
+    settings = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    assert settings["prediction_type"] == prediction_type
     lines = [json.loads(line) for line in (told.out / "losses.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if line["stage"] == "denoiser"]
     assert losses[-1] < losses[0]
@@ -333,7 +334,12 @@ def test_configurations_that_cannot_work(given, message):
 
 
 def test_architectures_that_cannot_work():
-    for given in ({"prediction_type": "score"}, {"image_size": 100}, {"denoiser_channels": (48, 96, 145)}, {"denoiser_heads": (5, 6, 6)}):
+    for given in (
+        {"prediction_type": "score"},
+        {"image_size": 100},
+        {"denoiser_channels": (48, 96, 145)},
+        {"denoiser_heads": (5, 6, 6)},
+    ):
         with pytest.raises(InputError):
             Architecture(**given)
 
