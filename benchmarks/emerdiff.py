@@ -114,6 +114,7 @@ def _loaded(setup: Setup) -> tuple[ProbeModel, Scene]:
 def _config(setup: Setup, mode: str, clusters: int) -> EmerDiffConfig:
     model, _ = _loaded(setup)
     changes: dict[str, Any] = {"clusters": clusters, "steps": setup.steps, "modulate_at": setup.modulate_at}
+    changes["feature_timestep"] = 1  # the paper's, which the yardstick reads
     if setup.model == SD14_SHAPE:  # of a native size that is no published model's
         grid = int(model.denoiser.config.sample_size) // 4
         changes |= {"feature_site": f"up{grid}.cross0.query", "layer": f"up{grid}.cross2.output", "smoothing": 2.0}

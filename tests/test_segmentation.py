@@ -225,8 +225,10 @@ def test_the_number_of_masks_can_be_found(model, config, name):
     if name == "overlap":
         return
     site = find_site(model, config.feature_site)
-    probed = ProbedImage(model, IMAGE, start=config.modulate_at, steps=config.steps, seed=config.seed)
-    count = find_criterion(name).clusters(probed.features(site), probed.grid(site))
+    start = max(config.modulate_at, config.feature_timestep)
+    probed = ProbedImage(model, IMAGE, start=start, steps=config.steps, seed=config.seed)
+    features = probed.features(site, config.feature_timestep)
+    count = find_criterion(name).clusters(features, probed.grid(site))
     assert np.array_equal(segment(model, IMAGE, replace(config, clusters=count)).labels, found.labels)
 
 

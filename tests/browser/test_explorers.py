@@ -29,7 +29,7 @@ from lab import NotebookPage, jupyter_lab, write_notebook  # noqa: E402
 
 TESTS = Path(__file__).parent.parent
 SCREENSHOTS = TESTS.parent / "out" / "screenshots"
-COARSE = {"clusters": 3, "steps": 10, "modulate_at": 101, "smoothing": 1.0}
+COARSE = {"clusters": 3, "strength": 10.0, "steps": 10, "modulate_at": 101, "smoothing": 1.0}
 CELLS = [
     f"""import sys
 sys.path.insert(0, {str(TESTS)!r})
@@ -103,7 +103,7 @@ def notebook(place):
 
 def similarity(probed, config, row, column):
     site = find_site(probed.model, config.feature_site)
-    features, (rows, columns) = probed.features(site), probed.grid(site)
+    features, (rows, columns) = probed.features(site, config.feature_timestep), probed.grid(site)
     cell = row * columns + column
     return torch.nn.functional.cosine_similarity(features, features[cell : cell + 1]).reshape(rows, columns).numpy()
 
@@ -137,7 +137,9 @@ def test_dragging_a_slider_shows_the_last_value_and_menus_change_the_grid(notebo
     assert clusters > 10
     shown.until(f"gd.layout.annotations[2].text.endsWith('= {clusters}')")
     shown.ready()
-    expected = probed.low_resolution_masks(find_site(probed.model, config.feature_site), clusters)
+    expected = probed.low_resolution_masks(
+        find_site(probed.model, config.feature_site), clusters, config.feature_timestep
+    )
     assert np.array_equal(shown.values(2), expected)
     shown.choose("site", "up16.self0.query")
     shown.until("gd._fullData[3].z.length === 16")
@@ -190,10 +192,12 @@ def test_masks_compete_for_the_pixel_under_the_pointer(notebook, model, probed, 
     shown.until("gd._fullData[2].x.length === 7")
     shown.hover(2, 20, 44)
     shown.until("gd.layout.annotations[2].text.startsWith('pixel (44, 20)')")
-    maps = atlas.difference_maps(one_hot_masks(probed.low_resolution_masks(site, 7)), smoothing=config.smoothing)
+    maps = atlas.difference_maps(
+        one_hot_masks(probed.low_resolution_masks(site, 7, config.feature_timestep)), smoothing=config.smoothing
+    )
     assert np.allclose(shown.values(2, "x"), maps[:, 44, 20], atol=1e-3)
     assert np.mean(np.array(shown.values(1)) == assign(maps).numpy()) > 0.99
-    assert "strength 10, timestep 101" in shown.place.inner_text()
+    assert f"strength {config.strength:g}, timestep 101" in shown.place.inner_text()
     shown.screenshot(SCREENSHOTS / "segmentation.png")
 
 

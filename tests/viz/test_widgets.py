@@ -275,11 +275,12 @@ def test_bad_settings_are_refused_before_the_model_runs(model, config):
 
 def test_the_segmentation_explorer_shows_what_the_atlas_gives_for_every_k_and_smoothing(probed, atlas, config):
     explorer = answered(explore_segmentation(atlas, probed, config=config))
-    assert "strength 10" in " ".join(getattr(child, "value", "") for child in explorer.children)
+    assert f"strength {config.strength:g}" in " ".join(getattr(child, "value", "") for child in explorer.children)
     for clusters, smoothing in ((3, 1.0), (6, 0.0), (6, 3.0)):
         explorer.clusters.value, explorer.smoothing.value = clusters, smoothing
         answered(explorer)
-        coarse = probed.low_resolution_masks(find_site(probed.model, config.feature_site), clusters)
+        site = find_site(probed.model, config.feature_site)
+        coarse = probed.low_resolution_masks(site, clusters, config.feature_timestep)
         maps = atlas.difference_maps(torch.eye(clusters)[coarse].permute(2, 0, 1), smoothing=smoothing)
         assert np.array_equal(explorer.labels, assign(maps))
         assert np.array_equal(explorer.figure.data[1].z, explorer.labels)
@@ -447,7 +448,7 @@ def test_two_segmentations_share_pointer_and_zoom(model, config):
     explorer.view.value = "difference map of the mask at the pointer"
     assert np.array_equal(answered(explorer).figure.data[2].z, other.difference_maps[masks[1]])
     table = explorer.children[3].value
-    assert "<th>strength</th><td>10.0</td><td>50.0</td>" in table
+    assert f"<th>strength</th><td>{config.strength}</td><td>50.0</td>" in table
     assert "<th>smoothing</th>" not in table
 
 
