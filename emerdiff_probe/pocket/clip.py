@@ -46,7 +46,7 @@ Phrase = tuple[str, ...]
 
 @dataclass(frozen=True)
 class ClipArchitecture:
-    """Sizes of a pocket CLIP; the defaults are those of the one that ships.
+    """Sizes of a pocket CLIP; by default small enough for a step of 128 pictures a second on two cores.
 
     Raises:
         InputError: sizes that do not divide.
