@@ -25,8 +25,8 @@ from emerdiff_probe.errors import InputError, ModelError
 
 POCKET_FOLDER = Path(__file__).parent / "pocket" / "weights"
 PICKLE_SUFFIXES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
-MAX_DECODES = 8
-"""Images the autoencoder decodes at once, at most: more of them are not faster."""
+MAX_DECODES = {"cpu": 1, "mps": 8, "cuda": 16}
+"""Images that the autoencoder decodes at once, at most; on a CPU two would no longer fit its caches."""
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 VOLATILE = {"dtype", "torch_dtype", "transformers_version", "architectures"}
 
@@ -206,7 +206,7 @@ class ProbeModel:
         scaled = (latents / config.scaling_factor + (config.shift_factor or 0)).to(dtype)
         pixels = scaled.shape[2] * scaled.shape[3] * self.factor**2
         row_bytes = 4 * config.block_out_channels[min(1, len(config.block_out_channels) - 1)] * pixels * dtype.itemsize
-        size = rows_that_fit(self.device, row_bytes, MAX_DECODES)
+        size = rows_that_fit(self.device, row_bytes, MAX_DECODES[self.device.type])
         return run_in_batches(lambda rows: self.autoencoder.decode(rows).sample.float(), scaled, size)
 
     @torch.inference_mode()
@@ -265,6 +265,9 @@ def load_model(
         pipeline.to(place, precision)
     if getattr(pipeline.vae.config, "force_upcast", False):
         pipeline.vae.to(torch.float32)
+    for component in (getattr(pipeline, "unet", None), pipeline.vae):
+        if isinstance(component, nn.Module):
+            component.to(memory_format=torch.channels_last)  # what the fast convolution kernels take
     pipeline.set_progress_bar_config(disable=True)
     return ProbeModel(pipeline, name)
 
