@@ -71,9 +71,7 @@ class Measured:
     @cached_property
     def probed(self) -> ProbedImage:
         """The picture under the probe."""
-        config = self.config
-        start = max(config.modulate_at, config.feature_timestep)
-        return ProbedImage(self.model, self.scene.image, start=start, steps=config.steps, seed=config.seed)
+        return self.config.probe(self.model, self.scene.image)
 
     @cached_property
     def features(self) -> Tensor:

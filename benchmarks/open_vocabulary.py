@@ -61,8 +61,7 @@ def scene_confusions(
 ) -> Arrays:
     """Confusion of one scene by "labels/namer/masks"."""
     scene = draw_scene(seed)
-    start = max(config.modulate_at, config.feature_timestep)
-    probed = ProbedImage(model, scene.image, start=start, steps=config.steps, seed=config.seed)
+    probed = config.probe(model, scene.image)
     segments = {
         "+ bilinear masks": Bilinear(config.feature_site, config.feature_timestep).segment(probed, clusters),
         "+ EmerDiff": EmerDiff(config).segment(probed, clusters),

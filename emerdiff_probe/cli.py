@@ -53,6 +53,7 @@ def segment(
         str | None, typer.Option(help="Number of masks K; or 'auto', or the name of a criterion that finds it.")
     ] = None,
     feature_timestep: Annotated[int | None, typer.Option(help="Timestep of the clustered features, t_f.")] = None,
+    feature_draws: Annotated[int | None, typer.Option(help="Draws of noise that features are averaged over.")] = None,
     feature_layer: Annotated[
         str | None, typer.Option(help="Site whose features are clustered, by its name in `emerdiff-probe layers`.")
     ] = None,
@@ -79,6 +80,7 @@ def segment(
     given: dict[str, Any] = {
         "clusters": _integer_or_name(clusters),
         "feature_timestep": feature_timestep,
+        "feature_draws": feature_draws,
         "feature_site": feature_layer,
         "modulate_at": modulate_at,
         "steps": steps,

@@ -266,7 +266,7 @@ def load_model(
     if getattr(pipeline.vae.config, "force_upcast", False):
         pipeline.vae.to(torch.float32)
     for component in (getattr(pipeline, "unet", None), pipeline.vae):
-        if isinstance(component, nn.Module):
+        if component is not None:
             component.to(memory_format=torch.channels_last)  # what the fast convolution kernels take
     pipeline.set_progress_bar_config(disable=True)
     return ProbeModel(pipeline, name)

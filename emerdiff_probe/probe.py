@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from copy import copy
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from emerdiff_probe.checks import is_integer
 from emerdiff_probe.correspondence import Modulation, difference_maps
 from emerdiff_probe.diffusion import Trajectory, denoise
+from emerdiff_probe.errors import InputError
 from emerdiff_probe.features import capture, cluster, one_hot_masks
 from emerdiff_probe.inversion import Inversion, invert
 from emerdiff_probe.layers import Site
@@ -29,9 +32,12 @@ class ProbedImage:
         scale: times which the image is larger than that.
         start: the highest timestep that will be asked for.
         steps, method, prompt, seed: as in `invert`.
+        draws: features are means over so many draws of the inversion's noise, 1 or more, read in one batch (as DIFT
+            does, Tang et al. 2023: one draw of noise hides part of what the denoiser knows about the image).
 
     Raises:
         TimestepError: `start` is not on the grid.
+        InputError: `draws` below 1, or above 1 for an inversion that draws nothing.
     """
 
     def __init__(
@@ -45,15 +51,26 @@ class ProbedImage:
         method: Inversion = "ddpm",
         prompt: str = "",
         seed: int = 0,
+        draws: int = 1,
     ) -> None:
+        require_draws(draws, method)
         self.model, self.image, self.seed = model, image, seed
         height, width = model.working_size(*image.shape[:2])
         self.latents = model.encode(model.to_tensor(image, (scale * height, scale * width)))
-        self.trajectory: Trajectory = invert(
-            model, self.latents, start=start, steps=steps, method=method, prompt=prompt, seed=seed, residuals=False
+        self.draws = draws
+        self._invert = partial(
+            invert, model, self.latents, start=start, steps=steps, method=method, prompt=prompt, residuals=False
         )
+        self.trajectory: Trajectory = self._invert(seed=seed)
         self._features: dict[tuple[Site, int], Tensor] = {}
         self._coarse: dict[tuple[Site, int, int], np.ndarray] = {}
+
+    @cached_property
+    def _drawn(self) -> Trajectory:
+        """The trajectory and those of the same image under further noise, as one batch."""
+        seeds = np.random.SeedSequence(self.seed).generate_state(self.draws)[1:].tolist()
+        paths = [self.trajectory.latents, *(self._invert(seed=seed).latents for seed in seeds)]
+        return replace(self.trajectory, latents=torch.cat(paths, dim=1))
 
     def afresh(self) -> ProbedImage:
         """The same inverted image with nothing kept, so that the time of an answer is the time of all its work."""
@@ -74,11 +91,11 @@ class ProbedImage:
         """Read many sites at one timestep in one pass, and keep what they hold."""
         missing = [site for site in sites if (site, timestep) not in self._features]
         if missing:
-            captured = capture(self.model, self.trajectory, missing, [timestep])
-            self._features |= {key: features[0] for key, features in captured.items()}
+            captured = capture(self.model, self._drawn, missing, [timestep])
+            self._features |= {key: features.mean(0) for key, features in captured.items()}
 
     def features(self, site: Site, timestep: int = 1) -> Tensor:
-        """Features (cell, channel) float32 at a site and timestep."""
+        """Features (cell, channel) float32 at a site and timestep, their mean over the draws of noise."""
         self.capture([site], timestep)
         return self._features[site, timestep]
 
@@ -112,3 +129,15 @@ class ProbedImage:
         """Largest difference between the encoded latent and the end of the replayed trajectory."""
         replayed = denoise(self.model, self.trajectory, [[]])
         return float(torch.abs(replayed[0] - self.trajectory.final[0]).max())
+
+
+def require_draws(draws: int, method: Inversion) -> None:
+    """Refuse a number of draws that the inversion cannot give.
+
+    Raises:
+        InputError: below 1, or above 1 for DDIM inversion, which draws no noise.
+    """
+    if not is_integer(draws, 1):
+        raise InputError(f"{draws!r} draws of noise; accepted: an integer, 1 or more")
+    if draws > 1 and method == "ddim":
+        raise InputError(f"{draws} draws of noise, but DDIM inversion draws none; accepted: 1, or inversion 'ddpm'")

@@ -42,7 +42,7 @@ from emerdiff_probe.interventions import AttentionKind, InjectAttention, Placeme
 from emerdiff_probe.inversion import Inversion
 from emerdiff_probe.layers import Site, find_site
 from emerdiff_probe.models import Family, ProbeModel
-from emerdiff_probe.probe import ProbedImage
+from emerdiff_probe.probe import ProbedImage, require_draws
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class EmerDiffConfig:
         clusters: number of masks K, 1 or more; or "auto", or the name of a criterion in `CRITERIA` that finds it.
         feature_site: name of the site whose features are clustered.
         feature_timestep: the paper's t_f.
+        feature_draws: draws of the inversion's noise that features are averaged over, 1 or more (the paper's is 1).
         layer: name of a site of the attention layer that is modulated.
         modulate_at: the paper's t_m; the inversion starts there.
         strength: the paper's lambda, above 0.
@@ -72,6 +73,7 @@ class EmerDiffConfig:
     clusters: int | str = 20
     feature_site: str = "up16.cross0.query"
     feature_timestep: int = 1
+    feature_draws: int = 1
     layer: str = "up16.cross2.output"
     modulate_at: int = 281
     strength: float = 10.0
@@ -102,6 +104,7 @@ class EmerDiffConfig:
         for name, holds, accepted in checks:
             if not holds:
                 raise InputError(f"{name} {getattr(self, name)!r}; accepted: {accepted}")
+        require_draws(self.feature_draws, self.inversion)
         _ = self.readout  # refuses values out of range
 
     @property
@@ -120,6 +123,30 @@ class EmerDiffConfig:
             raise InputError(f"clusters {self.clusters!r}; accepted here: an integer, 1 or more")
         return self.clusters
 
+    def probe(self, model: ProbeModel, image: np.ndarray, *, start: int | None = None, scale: int = 1) -> ProbedImage:
+        """An image inverted as these settings say, up to the highest timestep that they need.
+
+        Args:
+            model: to probe.
+            image: (height, width, 3) uint8.
+            start: another highest timestep.
+            scale: times which the image is run larger than the model's native size.
+
+        Raises:
+            TimestepError: the highest timestep is not on the grid.
+        """
+        return ProbedImage(
+            model,
+            image,
+            start=max(self.modulate_at, self.feature_timestep) if start is None else start,
+            scale=scale,
+            steps=self.steps,
+            method=self.inversion,
+            prompt=self.prompt,
+            seed=self.seed,
+            draws=self.feature_draws,
+        )
+
     @classmethod
     def for_model(cls, model: ProbeModel, **changes: Any) -> Self:
         """The best known settings for a model, with changes: the paper's, or for the pocket model its measured ones.
@@ -129,13 +156,16 @@ class EmerDiffConfig:
         """
         divisor, settings = PRESETS[model.family]
         resolution = int(model.denoiser.config.sample_size) // divisor
-        named = {
+        named: dict[str, Any] = {
             "feature_site": f"up{resolution}.cross0.query",
             "layer": f"up{resolution}.cross2.output",
         }
         unknown = set(changes) - {known.name for known in fields(cls)}
         if unknown:
             raise InputError(f"no such setting: {', '.join(sorted(unknown))}")
+        if changes.get("inversion") == "ddim":  # which draws no noise
+            named["feature_draws"] = 1
+            settings = {name: value for name, value in settings.items() if name != "feature_draws"}
         return cls(**{**named, **settings, **changes})
 
     @classmethod
@@ -369,15 +399,7 @@ def segment(
     check_config(model, config, *model.working_size(*pixels.shape[:2]))
     stage = _Stopwatch(model.device)
     with stage("invert"):
-        probed = ProbedImage(
-            model,
-            pixels,
-            start=max(config.modulate_at, config.feature_timestep),
-            steps=config.steps,
-            method=config.inversion,
-            prompt=config.prompt,
-            seed=config.seed,
-        )
+        probed = config.probe(model, pixels)
     result = segment_probed(probed, config, progress=progress)
     return replace(result, seconds=stage.seconds | result.seconds)
 

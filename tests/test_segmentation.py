@@ -226,7 +226,7 @@ def test_the_number_of_masks_can_be_found(model, config, name):
         return
     site = find_site(model, config.feature_site)
     start = max(config.modulate_at, config.feature_timestep)
-    probed = ProbedImage(model, IMAGE, start=start, steps=config.steps, seed=config.seed)
+    probed = config.probe(model, IMAGE, start=start)
     features = probed.features(site, config.feature_timestep)
     count = find_criterion(name).clusters(features, probed.grid(site))
     assert np.array_equal(segment(model, IMAGE, replace(config, clusters=count)).labels, found.labels)

@@ -25,7 +25,6 @@ from emerdiff_probe.evaluation.rivals.supervised import (
 )
 from emerdiff_probe.evaluation.store import write_whole
 from emerdiff_probe.models import ProbeModel
-from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.segmentation import EmerDiffConfig
 
 
@@ -99,16 +98,7 @@ class Reference:
     ) -> dict[str, Any]:
         assert isinstance(self.training, ProbeTraining)
         sites, timestep = self._features(config)
-        probe = partial(
-            ProbedImage,
-            model,
-            start=timestep,
-            steps=config.steps,
-            method=config.inversion,
-            prompt=config.prompt,
-            seed=config.seed,
-        )
-        samples = ((probe(image), labels) for image, labels in self._readable(warn))
+        samples = ((config.probe(model, image, start=timestep), labels) for image, labels in self._readable(warn))
         training = replace(self.training, sites=sites, timestep=timestep)
         made = train_linear_probe(samples, len(self.data.classes), training, progress=progress)
         by_site = zip(made.sites, made.weights, strict=True)

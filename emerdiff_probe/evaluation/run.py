@@ -260,17 +260,7 @@ class _Run:
     def measure(self, name: str, seen: _Seen, missing: Sequence[Cell]) -> Iterator[None]:
         """Make the missing records of an image one by one."""
         config = self.evaluation.config
-        inverted = partial(
-            ProbedImage,
-            self.model,
-            seen.image,
-            start=max(config.modulate_at, config.feature_timestep),
-            steps=config.steps,
-            method=config.inversion,
-            prompt=config.prompt,
-            seed=config.seed,
-        )
-        probed, inversion = measured(inverted, self.model.device)
+        probed, inversion = measured(partial(config.probe, self.model, seen.image), self.model.device)
         cells = probed.features(self.site, config.feature_timestep)
         features = rearrange(cells, "(h w) c -> h w c", h=probed.grid(self.site)[0]).numpy()
         digest = hashlib.sha256(seen.image.tobytes() + seen.truth.astype(np.int32).tobytes()).hexdigest()[:16]

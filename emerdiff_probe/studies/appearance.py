@@ -49,8 +49,7 @@ def counterfactual(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = F
             else:
                 _, changed = counterfactual_pair(scene.seed, factor, height=size, width=scene.parts.shape[1],
                                                  factors=scene.factors)  # fmt: skip
-            other = ProbedImage(model, changed.image, start=probed.trajectory.timesteps[0], steps=config.steps,
-                                method=config.inversion, prompt=config.prompt, seed=config.seed)  # fmt: skip
+            other = config.probe(model, changed.image, start=probed.trajectory.timesteps[0])
             theirs = other.features(site, config.feature_timestep)
             matched = nearest(features, theirs)
             ours, found = majority_part(scene, cells), majority_part(changed, cells)
@@ -128,8 +127,7 @@ def small_parts(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = Fals
             assert fine is not None
             return upsampled(probed.low_resolution_masks(fine, config.given_clusters, timestep), *shape)
         if remedy == "larger input":
-            probed = ProbedImage(model, scene.image, start=probed.trajectory.timesteps[0], scale=2, steps=config.steps,
-                                 method=config.inversion, prompt=config.prompt, seed=config.seed)  # fmt: skip
+            probed = config.probe(model, scene.image, start=probed.trajectory.timesteps[0], scale=2)
         count = config.given_clusters * (2 if remedy == "twice the clusters" else 1)
         coarse = probed.low_resolution_masks(site, count, timestep)
         if remedy == "re-clustering":

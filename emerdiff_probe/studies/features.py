@@ -134,7 +134,7 @@ def fit_linear_probes(
     features: dict[str, list[np.ndarray]] = {site.name: [] for site in sites}
     parts: dict[str, list[np.ndarray]] = {site.name: [] for site in sites}
     for scene in WorldScenes(seeds, model.native_size):
-        probed = ProbedImage(model, scene.image, start=timestep, steps=config.steps, seed=config.seed)
+        probed = config.probe(model, scene.image, start=timestep)
         probed.capture(sites, timestep)
         for site in sites:
             features[site.name].append(probed.features(site, timestep).numpy())

@@ -141,16 +141,7 @@ class Study:
 
     def probe(self, model: Any, scene: Scene) -> ProbedImage:
         """The scene's image, inverted from as high a timestep as any cell needs."""
-        config = self.config
-        return ProbedImage(
-            model,
-            scene.image,
-            start=self.start,
-            steps=config.steps,
-            method=config.inversion,
-            prompt=config.prompt,
-            seed=config.seed,
-        )
+        return self.config.probe(model, scene.image, start=self.start)
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for stored cells to be used again, as JSON values."""

@@ -13,7 +13,6 @@ from emerdiff_probe.errors import InputError
 from emerdiff_probe.evaluation.open_vocabulary.words import WordAttention
 from emerdiff_probe.images import heatmap, overlay
 from emerdiff_probe.models import ProbeModel
-from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.segmentation import EmerDiffConfig, Segmentation, segment
 
 
@@ -87,14 +86,7 @@ def find(
     else:
         result = segment(model, image, config, progress=progress)
     settings, attention = result.config, attention or WordAttention()
-    probed = ProbedImage(
-        model,
-        result.image,
-        start=max(attention.timesteps or (settings.modulate_at,)),
-        steps=settings.steps,
-        method=settings.inversion,
-        seed=settings.seed,
-    )
+    probed = settings.probe(model, result.image, start=max(attention.timesteps or (settings.modulate_at,)))
     said = f"a {concept}" if prompt is None else prompt
     coarse = result.low_resolution_masks
     means = attention.of_prompt(probed, said, [concept]).segments(coarse)[:, 0]

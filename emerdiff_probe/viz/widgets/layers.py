@@ -96,16 +96,7 @@ class LayersExplorer(Explorer):
 
     @cached_property
     def _probed(self) -> ProbedImage:
-        config = self._config
-        return ProbedImage(
-            self._model,
-            self._image,
-            start=self._start,
-            steps=config.steps,
-            method=config.inversion,
-            prompt=config.prompt,
-            seed=config.seed,
-        )
+        return self._config.probe(self._model, self._image, start=self._start)
 
     def _fit_sliders(self) -> None:
         rows, columns = self._grid

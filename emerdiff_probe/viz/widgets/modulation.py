@@ -120,16 +120,7 @@ class ModulationExplorer(Explorer):
 
     @cached_property
     def _probed(self) -> ProbedImage:
-        config = self._config
-        return ProbedImage(
-            self._model,
-            self._image,
-            start=self._start,
-            steps=config.steps,
-            method=config.inversion,
-            prompt=config.prompt,
-            seed=config.seed,
-        )
+        return self._config.probe(self._model, self._image, start=self._start)
 
     def choose(self, cells: tuple[int, ...]) -> None:
         """Push these cells, by their numbers in reading order."""

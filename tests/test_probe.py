@@ -1,0 +1,65 @@
+"""Laws of one image under the probe."""
+
+import pytest
+import tiny
+import torch
+
+from emerdiff_probe.errors import InputError
+from emerdiff_probe.layers import find_site
+from emerdiff_probe.models import ProbeModel, load_model
+from emerdiff_probe.probe import ProbedImage
+from emerdiff_probe.segmentation import EmerDiffConfig
+
+
+@pytest.fixture(scope="module")
+def model() -> ProbeModel:
+    return load_model(tiny.pocket(), device="cpu")
+
+
+def probe(model: ProbeModel, draws: int = 1, seed: int = 0) -> ProbedImage:
+    return ProbedImage(model, tiny.picture(), start=301, steps=10, seed=seed, draws=draws)
+
+
+def test_features_over_many_draws_depend_less_on_the_seed(model):
+    site = find_site(model, EmerDiffConfig.for_model(model).feature_site)
+
+    def apart(draws: int) -> float:
+        first, second = (probe(model, draws, seed).features(site, 301) for seed in (0, 1))
+        return float(torch.linalg.vector_norm(first - second))
+
+    assert apart(16) < 0.5 * apart(1)  # independent draws: a quarter
+
+
+def test_draws_are_of_features_only(model):
+    site = find_site(model, EmerDiffConfig.for_model(model).feature_site)
+    one, many = probe(model), probe(model, 4)
+    assert torch.equal(one.trajectory.latents, many.trajectory.latents)
+    assert not torch.allclose(one.features(site, 301), many.features(site, 301))
+    assert torch.equal(many.features(site, 301), probe(model, 4).features(site, 301))
+    assert many.features(site, 301).shape == one.features(site, 301).shape
+
+
+def test_the_first_draw_is_the_trajectory(model):
+    many = probe(model, 3)
+    assert torch.equal(many._drawn.at(101)[:1], many.trajectory.at(101))
+
+
+@pytest.mark.parametrize("draws", [0, -1, 1.5, True])
+def test_a_bad_number_of_draws_is_refused(model, draws):
+    with pytest.raises(InputError, match="draws of noise"):
+        probe(model, draws)
+    with pytest.raises(InputError, match="draws of noise"):
+        EmerDiffConfig(feature_draws=draws)
+
+
+def test_ddim_has_no_draws_to_average(model):
+    with pytest.raises(InputError, match="DDIM"):
+        EmerDiffConfig(feature_draws=2, inversion="ddim")
+    assert EmerDiffConfig.for_model(model, inversion="ddim").feature_draws == 1
+
+
+def test_a_configuration_probes_as_it_says(model):
+    config = EmerDiffConfig.for_model(model, steps=10, modulate_at=101, feature_timestep=301, feature_draws=2, seed=3)
+    probed = config.probe(model, tiny.picture())
+    assert (probed.trajectory.timesteps[0], probed.draws, probed.seed) == (301, 2, 3)
+    assert config.probe(model, tiny.picture(), start=101).trajectory.timesteps[0] == 101
