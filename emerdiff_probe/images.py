@@ -9,8 +9,11 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import torch
+from einops import rearrange
 from PIL import Image, ImageDraw, ImageOps
 from plotly.colors import sample_colorscale
+from torch import Tensor
 
 from emerdiff_probe.errors import InputError
 
@@ -190,6 +193,12 @@ def borders(labels: np.ndarray) -> np.ndarray:
     found[:, :-1] |= labels[:, 1:] != labels[:, :-1]
     found[:-1] |= labels[1:] != labels[:-1]
     return found
+
+
+def to_pixels(images: Tensor) -> np.ndarray:
+    """Images (..., 3, height, width) about [-1, 1], as a model paints them, as (..., height, width, 3) uint8."""
+    levels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return rearrange(levels, "... c height width -> ... height width c").cpu().numpy()
 
 
 @lru_cache

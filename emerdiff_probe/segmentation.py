@@ -156,17 +156,14 @@ class EmerDiffConfig:
         """
         divisor, settings = PRESETS[model.family]
         resolution = int(model.denoiser.config.sample_size) // divisor
-        named: dict[str, Any] = {
-            "feature_site": f"up{resolution}.cross0.query",
-            "layer": f"up{resolution}.cross2.output",
-        }
         unknown = set(changes) - {known.name for known in fields(cls)}
         if unknown:
             raise InputError(f"no such setting: {', '.join(sorted(unknown))}")
-        if changes.get("inversion") == "ddim":  # which draws no noise
-            named["feature_draws"] = 1
-            settings = {name: value for name, value in settings.items() if name != "feature_draws"}
-        return cls(**{**named, **settings, **changes})
+        settings = {**LAYERS, **settings}
+        settings |= {name: settings[name].format(resolution=resolution) for name in LAYERS}
+        if changes.get("inversion") == "ddim":
+            settings["feature_draws"] = 1  # it draws no noise
+        return cls(**{**settings, **changes})
 
     @classmethod
     def fast(cls, model: ProbeModel, **changes: Any) -> Self:
@@ -177,11 +174,25 @@ class EmerDiffConfig:
 FAST: dict[str, Any] = {"denoising_steps": 3}
 """Approximations of the fast mode: provisional, until `python -m benchmarks.fast_modes` has measured them."""
 
+LAYERS = {"feature_site": "up{resolution}.cross0.query", "layer": "up{resolution}.cross2.output"}
+"""The paper's layers, in the block of a model's own resolution."""
+
 PRESETS: dict[Family, tuple[int, dict[str, Any]]] = {
     "sd1": (4, {}),
     "sd2": (4, {}),
     "sdxl": (4, {}),
-    "pocket": (2, {"clusters": 12, "feature_timestep": 101, "strength": 100.0, "smoothing": 7.0}),
+    "pocket": (
+        2,
+        {
+            "clusters": 12,
+            "feature_site": "up{resolution}.self0.query",
+            "feature_timestep": 301,
+            "feature_draws": 16,
+            "layer": "up{resolution}.cross1.output",
+            "strength": 100.0,
+            "smoothing": 5.0,
+        },
+    ),
 }
 """For every family: latent cells a cell of the probed grid along one side, and what differs from the defaults."""
 

@@ -25,7 +25,9 @@ from emerdiff_probe.images import (
     overlay,
     palette,
     save_labels,
+    to_pixels,
 )
+from emerdiff_probe.models import load_model
 
 RGB = tiny.picture(20, 30)
 
@@ -305,3 +307,10 @@ def test_a_heat_map_is_one_scale_for_all_values():
 
 def test_labels_are_numbered_in_reading_order():
     assert numbered(np.array([[7, 7, 2], [9, 2, 7]])).tolist() == [[0, 0, 1], [2, 1, 0]]
+
+
+def test_pixels_of_a_tensor_are_the_image_it_was_made_of():
+    model = load_model(tiny.pocket(), device="cpu")
+    image = tiny.picture()
+    assert np.array_equal(to_pixels(model.to_tensor(image))[0], image)
+    assert set(np.unique(to_pixels(model.to_tensor(image)[0] * 1e6))) <= {0, 255}  # beyond the range: clipped

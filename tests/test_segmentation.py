@@ -19,7 +19,6 @@ from emerdiff_probe.features import one_hot_masks
 from emerdiff_probe.hierarchy import groups_within, likeness_linkage
 from emerdiff_probe.layers import find_site
 from emerdiff_probe.models import load_model
-from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.segmentation import EmerDiffConfig, Segmentation, check_config, segment, segment_all
 
 FAST = {"clusters": 4, "modulate_at": 301, "steps": 10}
@@ -96,7 +95,7 @@ def test_the_same_call_gives_the_same_bits_and_leaves_no_hooks(result, model, co
         {"injection": ()},
         {"injection": ("self",)},
         {"smoothing": 0.0},
-        {"inversion": "ddim"},
+        {"inversion": "ddim", "feature_draws": 1},
         {"prompt": "red car"},
         {"seed": 1},
         {"modulate_at": 101},
@@ -135,7 +134,7 @@ def test_an_image_of_one_colour_is_segmented(model, config):
 
 def test_defaults_come_from_the_model(model):
     default = EmerDiffConfig.for_model(model)
-    assert find_site(model, default.feature_site).kind == "cross"
+    assert find_site(model, default.feature_site).part == "query"
     assert find_site(model, default.layer).stage == "up"
     assert EmerDiffConfig.for_model(model, strength=3.5).strength == 3.5
     with pytest.raises(InputError, match="no such setting: lambda_"):

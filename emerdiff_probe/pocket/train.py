@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from emerdiff_probe.errors import InputError
+from emerdiff_probe.images import to_pixels
 from emerdiff_probe.models import POCKET_FOLDER, find_device
 from emerdiff_probe.pocket.architecture import MODULES, Architecture, Parts
 from emerdiff_probe.pocket.card import write_model_card
@@ -436,7 +437,7 @@ class _Run:
         painted = []
         for start in range(0, len(pictures), 8):
             latent = parts.autoencoder.encode(self._to_device(pictures.images[start : start + 8])).latent_dist.mean
-            painted.append(_to_bytes(parts.autoencoder.decode(latent).sample))
+            painted.append(to_pixels(parts.autoencoder.decode(latent).sample))
         reconstructed = np.concatenate(painted)
         shown = slice(0, self.config.samples)
         _save_grid(folder / "reconstructions.png", [pictures.images[shown], reconstructed[shown]])
@@ -506,11 +507,6 @@ def _metadata(path: Path) -> dict[str, str]:
 
 def _init_folder(init: str | Path) -> Path:
     return POCKET_FOLDER if init == "pocket" else Path(init)
-
-
-def _to_bytes(images: Tensor) -> np.ndarray:
-    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return pixels.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def _save_grid(path: Path, rows: list[np.ndarray]) -> None:

@@ -10,12 +10,11 @@ import ipywidgets as widgets
 import numpy as np
 import plotly.graph_objects as go
 import torch
-from einops import rearrange
 from PIL import Image
 
 from emerdiff_probe.correspondence import Modulation, difference_map, modulated_images
 from emerdiff_probe.diffusion import make_scheduler
-from emerdiff_probe.images import load_image
+from emerdiff_probe.images import load_image, to_pixels
 from emerdiff_probe.interventions import AttentionKind, InjectAttention, Placement
 from emerdiff_probe.layers import find_site, list_sites
 from emerdiff_probe.models import ProbeModel
@@ -207,7 +206,7 @@ class ModulationExplorer(Explorer):
         asked = answer.asked
         with self.figure.batch_update():
             _, minus, plus, difference, _ = self.figure.data
-            minus.source, plus.source = data_uri(_pixels(answer.minus)), data_uri(_pixels(answer.plus))
+            minus.source, plus.source = data_uri(to_pixels(answer.minus)), data_uri(to_pixels(answer.plus))
             difference.update(z=answer.difference, zmax=max(float(answer.difference.max()), 1e-6))
             titles = self.figure.layout.annotations
             titles[0].text = f"cells to push: {len(asked.cells)}"
@@ -247,11 +246,6 @@ def _layer(model: ProbeModel, name: str) -> str:
     return next(
         other.name for other in list_sites(model, part="output", kind=site.kind) if other.path == site.attention
     )
-
-
-def _pixels(image: torch.Tensor) -> np.ndarray:
-    """An image (3, height, width) in [-1, 1] as (height, width, 3) uint8."""
-    return rearrange(((image.clamp(-1, 1) + 1) * 127.5).round().byte(), "c height width -> height width c").numpy()
 
 
 def explore_modulation(
