@@ -70,7 +70,7 @@ def layers(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) ->
     if quick:
         near = [site for site in sites if site.kind in {"self", "cross"} and site.part in {"query", "output"}]
         sites = [site for site in near if site.stage == "up"] or near
-    timesteps = on_grid(grid, (1,) if quick else (1, 101, 281, 481))
+    timesteps = on_grid(grid, (config.feature_timestep,) if quick else (1, 101, 281, 481))
     by_name = {site.name: site for site in sites}
 
     @cache

@@ -21,7 +21,17 @@ from emerdiff_probe.pocket.world import PART_NAMES, Scene
 from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.segmentation import EmerDiffConfig, resolve_modulation
 from emerdiff_probe.studies.features import EMERDIFF
-from emerdiff_probe.studies.study import Axis, Cell, Direction, Measure, Measured, Study, on_grid, probed_resolution
+from emerdiff_probe.studies.study import (
+    Axis,
+    Cell,
+    Direction,
+    Measure,
+    Measured,
+    Study,
+    on_grid,
+    probed_resolution,
+    strengths_around,
+)
 
 BOUNDARY = Measure("boundary F-score of EmerDiff, 2 px", "%", "mean", True)
 STRUCTURE = Measure("structural similarity of the modulated images and the unchanged one", "SSIM", "mean", True)
@@ -51,11 +61,12 @@ def modulate_at(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = Fals
 
 def strength(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) -> Study:
     """Table 8: the strength of the modulation, also relative to the activations that it is added to."""
-    values = (3.0, 30.0) if quick else (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+    values = strengths_around(config, *((0.1, 1, 10) if quick else (0.03, 0.1, 0.3, 1, 3, 10, 30)))
+    low, own, high = strengths_around(config, 0.1, 1, 10)
     claims = [
-        Direction(f"Table 8: quality peaks at strength 10: it beats {other:g}", "emerdiff", {"strength": 10.0},
-                  {"strength": other})
-        for other in (1.0, 100.0) if {10.0, other} <= set(values)
+        Direction(f"Table 8: quality peaks at strength 10, ours at {own:g}: it beats {other:g}", "emerdiff",
+                  {"strength": own}, {"strength": other})
+        for other in (low, high)
     ]  # fmt: skip
     return _modulated(
         "strength",
@@ -88,7 +99,9 @@ def placement(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False)
         {
             "layer": Axis(layers, "", "attention layer that is modulated"),
             "placement": Axis(("after", "before"), "", "side of the output projection"),
-            "strength": Axis((10.0,) if quick else (3.0, 10.0, 30.0), "", "strength of the modulation, lambda"),
+            "strength": Axis(
+                strengths_around(config, *((1,) if quick else (0.3, 1, 3))), "", "strength of the modulation, lambda"
+            ),
         },
         lambda unit: resolve_modulation(model, replace(config, **unit)),
         claims,

@@ -17,7 +17,7 @@ from emerdiff_probe.models import ProbeModel
 from emerdiff_probe.pocket.world import Scene
 from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.segmentation import EmerDiffConfig, resolve_modulation
-from emerdiff_probe.studies.study import Axis, Cell, Direction, Measure, Measured, Study
+from emerdiff_probe.studies.study import Axis, Cell, Direction, Measure, Measured, Study, strengths_around
 
 PLACES = ("inside", "same part", "same object", "same class elsewhere", "nearby", "elsewhere")
 """Where a response may fall, each pixel in the first that holds: under the mask; the same part of the same thing;
@@ -128,7 +128,7 @@ def additivity(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False
     """Whether the response to a union is the sum of the responses, over strength."""
     plain = resolve_modulation(model, config)
     pairs = 2 if quick else 4
-    strengths = (3.0, 30.0) if quick else (1.0, 3.0, 10.0, 30.0, 100.0)
+    strengths = strengths_around(config, *((0.3, 3) if quick else (0.1, 0.3, 1, 3, 10)))
 
     def measure(probed: ProbedImage, scene: Scene, unit: Mapping[str, Any]) -> dict[Cell, Measured]:
         modulation = replace(plain, strength=float(unit["strength"]))

@@ -160,6 +160,11 @@ def on_grid(grid: Sequence[int], wanted: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted({min(grid, key=lambda timestep: abs(timestep - value)) for value in wanted}))
 
 
+def strengths_around(config: EmerDiffConfig, *factors: float) -> tuple[float, ...]:
+    """A configuration's own strength (10 in the paper) times factors, rising."""
+    return tuple(sorted(float(f"{config.strength * factor:.6g}") for factor in factors))
+
+
 def probed_resolution(config: EmerDiffConfig) -> int:
     """Resolution of the block that a configuration probes, from the name of its site."""
     return int(config.feature_site.split(".")[0].removeprefix("up"))

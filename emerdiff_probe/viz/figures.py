@@ -130,9 +130,12 @@ def study_figure(result: StudyResult, measure: str | None = None, along: str | N
         )
     units = f" ({about.units})" if about.units else ""
     figure.update_layout(
-        title={"text": f"{study.question}<br><sup>{result.images} images, bars: 95% bootstrap intervals</sup>"},
+        title={
+            "text": f"{_wrapped(study.question, 64)}<br><sup>{result.images} images, bars: 95% bootstrap intervals</sup>"
+        },
         yaxis={"title": _wrapped(about.description) + units, "rangemode": "tozero"},
         xaxis={"title": axis.description + (f" ({axis.units})" if axis.units not in {"", "timestep"} else "")},
+        margin={"t": 110},
         width=max(720, 24 * len(axis.values)),
         height=460,
         template="plotly_white",
@@ -196,8 +199,8 @@ def _named(axis: Axis, value: Value) -> str:
     return f"{axis.units} {value}" if axis.units else str(value)
 
 
-def _wrapped(text: str) -> str:
-    return "<br>".join(textwrap.wrap(text, 48))
+def _wrapped(text: str, columns: int = 36) -> str:
+    return "<br>".join(textwrap.wrap(text, columns))
 
 
 def _bare(figure: go.Figure, panels: int) -> go.Figure:
