@@ -83,6 +83,7 @@ def placement(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False)
     sites = list_sites(model, stage="up", resolution=probed_resolution(config), kind="cross", part="output")
     layers = tuple(site.name for site in sites)[-1 if quick else 0 :]
     ours = {"layer": layers[-1], "placement": "after"}
+    strengths = strengths_around(config, *((1,) if quick else (0.3, 1, 3)))
     claims = [
         Direction(f"the paper's choice, the last layer: {layers[-1]} beats {other}", "emerdiff", ours,
                   {"layer": other, "placement": "after"})
