@@ -41,7 +41,7 @@ RELATIVE = Measure("strength relative to the norm of the layer's output", "", "m
 def modulate_at(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) -> Study:
     """Table 7: the timestep of the modulation."""
     _, grid = make_scheduler(model, config.steps)
-    values = on_grid(grid, (101, 281) if quick else (21, 101, 181, 281, 381, 481, 681, 881))
+    values = on_grid(grid, (101, 281, 481) if quick else (21, 101, 181, 281, 381, 481, 681, 881))
     low, middle, high = values[0], on_grid(grid, (281,))[0], values[-1]
     claims = [
         Direction(f"Table 7: t_m = 281 to 481 is best: {middle} beats {other}", "emerdiff", {"modulate_at": middle},
@@ -100,9 +100,7 @@ def placement(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False)
         {
             "layer": Axis(layers, "", "attention layer that is modulated"),
             "placement": Axis(("after", "before"), "", "side of the output projection"),
-            "strength": Axis(
-                strengths_around(config, *((1,) if quick else (0.3, 1, 3))), "", "strength of the modulation, lambda"
-            ),
+            "strength": Axis(strengths, "", "strength of the modulation, lambda"),
         },
         lambda unit: resolve_modulation(model, replace(config, **unit)),
         claims,

@@ -129,10 +129,9 @@ def study_figure(result: StudyResult, measure: str | None = None, along: str | N
             )
         )
     units = f" ({about.units})" if about.units else ""
+    images = f"{result.images} images, bars: 95% bootstrap intervals"
     figure.update_layout(
-        title={
-            "text": f"{_wrapped(study.question, 64)}<br><sup>{result.images} images, bars: 95% bootstrap intervals</sup>"
-        },
+        title={"text": f"{_wrapped(study.question, 64)}<br><sup>{images}</sup>"},
         yaxis={"title": _wrapped(about.description) + units, "rangemode": "tozero"},
         xaxis={"title": axis.description + (f" ({axis.units})" if axis.units not in {"", "timestep"} else "")},
         margin={"t": 110},
