@@ -261,7 +261,7 @@ def load_model(
         name = str(source)
         pipeline = _load_pipeline(name, precision)
     _require_finite(pipeline, name)
-    with _quiet():
+    with quiet_loading():
         pipeline.to(place, precision)
     if getattr(pipeline.vae.config, "force_upcast", False):
         pipeline.vae.to(torch.float32)
@@ -326,12 +326,12 @@ def _load_pipeline(name: str, dtype: torch.dtype) -> DiffusionPipeline:
 
 
 def _from_pretrained(location: str, dtype: torch.dtype) -> DiffusionPipeline:
-    with _quiet():  # a missing safety checker is on purpose here
+    with quiet_loading():  # a missing safety checker is on purpose here
         return DiffusionPipeline.from_pretrained(location, use_safetensors=True, dtype=dtype, safety_checker=None)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_loading() -> Iterator[None]:
     """Loading prints no progress bars and no warnings; the libraries' settings come back afterwards."""
     libraries = (diffusers.utils.logging, transformers.utils.logging)
     levels = [library.get_verbosity() for library in libraries]

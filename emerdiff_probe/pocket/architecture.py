@@ -22,6 +22,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from emerdiff_probe.errors import InputError, ModelError
+from emerdiff_probe.models import quiet_loading
 
 START_TOKEN = "<|startoftext|>"
 END_TOKEN = "<|endoftext|>"
@@ -120,13 +121,14 @@ class Parts:
     def load(cls, folder: Path) -> Self:
         """Parts of a pipeline folder in float32; ``ModelError`` if it holds no such pipeline."""
         try:
-            return cls(
-                autoencoder=AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True).float(),
-                denoiser=UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True).float(),
-                text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", use_safetensors=True).float(),
-                tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-                scheduler=DDIMScheduler.from_pretrained(folder / "scheduler"),
-            )
+            with quiet_loading():
+                return cls(
+                    autoencoder=AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True).float(),
+                    denoiser=UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True).float(),
+                    text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", use_safetensors=True).float(),
+                    tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+                    scheduler=DDIMScheduler.from_pretrained(folder / "scheduler"),
+                )
         except (OSError, ValueError) as error:
             raise ModelError(
                 f"{folder}: cannot be loaded to start from ({error}); a Stable Diffusion folder in the "
