@@ -34,7 +34,7 @@ from emerdiff_probe.evaluation.metrics import majority_confusion, mean_iou
 from emerdiff_probe.layers import find_site
 from emerdiff_probe.models import ProbeModel, find_device
 from emerdiff_probe.pocket.world import PART_NAMES, Scene, draw_scene
-from emerdiff_probe.segmentation import EmerDiffConfig, segment
+from emerdiff_probe.segmentation import LAYERS, PRESETS, EmerDiffConfig, segment
 
 MODES = ("reference", "exact", "fast")
 SIZE_ON_CPU = 192
@@ -114,10 +114,12 @@ def _loaded(setup: Setup) -> tuple[ProbeModel, Scene]:
 def _config(setup: Setup, mode: str, clusters: int) -> EmerDiffConfig:
     model, _ = _loaded(setup)
     changes: dict[str, Any] = {"clusters": clusters, "steps": setup.steps, "modulate_at": setup.modulate_at}
-    changes["feature_timestep"] = 1  # the paper's, which the yardstick reads
+    changes |= {"feature_timestep": 1, "feature_draws": 1}  # the paper's features and layers, as the yardstick's
+    divisor = PRESETS[model.family][0]
     if setup.model == SD14_SHAPE:  # of a native size that is no published model's
-        grid = int(model.denoiser.config.sample_size) // 4
-        changes |= {"feature_site": f"up{grid}.cross0.query", "layer": f"up{grid}.cross2.output", "smoothing": 2.0}
+        divisor, changes["smoothing"] = 4, 2.0
+    grid = int(model.denoiser.config.sample_size) // divisor
+    changes |= {name: layer.format(resolution=grid) for name, layer in LAYERS.items()}
     return (EmerDiffConfig.fast if mode == "fast" else EmerDiffConfig.for_model)(model, **changes)
 
 

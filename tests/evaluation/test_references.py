@@ -10,7 +10,6 @@ from emerdiff_probe.errors import InputError
 from emerdiff_probe.evaluation.references import Reference
 from emerdiff_probe.evaluation.rivals.supervised import ProbeTraining, UNetTraining, train_linear_probe, train_unet
 from emerdiff_probe.evaluation.sources import open_data
-from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.segmentation import EmerDiffConfig
 
 UNET = UNetTraining(width=4, levels=2, crop=32, steps=4, batch=2)
@@ -24,7 +23,7 @@ def scenes():
 
 @pytest.fixture(scope="module")
 def config(model):
-    return EmerDiffConfig.for_model(model, steps=10, modulate_at=101)
+    return EmerDiffConfig.for_model(model, steps=10, modulate_at=101, feature_timestep=101, feature_draws=2)
 
 
 @pytest.mark.parametrize("training", [UNET, PROBE, ProbeTraining(pixels=64, steps=5)], ids=["unet", "probe", "site"])
@@ -34,10 +33,9 @@ def test_a_reference_is_what_training_gives_and_is_read_again(training, model, s
     if training is UNET:
         direct = train_unet([(sample.pixels(), sample.labels) for sample in scenes], len(scenes.classes), training)
     else:
-        start = config.feature_timestep
-        probed = ((ProbedImage(model, each.pixels(), start=start, steps=10), each.labels) for each in scenes)
+        probed = ((config.probe(model, each.pixels()), each.labels) for each in scenes)
         direct = train_linear_probe(probed, len(scenes.classes), training)
-    image = ProbedImage(model, tiny.picture(), start=101, steps=10)
+    image = config.probe(model, tiny.picture())
     expected = direct.segment(image)
     assert np.mean(first.segment(image) == expected) > 0.999
     assert list(path.parent.iterdir()) == [path]

@@ -99,9 +99,8 @@ def test_the_answer_does_not_depend_on_what_was_asked_before(probed, model):
 
 
 def test_upsampling_starts_from_emerdiffs_own_masks(probed):
-    site = find_site(probed.model, "up8.cross0.query")
-    timestep = EmerDiffConfig.for_model(probed.model).feature_timestep
-    coarse = probed.low_resolution_masks(site, 5, timestep)
+    config = EmerDiffConfig.for_model(probed.model)
+    coarse = probed.low_resolution_masks(find_site(probed.model, config.feature_site), 5, config.feature_timestep)
     height, width = probed.image.shape[:2]
     assert np.array_equal(Nearest().segment(probed, 5), upsampled(coarse, height, width, "nearest"))
     assert np.array_equal(Bilinear().segment(probed, 5), upsampled(coarse, height, width))

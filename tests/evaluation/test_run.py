@@ -27,7 +27,6 @@ from emerdiff_probe.evaluation.sources import open_data
 from emerdiff_probe.evaluation.store import Cell, RecordStore
 from emerdiff_probe.layers import find_site
 from emerdiff_probe.models import load_model
-from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.segmentation import EmerDiffConfig, segment
 
 METHODS = (EmerDiff(), Bilinear(), DiffCut(), RgbKMeans())
@@ -36,7 +35,7 @@ EVERY = ("majority", "hungarian-per-image", "hungarian-per-dataset", "concept")
 
 @pytest.fixture(scope="module")
 def config(model):
-    return EmerDiffConfig.for_model(model, steps=10, modulate_at=101)
+    return EmerDiffConfig.for_model(model, steps=10, modulate_at=101, feature_timestep=101, feature_draws=2)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +93,7 @@ def test_every_method_has_a_record_of_every_image_and_number(result, scenes):
 
 def test_a_record_holds_what_the_method_says_of_the_image(result, model, scenes, config):
     sample = scenes[1]
-    probed = ProbedImage(model, sample.pixels(), start=101, steps=10)
+    probed = config.probe(model, sample.pixels())
     site = find_site(model, config.feature_site)
     features = probed.features(site, config.feature_timestep).reshape(*probed.grid(site), -1).numpy()
     for cell, method in result.evaluation.cells.items():
@@ -115,15 +114,15 @@ def test_concepts_are_means_over_the_truth_of_all_images(result, model, scenes, 
     site = find_site(model, config.feature_site)
     sums, pixels = 0, 0
     for sample in scenes:
-        probed = ProbedImage(model, sample.pixels(), start=101, steps=10)
+        probed = config.probe(model, sample.pixels())
         features = probed.features(site, config.feature_timestep).reshape(*probed.grid(site), -1).numpy()
         some, count = region_sums(features, sample.labels, len(scenes.classes))
         sums, pixels = sums + some, pixels + count
     assert np.array_equal(result.concepts, concept_embeddings(sums, pixels), equal_nan=True)
 
 
-def test_the_inversion_that_all_share_replays_to_the_image(result, model, scenes):
-    errors = [ProbedImage(model, sample.pixels(), start=101, steps=10).replay_error() for sample in scenes]
+def test_the_inversion_that_all_share_replays_to_the_image(result, model, scenes, config):
+    errors = [config.probe(model, sample.pixels()).replay_error() for sample in scenes]
     assert result.replay_error == max(errors) < 1e-4
 
 
@@ -324,7 +323,7 @@ def test_emerdiff_among_its_rivals_is_segment(model, config, size, injection):
     image = tiny.picture(*size)
     wanted = replace(config, clusters=4) if injection else replace(config, clusters=4, injection=())
     expected = segment(model, image, wanted).labels
-    probed = ProbedImage(model, image, start=101, steps=10)
+    probed = config.probe(model, image)
     assert np.array_equal(EmerDiff(config, injection).segment(probed, 4), expected)
     assert np.array_equal(EmerDiff(injection=injection).segment(probed, 4), expected)  # 101 is nearest to 281
 

@@ -20,7 +20,6 @@ from emerdiff_probe.features import pca_view
 from emerdiff_probe.images import load_labels, palette
 from emerdiff_probe.interventions import InjectAttention
 from emerdiff_probe.layers import find_site
-from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.segmentation import EmerDiffConfig, resolve_modulation, segment
 from emerdiff_probe.studies.run import load_result, run_study, world_scenes
 from emerdiff_probe.studies.store import open_study, stored_study
@@ -42,7 +41,7 @@ def config(model):
 
 @pytest.fixture(scope="module")
 def probed(model, config):
-    return ProbedImage(model, tiny.picture(), start=901, steps=config.steps)
+    return config.probe(model, tiny.picture(), start=901)
 
 
 @pytest.fixture(scope="module")
