@@ -24,11 +24,11 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from benchmarks.scores import difference, miou
+from benchmarks.scores import difference, miou, rounded
 from benchmarks.store import Arrays, folder_of, kept
 from emerdiff_probe.correspondence import Modulation, assign
 from emerdiff_probe.criteria import CRITERIA, Criterion, find_criterion
-from emerdiff_probe.evaluation.metrics import Interval, adjusted_rand, bootstrap, majority_confusion
+from emerdiff_probe.evaluation.metrics import adjusted_rand, bootstrap, majority_confusion
 from emerdiff_probe.evaluation.report import markdown_table
 from emerdiff_probe.features import mask_embeddings, upsampled
 from emerdiff_probe.hierarchy import SegmentTree, likeness_linkage
@@ -184,7 +184,7 @@ def report(scenes: Sequence[Mapping[str, np.ndarray]], criteria: Sequence[Criter
         return np.array([scene[figure] for scene in scenes], float)
 
     def mean(values: np.ndarray) -> dict[str, float]:
-        return rounded(bootstrap(lambda weights: weights @ values / weights.sum(1), len(scenes)))
+        return rounded(bootstrap(lambda weights: weights @ values / weights.sum(1), len(scenes)), "value")
 
     parts, objects = column("parts"), column("objects")
     rows: list[dict[str, Any]] = []
@@ -198,9 +198,9 @@ def report(scenes: Sequence[Mapping[str, np.ndarray]], criteria: Sequence[Criter
             "bias": mean(number - parts),
             "rank_correlation": rank_correlation(number, parts),
             "rank_correlation_objects": rank_correlation(number, objects),
-            "miou": rounded(bootstrap(own, len(scenes), method="basic")),
-            "miou_fixed": rounded(bootstrap(fixed, len(scenes), method="basic")),
-            "gain": rounded(bootstrap(difference(own, fixed), len(scenes))),
+            "miou": rounded(bootstrap(own, len(scenes), method="basic"), "value"),
+            "miou_fixed": rounded(bootstrap(fixed, len(scenes), method="basic"), "value"),
+            "gain": rounded(bootstrap(difference(own, fixed), len(scenes)), "value"),
         }
         if name != ORACLE:
             row["seconds"] = round(float(column(f"{name}/seconds").mean()), 3)
@@ -221,11 +221,6 @@ def rank_correlation(found: np.ndarray, true: np.ndarray) -> float | None:
     if np.ptp(found) == 0 or np.ptp(true) == 0:
         return None
     return round(float(spearmanr(found, true).statistic), 3)
-
-
-def rounded(interval: Interval) -> dict[str, float]:
-    """An interval as a JSON object."""
-    return {"value": round(interval.value, 2), "low": round(interval.low, 2), "high": round(interval.high, 2)}
 
 
 def tables(result: Mapping[str, Any]) -> str:

@@ -23,11 +23,11 @@ import typer
 from safetensors.numpy import load_file
 from tqdm.auto import tqdm
 
-from benchmarks.scores import Statistic, difference, rounded
+from benchmarks.scores import difference, miou, rounded
 from benchmarks.store import Arrays, folder_of, kept
 from emerdiff_probe.clip import load_clip
 from emerdiff_probe.evaluation.emerdiff import EmerDiff
-from emerdiff_probe.evaluation.metrics import assigned_confusion, bootstrap, overlaps, tallied_iou, tallies
+from emerdiff_probe.evaluation.metrics import assigned_confusion, bootstrap, overlaps
 from emerdiff_probe.evaluation.open_vocabulary.maskclip import PLAIN, MaskClip
 from emerdiff_probe.evaluation.open_vocabulary.vocabulary import ScoreMap, Vocabulary
 from emerdiff_probe.evaluation.open_vocabulary.words import ClassWords, WordAttention
@@ -80,24 +80,17 @@ def scene_confusions(
     return confusions
 
 
-def miou_of(scores: Sequence[Arrays], method: str) -> Statistic:
-    """The mIoU in percent of a method as a statistic of how often each scene was drawn."""
-    tally = np.stack([tallies(scene[method].astype(np.float64)) for scene in scores])
-    return lambda weights: 100 * tallied_iou(np.tensordot(weights, tally, 1))
-
-
 def report(scores: Sequence[Arrays], sets: Sequence[str]) -> dict[str, Any]:
     """Rows of the table, each with what the masks gain over no masks at all."""
     rows = []
     for labels in sets:
         for namer in NAMERS:
-            alone = miou_of(scores, f"{labels}/{namer}/alone")
-            for masks in MASKS:
-                method = miou_of(scores, f"{labels}/{namer}/{masks}")
+            methods = {masks: miou([scene[f"{labels}/{namer}/{masks}"] for scene in scores]) for masks in MASKS}
+            for masks, method in methods.items():
                 row: dict[str, Any] = {"labels": labels, "namer": namer, "masks": masks}
                 row |= rounded(bootstrap(method, len(scores), method="basic"))
                 if masks != "alone":
-                    row["gain"] = rounded(bootstrap(difference(method, alone), len(scores)))
+                    row["gain"] = rounded(bootstrap(difference(method, methods["alone"]), len(scores)))
                 rows.append(row)
     return {"rows": rows, "scenes": len(scores), "protocol": OpenVocabulary().name}
 

@@ -23,6 +23,6 @@ def miou(confusions: Sequence[np.ndarray]) -> Statistic:
     return lambda weights: 100 * tallied_iou(np.tensordot(weights, tally, 1))
 
 
-def rounded(interval: Interval) -> dict[str, float]:
-    """An interval as a JSON object, in percent points with two decimals."""
-    return {"miou": round(interval.value, 2), "low": round(interval.low, 2), "high": round(interval.high, 2)}
+def rounded(interval: Interval, name: str = "miou") -> dict[str, float]:
+    """An interval as a JSON object with two decimals, its value under a name."""
+    return {name: round(interval.value, 2), "low": round(interval.low, 2), "high": round(interval.high, 2)}

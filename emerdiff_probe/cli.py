@@ -122,6 +122,9 @@ def study(
     clusters: Annotated[int | None, typer.Option(help="Number of masks K.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the scheduler's grid.")] = None,
     modulate_at: Annotated[int | None, typer.Option(help="Timestep of the modulation, on that grid.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Share images among so many workers of Ray, here or where RAY_ADDRESS says.")
+    ] = None,
     model: ModelOption = "pocket",
     device: DeviceOption = None,
     precision: PrecisionOption = None,
@@ -145,7 +148,9 @@ def study(
     probed = load_model(model, device=device, dtype=precision)
     made = make_study(name, probed, EmerDiffConfig.for_model(probed, **changes), quick=quick)
     scenes = world_scenes(probed, images, seed)
-    result = run_study(probed, made, scenes, store=folder, resume=not no_resume, progress=sys.stderr.isatty())
+    result = run_study(
+        probed, made, scenes, store=folder, resume=not no_resume, workers=workers, progress=sys.stderr.isatty()
+    )
     print(result)
     print(json.dumps({"store": str(folder), "computed": result.computed, "reused": result.reused}))
 

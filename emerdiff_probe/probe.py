@@ -58,19 +58,16 @@ class ProbedImage:
         height, width = model.working_size(*image.shape[:2])
         self.latents = model.encode(model.to_tensor(image, (scale * height, scale * width)))
         self.draws = draws
-        self._invert = partial(
+        inverted = partial(
             invert, model, self.latents, start=start, steps=steps, method=method, prompt=prompt, residuals=False
         )
-        self.trajectory: Trajectory = self._invert(seed=seed)
+        self.trajectory: Trajectory = inverted(seed=seed)
+        # The trajectory and those of the same image under further noise, as one batch.
+        others = np.random.SeedSequence(seed).generate_state(draws)[1:].tolist()
+        paths = [self.trajectory.latents, *(inverted(seed=other).latents for other in others)]
+        self._drawn = replace(self.trajectory, latents=torch.cat(paths, dim=1))
         self._features: dict[tuple[Site, int], Tensor] = {}
         self._coarse: dict[tuple[Site, int, int], np.ndarray] = {}
-
-    @cached_property
-    def _drawn(self) -> Trajectory:
-        """The trajectory and those of the same image under further noise, as one batch."""
-        seeds = np.random.SeedSequence(self.seed).generate_state(self.draws)[1:].tolist()
-        paths = [self.trajectory.latents, *(self._invert(seed=seed).latents for seed in seeds)]
-        return replace(self.trajectory, latents=torch.cat(paths, dim=1))
 
     def afresh(self) -> ProbedImage:
         """The same inverted image with nothing kept, so that the time of an answer is the time of all its work."""

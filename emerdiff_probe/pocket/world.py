@@ -138,7 +138,7 @@ def _resolve(seed: int, given: Factors) -> Factors:
         palette=int(rng.integers(2**31)),
         light=str(rng.choice(list(LIGHTS), p=[0.4, 0.22, 0.23, 0.15])),
         texture=int(rng.integers(2**31)),
-        style=str(rng.choice(list(STYLES), p=[0.82, 0.09, 0.09])),
+        style=str(rng.choice(list(STYLES), p=[0.94, 0.03, 0.03])),
         clutter=round(float(rng.uniform(0, 1)), 3),
         size=round(float(rng.uniform(0.68, 1) if close else rng.uniform(0.1, 0.68)), 3),
     )

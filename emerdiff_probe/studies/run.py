@@ -17,6 +17,7 @@ from emerdiff_probe.errors import InputError
 from emerdiff_probe.evaluation.metrics import IMAGES_FOR_A_VERDICT, Interval, bootstrap, tallied_iou, tallies
 from emerdiff_probe.models import ProbeModel
 from emerdiff_probe.pocket.world import Scene, draw_scene
+from emerdiff_probe.studies.execution import Task, Units, measured
 from emerdiff_probe.studies.store import DONE, StudyStore, open_study
 from emerdiff_probe.studies.study import Direction, Study, Value
 
@@ -142,6 +143,7 @@ def run_study(
     *,
     store: str | Path,
     resume: bool = True,
+    workers: int | None = None,
     progress: bool = False,
 ) -> StudyResult:
     """Measure every cell of a study on every image, and keep each as soon as it is known.
@@ -155,40 +157,34 @@ def run_study(
         images: scenes with ground truth; see `world_scenes`.
         store: folder of a Zarr group; new, or with earlier cells of the same study.
         resume: use those; otherwise they are an error.
+        workers: of Ray, on this machine or on a cluster, among which whole images are shared; None measures here.
+            A run that is killed loses the images that its workers were at.
         progress: show a progress bar over cells with an estimate of the time left.
 
     Raises:
-        InputError: no images, or a store of something else.
+        InputError: no images, a store of something else, or workers without Ray.
     """
     if not len(images):
         raise InputError("no images to study; accepted: one or more")
     seeds = [scene.seed for scene in images] if not isinstance(images, WorldScenes) else list(images.seeds)
     kept = StudyStore(store, study, model, seeds, resume=resume)
-    units = study.units()
-    cells = int(np.prod(study.shape))
-    computed = reused = 0
-    with tqdm(total=len(images) * cells, disable=not progress, desc=study.name, unit="cell") as bar:
-        for image in range(len(images)):
-            missing = []
-            for unit in units:
-                places = study.cells(unit)
-                undone = {values: place for values, place in places.items() if not kept.done(image, place)}
-                reused += len(places) - len(undone)
-                bar.update(len(places) - len(undone))
-                if undone:
-                    missing.append((unit, undone))
-            if not missing:
-                continue
-            scene = images[image]
-            probed = study.probe(model, scene)
-            for unit, undone in missing:
-                measured = study.measure(probed, scene, unit)
-                for values, place in undone.items():
-                    kept.write(image, place, measured[values])
-                    computed += 1
-                    bar.update()
+    undone = {image: _undone(study, kept, image) for image in range(len(images))}
+    tasks = (Task(image, images[image], units) for image, units in undone.items() if units)
+    total = len(images) * int(np.prod(study.shape))
+    computed = sum(len(cells) for units in undone.values() for _, cells in units)
+    with tqdm(total=total, initial=total - computed, disable=not progress, desc=study.name, unit="cell") as bar:
+        for image, place, values in measured(model, study, tasks, workers):
+            kept.write(image, place, values)
+            bar.update()
     dataset = open_study(store).isel(image=slice(len(images)))
-    return StudyResult(study, dataset, Path(store), computed, reused)
+    return StudyResult(study, dataset, Path(store), computed, total - computed)
+
+
+def _undone(study: Study, kept: StudyStore, image: int) -> Units:
+    """The units of work of an image, each with its cells that have not been measured; none that is complete."""
+    units = ((unit, study.cells(unit)) for unit in study.units())
+    left = ((unit, {values: at for values, at in cells.items() if not kept.done(image, at)}) for unit, cells in units)
+    return tuple((unit, cells) for unit, cells in left if cells)
 
 
 class WorldScenes(Sequence[Scene]):

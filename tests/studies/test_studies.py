@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import ray
 import torch
 import xarray as xr
 import zarr
@@ -95,6 +96,31 @@ def test_finished_cells_are_not_measured_again_and_the_result_is_the_same_to_the
     xr.testing.assert_identical(whole.dataset, again.dataset)
     third = run_study(model, study, scenes, store=tmp_path / "halves")
     assert (third.computed, third.reused) == (0, 12)
+
+
+def test_workers_of_ray_measure_the_same_to_the_bit(model, scenes, config, tmp_path):
+    study = make_study("strength", model, config, quick=True)
+    torch.set_num_threads(1)  # Ray gives a worker as many as processors
+    here = run_study(model, study, scenes, store=tmp_path / "here")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        shared = run_study(model, study, scenes, store=tmp_path / "shared", workers=2)
+        again = run_study(model, study, scenes, store=tmp_path / "shared", workers=2)
+    finally:
+        ray.shutdown()
+    xr.testing.assert_identical(here.dataset.drop_attrs(), shared.dataset.drop_attrs())
+    assert shared.computed == here.computed > 0
+    assert (again.computed, again.reused) == (0, here.computed)
+
+
+def test_workers_are_counted_and_need_ray(model, scenes, counting, tmp_path, monkeypatch):
+    study, calls = counting
+    with pytest.raises(InputError, match="0 workers"):
+        run_study(model, study, scenes, store=tmp_path / "none", workers=0)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'emerdiff_probe\[ray\]'"):
+        run_study(model, study, scenes, store=tmp_path / "none", workers=2)
+    assert not calls
 
 
 def test_a_cell_that_was_cut_off_while_writing_is_measured_again(model, scenes, counting, tmp_path):
