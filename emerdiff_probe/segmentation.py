@@ -189,8 +189,10 @@ PRESETS: dict[Family, tuple[int, dict[str, Any]]] = {
             "feature_timestep": 301,
             "feature_draws": 16,
             "layer": "up{resolution}.cross1.output",
-            "strength": 100.0,
-            "smoothing": 5.0,
+            "modulate_at": 601,
+            "strength": 300.0,
+            "smoothing": 3.0,
+            "steps": 20,
         },
     ),
 }

@@ -29,7 +29,15 @@ from lab import NotebookPage, jupyter_lab, write_notebook  # noqa: E402
 
 TESTS = Path(__file__).parent.parent
 SCREENSHOTS = TESTS.parent / "out" / "screenshots"
-COARSE = {"clusters": 3, "strength": 10.0, "steps": 10, "modulate_at": 101, "smoothing": 1.0}
+COARSE = {
+    "clusters": 3,
+    "strength": 10.0,
+    "steps": 10,
+    "modulate_at": 101,
+    "smoothing": 1.0,
+    "feature_timestep": 1,
+    "feature_draws": 1,
+}
 CELLS = [
     f"""import sys
 sys.path.insert(0, {str(TESTS)!r})
