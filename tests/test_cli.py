@@ -15,7 +15,7 @@ from emerdiff_probe.layers import list_sites
 from emerdiff_probe.models import load_model
 from emerdiff_probe.segmentation import Segmentation
 
-FAST = ("--clusters", "3", "--modulate-at", "61", "--device", "cpu")
+FAST = ("--clusters", "3", "--modulate-at", "101", "--device", "cpu")
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_segment_writes_the_documented_files(run, folder, image_file, tmp_path):
             assert np.array_equal(np.array(labels), tensors["difference_maps"].argmax(0).numpy())
             assert overlay.size == size[::-1]
         assert summary["masks"] == 3
-        assert summary["configuration"]["modulate_at"] == 61
+        assert summary["configuration"]["modulate_at"] == 101
         assert summary["fingerprint"] == load_model(folder, device="cpu").fingerprint
         assert set(summary["seconds"]) >= {"invert", "modulate"}
 
@@ -62,9 +62,10 @@ def test_segment_writes_the_documented_files(run, folder, image_file, tmp_path):
 def test_options_reach_the_configuration(run, folder, image_file, tmp_path):
     options = {
         "clusters": 2,
-        "feature-timestep": 21,
+        "feature-timestep": 51,
         "feature-layer": "up8.cross1.query",
-        "modulate-at": 41,
+        "modulate-at": 101,
+        "steps": 20,
         "strength": 7.5,
         "layer": "up8.self0.output",
         "placement": "before",
@@ -103,7 +104,7 @@ BAD = {
     ),
     "strength": (["IMAGE", "--strength", "-1"], "strength -1"),
     "strength of NaN": (["IMAGE", "--strength", "nan"], "strength nan"),
-    "timestep": (["IMAGE", "--modulate-at", "280"], "near ones: 241, 261, 281, 301"),
+    "timestep": (["IMAGE", "--modulate-at", "280"], "near ones: 201, 251, 301, 351"),
     "feature timestep": (["IMAGE", "--feature-timestep", "7"], "timestep 7"),
     "layer": (["IMAGE", "--layer", "up9.cross0"], "near ones"),
     "layer without attention": (["IMAGE", "--layer", "up8.resnet0.output"], "no attention layer"),
