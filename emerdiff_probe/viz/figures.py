@@ -14,6 +14,7 @@ from PIL import Image
 from plotly.subplots import make_subplots
 
 from emerdiff_probe.errors import InputError
+from emerdiff_probe.evaluation.report import Report
 from emerdiff_probe.images import palette
 from emerdiff_probe.segmentation import Segmentation
 from emerdiff_probe.studies.run import StudyResult
@@ -146,6 +147,50 @@ def study_figure(result: StudyResult, measure: str | None = None, along: str | N
         figure.update_layout(scattermode="group")
         figure.update_xaxes(type="category")
     return figure
+
+
+def report_figure(report: Report) -> go.Figure:
+    """The mIoU of every method under the report's first protocol, with 95% intervals over images, the best on top.
+
+    Raises:
+        InputError: the data has no classes to score.
+    """
+    if not report.rows:
+        raise InputError(f"a figure of {report.title}, which has no classes; accepted: data with classes")
+    protocol = report.rows[0].miou.protocol
+    rows = [row for row in report.rows if row.miou.protocol == protocol]
+    numbers = list(dict.fromkeys(row.line.cell.clusters for row in rows))
+    best: dict[str, float] = {}
+    for row in rows:
+        best[row.line.cell.method] = max(row.miou.value, best.get(row.line.cell.method, 0.0))
+    figure = go.Figure()
+    for index, number in enumerate(numbers):
+        shown = [row for row in rows if row.line.cell.clusters == number]
+        values, lows, highs = (
+            100 * np.array([getattr(row.miou, name) for row in shown]) for name in ("value", "low", "high")
+        )
+        figure.add_trace(
+            go.Scatter(
+                x=values,
+                y=[row.line.cell.method for row in shown],
+                error_x={"type": "data", "array": highs - values, "arrayminus": values - lows},
+                name="number of their own" if number is None else f"{number} segments",
+                mode="markers",
+                marker={"color": SHADES[index % len(SHADES)], "symbol": MARKERS[index % len(MARKERS)], "size": 8},
+                hovertemplate="%{y}: %{x:.1f}%<extra>%{fullData.name}</extra>",
+            )
+        )
+    images = f"{len(report.images)} images, {protocol} protocol, bars: 95% bootstrap intervals"
+    return figure.update_layout(
+        title={"text": f"{report.title}<br><sup>{images}</sup>"},
+        xaxis={"title": "mIoU (%)", "rangemode": "tozero"},
+        yaxis={"categoryorder": "array", "categoryarray": sorted(best, key=best.__getitem__)},
+        scattermode="group",
+        width=720,
+        height=180 + 34 * len(best),
+        template="plotly_white",
+        showlegend=True,
+    )
 
 
 def to_png(figure: go.Figure, path: str | Path, *, scale: float = 2.0) -> Path:

@@ -1,6 +1,7 @@
 """Tables of an evaluation: every figure with its protocol, the same as when it is worked out by hand."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from emerdiff_probe.evaluation.protocols import (
 from emerdiff_probe.evaluation.report import PROTOCOLS, conclusion, make_report, markdown_table
 from emerdiff_probe.evaluation.run import FIGURES, EvaluationResult
 from emerdiff_probe.evaluation.store import Cell, Record
+from emerdiff_probe.viz.figures import report_figure
 
 CLASSES, IMAGES = 3, 6
 CELLS = [Cell("emerdiff", 2), Cell("emerdiff", 4), Cell("bilinear", 2), Cell("bilinear", 4), Cell("diffcut", None)]
@@ -102,6 +104,39 @@ def test_costs_are_the_median_time_and_the_largest_memory(report):
     costs = {line.cell: (line.seconds, line.peak_mib, line.segments) for line in report.lines}
     assert costs[Cell("emerdiff", 2)] == (2.5, 105, 3)
     assert costs[Cell("diffcut", None)] == (2.5, None, 3)
+
+
+def test_the_figure_has_every_score_of_one_protocol_with_its_interval_best_on_top(report):
+    figure = report_figure(report)
+    protocol = report.rows[0].miou.protocol
+    assert protocol in figure.layout.title.text
+    assert f"{IMAGES} images" in figure.layout.title.text
+    drawn = {
+        (trace.name, method): (value, value - below, value + above)
+        for trace in figure.data
+        for method, value, below, above in zip(
+            trace.y, trace.x, trace.error_x.arrayminus, trace.error_x.array, strict=True
+        )
+    }
+    expected = {
+        (
+            f"{row.line.cell.clusters} segments" if row.line.cell.clusters else "number of their own",
+            row.line.cell.method,
+        ): (
+            pytest.approx(100 * row.miou.value),
+            pytest.approx(100 * row.miou.low),
+            pytest.approx(100 * row.miou.high),
+        )
+        for row in report.rows
+        if row.miou.protocol == protocol
+    }
+    assert drawn == expected
+    assert figure.layout.yaxis.categoryarray[-1] == max(drawn, key=lambda place: drawn[place][0])[1]
+
+
+def test_a_figure_of_data_without_classes_is_refused(report):
+    with pytest.raises(InputError, match="no classes"):
+        report_figure(replace(report, rows=()))
 
 
 def test_json_has_what_was_promised(report):
