@@ -14,7 +14,7 @@ from PIL import Image
 from plotly.subplots import make_subplots
 
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.evaluation.report import Report
+from emerdiff_probe.evaluation.report import Report, Row
 from emerdiff_probe.images import palette
 from emerdiff_probe.segmentation import Segmentation
 from emerdiff_probe.studies.run import StudyResult
@@ -150,7 +150,9 @@ def study_figure(result: StudyResult, measure: str | None = None, along: str | N
 
 
 def report_figure(report: Report) -> go.Figure:
-    """The mIoU of every method under the report's first protocol, with 95% intervals over images, the best on top.
+    """The mIoU of every method under its first protocol, with 95% intervals over images, the best on top.
+
+    Methods that name classes are scored by another protocol than the others; theirs stands behind their names.
 
     Raises:
         InputError: the data has no classes to score.
@@ -158,21 +160,25 @@ def report_figure(report: Report) -> go.Figure:
     if not report.rows:
         raise InputError(f"a figure of {report.title}, which has no classes; accepted: data with classes")
     protocol = report.rows[0].miou.protocol
-    rows = [row for row in report.rows if row.miou.protocol == protocol]
+    rows = list({row.line.cell: row for row in reversed(report.rows)}.values())[::-1]
     numbers = list(dict.fromkeys(row.line.cell.clusters for row in rows))
+
+    def name(row: Row) -> str:
+        return row.line.cell.method + (f" ({row.miou.protocol})" if row.miou.protocol != protocol else "")
+
     best: dict[str, float] = {}
     for row in rows:
-        best[row.line.cell.method] = max(row.miou.value, best.get(row.line.cell.method, 0.0))
+        best[name(row)] = max(row.miou.value, best.get(name(row), 0.0))
     figure = go.Figure()
     for index, number in enumerate(numbers):
         shown = [row for row in rows if row.line.cell.clusters == number]
         values, lows, highs = (
-            100 * np.array([getattr(row.miou, name) for row in shown]) for name in ("value", "low", "high")
+            100 * np.array([getattr(row.miou, end) for row in shown]) for end in ("value", "low", "high")
         )
         figure.add_trace(
             go.Scatter(
                 x=values,
-                y=[row.line.cell.method for row in shown],
+                y=[name(row) for row in shown],
                 error_x={"type": "data", "array": highs - values, "arrayminus": values - lows},
                 name="number of their own" if number is None else f"{number} segments",
                 mode="markers",

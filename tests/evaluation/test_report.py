@@ -134,6 +134,15 @@ def test_the_figure_has_every_score_of_one_protocol_with_its_interval_best_on_to
     assert figure.layout.yaxis.categoryarray[-1] == max(drawn, key=lambda place: drawn[place][0])[1]
 
 
+def test_the_figure_says_where_a_method_has_another_protocol(report):
+    named = [
+        replace(row, miou=replace(row.miou, protocol="supervised")) if row.line.cell.method == "diffcut" else row
+        for row in report.rows
+    ]
+    figure = report_figure(replace(report, rows=tuple(named)))
+    assert set(figure.layout.yaxis.categoryarray) == {"emerdiff", "bilinear", "diffcut (supervised)"}
+
+
 def test_a_figure_of_data_without_classes_is_refused(report):
     with pytest.raises(InputError, match="no classes"):
         report_figure(replace(report, rows=()))
