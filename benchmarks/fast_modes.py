@@ -44,6 +44,7 @@ READINGS: Mapping[str, dict[str, Any]] = {
     "": {},
     "latents": {"compare": "latents"},
     "one-sided": {"one_sided": True},
+    "one-sided latents": {"one_sided": True, "compare": "latents"},
     "6 patterns": {"sign_patterns": 6},
     "8 patterns": {"sign_patterns": 8},
     "10 patterns": {"sign_patterns": 10},
