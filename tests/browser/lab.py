@@ -181,6 +181,7 @@ class Shown:
         """Draw through places in a panel with the button down."""
         spots = [self.spot(panel, x, y, figure) for x, y in places]
         self.page.mouse.move(*spots[0])
+        self.page.wait_for_timeout(400)  # plotly takes a press soon after a click for half of a double click
         self.page.mouse.down()
         for left, top in spots[1:]:
             self.page.mouse.move(left, top, steps=4)

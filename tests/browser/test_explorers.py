@@ -190,8 +190,9 @@ def test_strength_by_the_keyboard_and_hover_names_the_cell_and_the_distance(note
     shown.screenshot(SCREENSHOTS / "modulation.png")
 
 
-def test_masks_compete_for_the_pixel_under_the_pointer(notebook, model, probed, config):
+def test_masks_compete_for_the_pixel_under_the_pointer(notebook, model, config):
     shown = notebook.explorer(SEGMENTATION).ready()
+    probed = ProbedImage(model, tiny.picture(), start=config.modulate_at, steps=config.steps)
     atlas = response_atlas(model, probed.trajectory, resolve_modulation(model, config))
     site = find_site(model, config.feature_site)
     shown.slider("clusters K").focus()

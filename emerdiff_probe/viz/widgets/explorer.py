@@ -39,6 +39,7 @@ class Explorer(widgets.VBox):
         self.error: Exception | None = None
         self.status = widgets.HTML()
         self._worker = Worker(self._tell)
+        self._asked = False
         super().__init__()
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -46,7 +47,11 @@ class Explorer(widgets.VBox):
         return self._worker.wait(timeout)
 
     def _ask(self, work: Callable[[], Any], show: Callable[[Any], None]) -> None:
-        self._worker.ask(work, show)
+        # The first answer is there before the page draws: plotly.js never attaches its handlers to a figure that
+        # changes while it is being drawn for the first time.
+        ask = self._worker.ask if self._asked else self._worker.answer
+        self._asked = True
+        ask(work, show)
 
     def _tell(self, progress: Progress) -> None:
         self.error = progress.error

@@ -57,6 +57,13 @@ class Worker:
         self._report(Progress(busy=True))
         threading.Thread(target=self._run, name="explorer", daemon=True).start()
 
+    def answer(self, work: Callable[[], Any], show: Callable[[Any], None]) -> None:
+        """Run `work` on this thread and show its answer before anything else is asked."""
+        began = time.perf_counter()
+        self._newest = request = _Request(work, show)
+        self._report(Progress(busy=True))
+        self._finish(request, *_worked(request), began)
+
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until nothing runs or waits; False when that takes longer than `timeout` seconds."""
         with self._condition:
@@ -65,13 +72,7 @@ class Worker:
     def _run(self) -> None:
         began = time.perf_counter()
         while (request := self._next()) is not None:
-            try:
-                with _MODELS_IN_USE:
-                    answer = request.work()
-            except Exception as error:
-                self._hand_over(self._finish, request, None, error, began)
-            else:
-                self._hand_over(self._finish, request, answer, None, began)
+            self._hand_over(self._finish, request, *_worked(request), began)
 
     def _next(self) -> _Request | None:
         with self._condition:
@@ -101,6 +102,14 @@ class Worker:
 class _Request:
     work: Callable[[], Any]
     show: Callable[[Any], None]
+
+
+def _worked(request: _Request) -> tuple[Any, Exception | None]:
+    try:
+        with _MODELS_IN_USE:
+            return request.work(), None
+    except Exception as error:
+        return None, error
 
 
 _MODELS_IN_USE = threading.Lock()
