@@ -202,6 +202,28 @@ def test_sites_that_hold_tokens_are_not_offered(model, config):
     assert "up8.cross0.key" not in offered
 
 
+@pytest.mark.parametrize(
+    "outline", [{"path": "M20,4L60,4L60,32L20,32Z"}, {"x0": 60, "x1": 20, "y0": 32, "y1": 4}], ids=["lasso", "box"]
+)
+def test_cells_inside_what_was_drawn_are_pushed(model, config, outline):
+    explorer = answered(explore_modulation(model, tiny.picture(), config=config))
+    before = explorer.cells
+    explorer.figure._js2py_relayout = {"relayout_data": {"selections": [outline]}, "source_view_id": "page"}
+    rows, columns = explorer._grid
+    side = 64 / rows
+    centres = side / 2 - 0.5 + side * np.arange(rows)
+    expected = [
+        row * columns + column
+        for row in range(rows)
+        for column in range(columns)
+        if 4 < centres[row] < 32 and 20 < centres[column] < 60
+    ]
+    assert list(explorer.cells) == list(explorer.figure.data[-1].selectedpoints) == expected
+    assert expected != list(before)
+    explorer.figure._js2py_relayout = {"relayout_data": {"dragmode": "zoom"}, "source_view_id": "page"}
+    assert list(answered(explorer).cells) == expected
+
+
 def test_the_modulation_explorer_shows_what_the_model_paints(model, config, probed):
     explorer = answered(explore_modulation(model, tiny.picture(), config=config))
     explorer.strength.value, explorer.timestep.value, explorer.placement.value = 100.0, 201, "before"
@@ -226,7 +248,7 @@ def test_the_modulation_explorer_shows_what_the_model_paints(model, config, prob
     assert isinstance(modulation.injection, InjectAttention)
 
 
-def test_cells_are_chosen_by_click_lasso_and_sliders(model, config):
+def test_cells_are_chosen_by_click_and_sliders(model, config):
     explorer = answered(explore_modulation(model, tiny.picture(), config=config))
     cells = len(explorer.figure.data) - 1
     assert explorer.cells == (36,)
@@ -236,10 +258,9 @@ def test_cells_are_chosen_by_click_lasso_and_sliders(model, config):
     assert explorer.cells == (9, 10)
     event(explorer.figure, "click", cells, [3.5], [3.5], [9], shift=True)
     assert explorer.cells == (10,)
-    event(explorer.figure, "selected", cells, [3.5] * 3, [3.5] * 3, [20, 3, 4])
-    assert explorer.cells == explorer.figure.data[cells].selectedpoints == (3, 4, 20)
+    assert explorer.figure.data[cells].selectedpoints == (10,)
     event(explorer.figure, "click", 0, [3.5], [3.5])
-    assert explorer.cells == (3, 4, 20)
+    assert explorer.cells == (10,)
     explorer.size.value = 2
     assert explorer.cells == (36, 37, 44, 45)
     explorer.site.value = "up16.cross0.output"

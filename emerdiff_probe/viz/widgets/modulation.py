@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +13,7 @@ import numpy as np
 import plotly.graph_objects as go
 import torch
 from PIL import Image
+from skimage.measure import points_in_poly
 
 from emerdiff_probe.correspondence import Modulation, difference_map, modulated_images
 from emerdiff_probe.diffusion import make_scheduler
@@ -97,7 +100,7 @@ class ModulationExplorer(Explorer):
         self._place_cells()
         centres = self.figure.data[-1]
         centres.on_click(self._click)
-        centres.on_selection(self._select)
+        self.figure.observe(self._select, "_js2py_relayout")
 
         self.site.observe(lambda _: self._change_grid(), "value")
         on_change((self.row, self.column, self.size), self._choose_square)
@@ -173,9 +176,18 @@ class ModulationExplorer(Explorer):
         if clicked:
             self.choose(tuple(set(self.cells) ^ clicked if state.shift else clicked))
 
-    def _select(self, _: Any, points: Any, __: Any) -> None:
-        if points.point_inds:
-            self.choose(tuple(points.point_inds))
+    def _select(self, change: Any) -> None:
+        """Push the cells inside the outline that was drawn last.
+
+        Read from the page's own message: the event of selected points is lost when the pointer goes on at once, since
+        only the newest event of a busy page is sent; and plotly's layout comes out without the outlines.
+        """
+        outlines = ((change["new"] or {}).get("relayout_data") or {}).get("selections")
+        if outlines:
+            centres = self.figure.data[-1]
+            inside = points_in_poly(np.stack([centres.x, centres.y], axis=1), corners(outlines[-1]))
+            if inside.any():
+                self.choose(tuple(np.flatnonzero(inside).tolist()))
 
     def _refresh(self) -> None:
         asked = _Asked(
@@ -265,3 +277,12 @@ def explore_modulation(
         InputError, SiteError, TimestepError: as in `segment`.
     """
     return ModulationExplorer(model, load_image(image), probing_config(model, config))
+
+
+def corners(outline: Mapping[str, Any]) -> np.ndarray:
+    """Corners (corner, 2) in x and y of what was drawn in a figure: a lasso or a box."""
+    if "path" in outline:
+        places = re.split("[MLZ]", outline["path"])
+        return np.array([place.split(",") for place in places if place], float)
+    x0, x1, y0, y1 = (outline[name] for name in ("x0", "x1", "y0", "y1"))
+    return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], float)
