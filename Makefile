@@ -26,7 +26,7 @@ browser: $(INSTALLED)  # the explorers in a real JupyterLab; skipped where there
 	$(BIN)/pytest tests/browser
 
 lab: $(INSTALLED)
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab --ZMQChannelsWebsocketConnection.iopub_data_rate_limit=1e9 notebooks  # a reloaded page asks for all figures at once
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -43,6 +43,7 @@ def jupyter_lab(folder: Path):
         "ServerApp.ip": "127.0.0.1",
         "ServerApp.root_dir": folder,
         "IdentityProvider.token": token,
+        "ZMQChannelsWebsocketConnection.iopub_data_rate_limit": 1e9,  # a reloaded page asks for all figures at once
         "LabApp.user_settings_dir": home / "settings",
         "LabApp.workspaces_dir": home / "workspaces",
     }
