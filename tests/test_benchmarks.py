@@ -19,13 +19,13 @@ from emerdiff_probe.evaluation.sources import open_data
 from emerdiff_probe.models import load_model
 from emerdiff_probe.segmentation import FAST, EmerDiffConfig
 
-STEPS = 4
-"""301, 201, 101, 1 of the grid of ten."""
+STEPS = 6
+"""501, 401, 301, 201, 101, 1 of the grid of ten: one more than fast mode takes."""
 
 
 @pytest.fixture(scope="module")
 def setup(folder):
-    return Setup(str(folder), "cpu", "float32", None, scene=0, steps=10, modulate_at=301)
+    return Setup(str(folder), "cpu", "float32", None, scene=0, steps=10, modulate_at=501)
 
 
 @pytest.fixture(scope="module")
