@@ -109,23 +109,17 @@ def _pictures(result: EvaluationResult, cell: Cell, judged: Judged | None, numbe
     if judged is None:
         drawn, found = colour_labels(truth[0] if truth.ndim == 3 else truth), colour_labels(labels)
     else:
-        drawn = class_colours(truth, len(result.data.classes))
-        found = class_colours(class_labels(result, judged, cell, number), len(result.data.classes))
+        classes = judged.protocol.assign(judged.images)[number]
+        by_label = np.full(max(int(labels.max()), int(judged.images[number].segments.max(initial=0))) + 1, -1)
+        by_label[judged.images[number].segments] = classes
+        drawn, found = _by_class(truth, result), _by_class(by_label[labels], result)
     drawn_by = {"image": image, "truth": drawn, "segmentation": contours(found, labels)}
     return "".join(_picture(pixels, name) for name, pixels in drawn_by.items())
 
 
-def class_labels(result: EvaluationResult, judged: Judged, cell: Cell, number: int) -> np.ndarray:
-    """The class (height, width) that each pixel's segment was given in image `number`; -1 where it has none."""
-    labels, segments = result.store.labels(result.images[number], cell), judged.images[number].segments
-    by_label = np.full(max(int(labels.max()), int(segments.max(initial=0))) + 1, -1)
-    by_label[segments] = judged.protocol.assign(judged.images)[number]
-    return by_label[labels]
-
-
-def class_colours(classes: np.ndarray, count: int) -> np.ndarray:
-    """Classes (height, width) below `count` as colours (height, width, 3) uint8; -1, what has none, is black."""
-    return np.vstack([palette(count), np.zeros((1, 3), np.uint8)])[classes]
+def _by_class(classes: np.ndarray, result: EvaluationResult) -> np.ndarray:
+    """Classes (height, width) in colours; -1, what has none, is black."""
+    return np.vstack([palette(len(result.data.classes)), np.zeros((1, 3), np.uint8)])[classes]
 
 
 def _picture(pixels: np.ndarray, name: str) -> str:
