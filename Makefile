@@ -14,7 +14,7 @@ demo: $(INSTALLED)
 	@echo "out/china: a real photograph, OUTSIDE the pocket model's world: expect rough regions, not objects."
 	@echo "Look at side_by_side.png and difference_maps.png in both folders."
 
-test: unit notebooks
+test: unit browser notebooks
 
 unit: $(INSTALLED)  # tiny models: two processes of one thread each beat one process of two
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests --ignore=tests/browser
@@ -26,7 +26,7 @@ browser: $(INSTALLED)  # the explorers in a real JupyterLab; skipped where there
 	$(BIN)/pytest tests/browser
 
 lab: $(INSTALLED)
-	$(BIN)/jupyter lab --ZMQChannelsWebsocketConnection.iopub_data_rate_limit=1e9 notebooks  # a reloaded page asks for all figures at once
+	$(BIN)/jupyter lab notebooks
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -43,7 +43,6 @@ def jupyter_lab(folder: Path):
         "ServerApp.ip": "127.0.0.1",
         "ServerApp.root_dir": folder,
         "IdentityProvider.token": token,
-        "ZMQChannelsWebsocketConnection.iopub_data_rate_limit": 1e9,  # a reloaded page asks for all figures at once
         "LabApp.user_settings_dir": home / "settings",
         "LabApp.workspaces_dir": home / "workspaces",
     }
@@ -95,6 +94,16 @@ class NotebookPage:
         self.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
         prompts = self.page.locator(".jp-CodeCell .jp-InputPrompt")
         expect(prompts.last).to_have_text(re.compile(r"\[\d+\]:"))
+
+    def save(self, path):
+        """Save by the button, and wait until the file has what the cells show."""
+        self.page.get_by_role("button", name="Save and create checkpoint").click()
+        deadline = time.monotonic() + PATIENCE / 1000
+        while (
+            path.read_text().count("widget-view+json") < self.page.locator(".jp-OutputArea-output.jp-widgets").count()
+        ):
+            assert time.monotonic() < deadline, f"not saved: {path}"
+            self.page.wait_for_timeout(50)
 
     def explorer(self, cell):
         """What the cell of that number shows."""
@@ -169,7 +178,7 @@ class Shown:
         self.page.mouse.move(left, top, steps=3)
 
     def click(self, panel, x, y, *, figure=0, modifiers=()):
-        """Click at a place in a panel."""
+        """Click at a place in a panel, and move on at once."""
         self.hover(panel, x, y, figure)
         for key in modifiers:
             self.page.keyboard.down(key)
@@ -177,6 +186,8 @@ class Shown:
         self.page.mouse.up()
         for key in modifiers:
             self.page.keyboard.up(key)
+        left, top = self.spot(panel, x, y, figure)
+        self.page.mouse.move(left + 60, top + 5, steps=5)
 
     def drag(self, panel, places, figure=0):
         """Draw through places in a panel with the button down."""

@@ -274,9 +274,9 @@ def test_zoom_and_pointer_of_two_segmentations_are_one(notebook, model, config):
     shown.screenshot(SCREENSHOTS / "comparison_zoomed.png")
 
 
-def test_a_reloaded_page_shows_what_was_shown(notebook):
+def test_a_reloaded_page_shows_what_was_shown(notebook, place):
     before = notebook.explorer(LAYERS).ready().look("gd.layout.annotations[3].text")
-    notebook.page.keyboard.press("Control+s")
+    notebook.save(place / "explorers.ipynb")
     notebook.page.reload()
     shown = notebook.explorer(LAYERS)
     shown.until(f"gd.layout && gd.layout.annotations && gd.layout.annotations[3].text === {before!r}")

@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 from PIL import Image
+from plotly.serializers import Undefined
 
 import emerdiff_probe
 from emerdiff_probe import explore_layers, explore_modulation, explore_segmentation, explore_study
@@ -27,6 +28,7 @@ from emerdiff_probe.studies.study import Axis, Direction, Measure, Study
 from emerdiff_probe.viz.figures import study_figure
 from emerdiff_probe.viz.naming import Naming
 from emerdiff_probe.viz.widgets.explorer import data_uri
+from emerdiff_probe.viz.widgets.figure import Clicks
 from emerdiff_probe.viz.widgets.worker import Worker
 
 SOON = 60
@@ -77,14 +79,19 @@ def answered(explorer):
     return explorer
 
 
-def event(figure, kind, trace, xs, ys, inds=(0,), **device):
-    """What plotly's page sends when the pointer does something."""
-    state = {"alt": False, "ctrl": False, "meta": False, "shift": False, "button": 0, "buttons": 0}
-    figure._js2py_pointsCallback = {
-        "event_type": f"plotly_{kind}",
-        "points": {"trace_indexes": [trace] * len(xs), "point_indexes": list(inds), "xs": list(xs), "ys": list(ys)},
-        "device_state": {**state, **device},
+def hover(explorer, trace, x, y):
+    """What plotly's page sends when the pointer moves."""
+    explorer.figure._js2py_pointsCallback = {
+        "event_type": "plotly_hover",
+        "points": {"trace_indexes": [trace], "point_indexes": [0], "xs": [x], "ys": [y]},
+        "device_state": dict.fromkeys(("alt", "ctrl", "meta", "shift"), False) | {"button": 0, "buttons": 0},
     }
+
+
+def click(explorer, trace, x, y, shift=False):
+    """What the explorer's page sends for a click."""
+    (clicks,) = (child for child in explorer.children if isinstance(child, Clicks))
+    clicks._handle_custom_msg({"trace": trace, "x": x, "y": y, "shift": shift}, [])
 
 
 class Reports(list):
@@ -182,11 +189,11 @@ def test_the_layers_explorer_shows_the_features_of_the_chosen_site_timestep_and_
 
 def test_pointing_at_a_pixel_chooses_its_cell_on_the_grid_of_the_site(model, config):
     explorer = answered(explore_layers(model, tiny.picture(), config=config))
-    event(explorer.figure, "hover", 0, [20], [50])
+    hover(explorer, 0, 20, 50)
     assert (explorer.row.value, explorer.column.value) == (6, 2)
     explorer.site.value = "up16.self0.key"
     assert (explorer.row.max, explorer.column.max) == (15, 15)
-    event(explorer.figure, "click", 3, [63], [0])
+    hover(explorer, 3, 63, 0)
     assert (explorer.row.value, explorer.column.value) == (0, 15)
     explorer.site.value = "mid4.self0.key"
     answered(explorer)
@@ -252,14 +259,14 @@ def test_cells_are_chosen_by_click_and_sliders(model, config):
     explorer = answered(explore_modulation(model, tiny.picture(), config=config))
     cells = len(explorer.figure.data) - 1
     assert explorer.cells == (36,)
-    event(explorer.figure, "click", cells, [3.5], [3.5], [9])
+    click(explorer, cells, 11.5, 11.5)
     assert explorer.cells == (9,)
-    event(explorer.figure, "click", cells, [3.5], [3.5], [10], shift=True)
+    click(explorer, 0, 18, 9, shift=True)
     assert explorer.cells == (9, 10)
-    event(explorer.figure, "click", cells, [3.5], [3.5], [9], shift=True)
+    click(explorer, cells, 11.5, 11.5, shift=True)
     assert explorer.cells == (10,)
     assert explorer.figure.data[cells].selectedpoints == (10,)
-    event(explorer.figure, "click", 0, [3.5], [3.5])
+    click(explorer, 3, 3.5, 3.5)
     assert explorer.cells == (10,)
     explorer.size.value = 2
     assert explorer.cells == (36, 37, 44, 45)
@@ -272,7 +279,7 @@ def test_cells_are_chosen_by_click_and_sliders(model, config):
 
 def test_what_cannot_be_pushed_is_told_and_the_next_answer_is_shown(model, config):
     explorer = answered(explore_modulation(model, tiny.picture(), config=config))
-    event(explorer.figure, "click", len(explorer.figure.data) - 1, [0], [0], [36], shift=True)
+    click(explorer, 0, 35.5, 35.5, shift=True)
     assert explorer.cells == ()
     assert explorer.wait(SOON)
     explorer.strength.value = 20.0
@@ -304,7 +311,7 @@ def test_the_segmentation_explorer_shows_what_the_atlas_gives_for_every_k_and_sm
         maps = atlas.difference_maps(torch.eye(clusters)[coarse].permute(2, 0, 1), smoothing=smoothing)
         assert np.array_equal(explorer.labels, assign(maps))
         assert np.array_equal(explorer.figure.data[1].z, explorer.labels)
-        event(explorer.figure, "hover", 1, [7], [30])
+        hover(explorer, 1, 7, 30)
         assert (explorer.row.value, explorer.column.value) == (30, 7)
         bars = explorer.figure.data[2]
         assert np.allclose(bars.x, maps[:, 30, 7])
@@ -319,7 +326,7 @@ def test_segments_are_named_merged_undone_and_exported(probed, atlas, config, tm
     masks = explorer.labels.copy()
     first, second = sorted(set(masks.flat))[:2]
     row, column = np.argwhere(masks == second)[0]
-    event(explorer.figure, "click", 1, [int(column)], [int(row)])
+    click(explorer, 1, int(column), int(row))
     assert explorer.segment.value == second
     explorer.name.value = "sky"
     assert ("sky", second) in explorer.segment.options
@@ -429,8 +436,10 @@ def test_the_study_explorer_draws_the_figure_that_its_menus_ask_for(stores):
             assert np.allclose(left.y, right.y)
 
     same(drawn()[0], expected(result, "value", "speed"))
+    (first,) = explorer.figures
     explorer.along.value = "way"
     same(drawn()[0], expected(result, "value", "way"))
+    assert first.comm is None, "a figure that was replaced is still kept for pages to come"
     explorer.kept["speed"].value = 3
     same(drawn()[0], expected(result.within({"speed": 3}), "value", "way"))
     explorer.kept["speed"].value = "every value"
@@ -456,7 +465,7 @@ def test_two_segmentations_share_pointer_and_zoom(model, config):
     layout = explorer.figure.layout
     assert layout.xaxis2.matches == layout.xaxis3.matches == "x"
     assert layout.yaxis2.matches == layout.yaxis3.matches == "y"
-    event(explorer.figure, "hover", 2, [11], [40])
+    hover(explorer, 2, 11, 40)
     answered(explorer)
     assert {(trace.x[0], trace.y[0]) for trace in explorer.figure.data[3:]} == {(11, 40)}
     masks = int(one.labels[40, 11]), int(other.labels[40, 11])
@@ -483,6 +492,13 @@ def test_a_page_that_is_reloaded_gets_what_is_shown_now(model, config):
     state = explorer.figure.get_state()
     assert np.array_equal(state["_widget_data"][2]["z"], explorer.figure.data[2].z)
     assert state["_widget_layout"]["annotations"][3]["text"].startswith("similarity to cell")
+    assert len(state["_esm"]) < 10_000, "plotly.js is sent with every figure"
+
+
+def test_a_page_can_be_reloaded_after_plotly_left_something_undefined(model, config):
+    figure = answered(explore_modulation(model, tiny.picture(), config=config)).figure
+    figure._layout["selections"] = [{"templateitemname": Undefined}]  # as the page's reports of a lasso do
+    assert json.dumps(figure.get_state()["_widget_layout"]["selections"]) == '[{"templateitemname": "_undefined_"}]'
 
 
 def test_every_control_has_a_description(model, config, probed, atlas, stores):

@@ -16,14 +16,15 @@ from emerdiff_probe.viz.widgets.explorer import (
     label_colours,
     label_map,
     on_change,
+    on_hover,
     on_pixels,
-    panels,
     picture,
     point_at,
     pointer,
     require_same_size,
     row_of,
 )
+from emerdiff_probe.viz.widgets.figure import panels
 
 VIEWS = ("segments", "low-resolution masks", "difference map of the mask at the pointer")
 
@@ -51,9 +52,7 @@ class ComparisonExplorer(Explorer):
             self.figure.add_trace(label_map(result.labels, height, width, "mask"), 1, panel)
         for panel in (1, 2, 3):
             self.figure.add_trace(pointer(), 1, panel)
-        for trace in self.figure.data[:3]:
-            trace.on_hover(self._point)
-            trace.on_click(self._point)
+        on_hover(self.figure.data[:3], self._point)
         on_change((self.view, self.row, self.column), self._refresh)
         self.children = [
             row_of(self.view, self.row, self.column),
@@ -64,11 +63,9 @@ class ComparisonExplorer(Explorer):
         ]
         self._refresh()
 
-    def _point(self, _: Any, points: Any, __: Any) -> None:
-        size = self._pair[0].labels.shape
-        pixel = cell_at(points, (size[0], size[1]), *size)
-        if pixel is not None:
-            self.row.value, self.column.value = pixel
+    def _point(self, x: float, y: float) -> None:
+        height, width = self._pair[0].labels.shape
+        self.row.value, self.column.value = cell_at(x, y, (height, width), height, width)
 
     def _refresh(self) -> None:
         asked = self.view.value, self.row.value, self.column.value

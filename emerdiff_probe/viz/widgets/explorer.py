@@ -6,23 +6,20 @@ import base64
 import html
 import io
 from collections.abc import Callable, Iterable, Sequence
-from copy import deepcopy
 from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
 import plotly.graph_objects as go
 from PIL import Image
-from plotly.subplots import make_subplots
 
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.images import palette
 from emerdiff_probe.models import ProbeModel
 from emerdiff_probe.segmentation import EmerDiffConfig
+from emerdiff_probe.viz.widgets.figure import EXPLORER
 from emerdiff_probe.viz.widgets.worker import Progress, Worker
 
-PANEL = 270
-"""Side of one panel on the screen, pixels."""
 WIDE = "initial"
 """Descriptions are as wide as their text."""
 
@@ -41,6 +38,7 @@ class Explorer(widgets.VBox):
         self._worker = Worker(self._tell)
         self._asked = False
         super().__init__()
+        self.add_class(EXPLORER)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the work is done; False when that takes longer than `timeout` seconds."""
@@ -93,35 +91,6 @@ def data_uri(picture: np.ndarray) -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-class Figure(go.FigureWidget):
-    """A figure whose state is what it shows now; plotly's is what it showed first, lost when a page is reloaded."""
-
-    def get_state(self, key: Any = None, drop_defaults: bool = False) -> Any:
-        """State for the page, or the part of it that `key` names."""
-        if key is None and hasattr(self, "_data"):
-            self._trait_values |= {"_widget_data": deepcopy(self._data), "_widget_layout": deepcopy(self._layout)}
-        return super().get_state(key, drop_defaults)
-
-
-def panels(titles: Sequence[str], height: int, width: int) -> Figure:
-    """Empty panels in a row for pictures of height x width pixels, whose zoom is one."""
-    figure = make_subplots(1, len(titles), subplot_titles=titles, horizontal_spacing=0.02, shared_xaxes="all")
-    figure.update_xaxes(visible=False, constrain="domain", range=[-0.5, width - 0.5])
-    figure.update_yaxes(visible=False, constrain="domain", range=[height - 0.5, -0.5], matches="y")
-    for panel in range(1, len(titles) + 1):
-        figure.update_yaxes(scaleanchor="x" if panel == 1 else f"x{panel}", row=1, col=panel)
-    figure.update_annotations(font_size=13)
-    figure.update_layout(
-        width=len(titles) * PANEL,
-        height=PANEL + 50,
-        margin={"l": 5, "r": 5, "t": 40, "b": 5},
-        template="plotly_white",
-        hovermode="closest",
-        showlegend=False,
-    )
-    return Figure(figure)
-
-
 def picture(image: np.ndarray, **options: Any) -> go.Image:
     """A trace of a picture (height, width, 3) uint8 in its own pixels."""
     return go.Image(source=data_uri(image), hovertemplate="row %{y}, column %{x}<extra></extra>", **options)
@@ -153,12 +122,15 @@ def on_pixels(grid: tuple[int, ...], height: int, width: int) -> dict[str, float
     return {"dx": dx, "dy": dy, "x0": dx / 2 - 0.5, "y0": dy / 2 - 0.5}
 
 
-def cell_at(points: Any, grid: tuple[int, int], height: int, width: int) -> tuple[int, int] | None:
-    """Row and column of the grid cell under the pointer, from plotly's event; None where there is none."""
-    if not points.xs or not points.ys:
-        return None
-    row = int((points.ys[0] + 0.5) * grid[0] / height)
-    column = int((points.xs[0] + 0.5) * grid[1] / width)
+def on_hover(traces: Iterable[Any], call: Callable[[float, float], None]) -> None:
+    """Call with the place, in the panel's own units, that the pointer is at in any of the traces."""
+    for trace in traces:
+        trace.on_hover(lambda _, points, __: call(points.xs[0], points.ys[0]) if points.xs else None)
+
+
+def cell_at(x: float, y: float, grid: tuple[int, int], height: int, width: int) -> tuple[int, int]:
+    """Row and column of the grid cell that holds a place in an image of height x width pixels."""
+    row, column = int((y + 0.5) * grid[0] / height), int((x + 0.5) * grid[1] / width)
     return min(max(row, 0), grid[0] - 1), min(max(column, 0), grid[1] - 1)
 
 

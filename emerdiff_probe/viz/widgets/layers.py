@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ipywidgets as widgets
 import numpy as np
@@ -19,7 +19,6 @@ from emerdiff_probe.models import ProbeModel
 from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.segmentation import EmerDiffConfig, check_config
 from emerdiff_probe.viz.widgets.explorer import (
-    PANEL,
     Explorer,
     cell_at,
     data_uri,
@@ -27,14 +26,15 @@ from emerdiff_probe.viz.widgets.explorer import (
     label_colours,
     label_map,
     on_change,
+    on_hover,
     on_pixels,
-    panels,
     picture,
     point_at,
     pointer,
     probing_config,
     row_of,
 )
+from emerdiff_probe.viz.widgets.figure import PANEL, panels
 
 TITLES = ("image", "three main components", "k-means clusters", "similarity to the cell")
 
@@ -78,9 +78,7 @@ class LayersExplorer(Explorer):
         self.figure.layout.width += 60
         for panel in range(1, len(TITLES) + 1):
             self.figure.add_trace(pointer(), 1, panel)
-        for trace in self.figure.data[:4]:
-            trace.on_hover(self._point)
-            trace.on_click(self._point)
+        on_hover(self.figure.data[:4], self._point)
 
         self.site.observe(lambda _: self._fit_sliders(), "value")
         controls = (self.site, self.timestep, self.clusters, self.row, self.column)
@@ -103,10 +101,8 @@ class LayersExplorer(Explorer):
         self.row.max, self.column.max = rows - 1, columns - 1
         self.clusters.max = min(40, rows * columns)
 
-    def _point(self, _: Any, points: Any, __: Any) -> None:
-        cell = cell_at(points, self._grid, *self._image.shape[:2])
-        if cell is not None:
-            self.row.value, self.column.value = cell
+    def _point(self, x: float, y: float) -> None:
+        self.row.value, self.column.value = cell_at(x, y, self._grid, *self._image.shape[:2])
 
     def _refresh(self) -> None:
         asked = _Asked(self.site.value, self.timestep.value, self.clusters.value, (self.row.value, self.column.value))

@@ -24,17 +24,17 @@ from emerdiff_probe.models import ProbeModel
 from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.segmentation import EmerDiffConfig, check_config
 from emerdiff_probe.viz.widgets.explorer import (
-    PANEL,
     Explorer,
+    cell_at,
     data_uri,
     described,
     on_change,
     on_pixels,
-    panels,
     picture,
     probing_config,
     row_of,
 )
+from emerdiff_probe.viz.widgets.figure import PANEL, Click, Clicks, panels
 
 TITLES = ("cells to push", "I-: pushed down", "I+: pushed up", "difference")
 INJECTIONS: dict[str, tuple[AttentionKind, ...]] = {
@@ -98,8 +98,6 @@ class ModulationExplorer(Explorer):
         self.figure.layout.width += 60
         self.figure.layout.dragmode = "lasso"
         self._place_cells()
-        centres = self.figure.data[-1]
-        centres.on_click(self._click)
         self.figure.observe(self._select, "_js2py_relayout")
 
         self.site.observe(lambda _: self._change_grid(), "value")
@@ -110,6 +108,7 @@ class ModulationExplorer(Explorer):
             row_of(self.placement, self.injection),
             row_of(self.row, self.column, self.size),
             self.figure,
+            Clicks(self._click),
             widgets.HTML("Draw around cells, click one (with Shift: add or remove it), or use the sliders."),
             self.status,
         ]
@@ -171,10 +170,11 @@ class ModulationExplorer(Explorer):
             )
         )
 
-    def _click(self, _: Any, points: Any, state: Any) -> None:
-        clicked = set(points.point_inds)
-        if clicked:
-            self.choose(tuple(set(self.cells) ^ clicked if state.shift else clicked))
+    def _click(self, click: Click) -> None:
+        if click.trace in {0, len(self.figure.data) - 1}:  # the image, or its cells
+            row, column = cell_at(click.x, click.y, self._grid, *self._image.shape[:2])
+            clicked = {row * self._grid[1] + column}
+            self.choose(tuple(set(self.cells) ^ clicked if click.shift else clicked))
 
     def _select(self, change: Any) -> None:
         """Push the cells inside the outline that was drawn last.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ipywidgets as widgets
 import numpy as np
@@ -21,14 +21,13 @@ from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.segmentation import EmerDiffConfig
 from emerdiff_probe.viz.naming import Naming
 from emerdiff_probe.viz.widgets.explorer import (
-    PANEL,
     Explorer,
     cell_at,
     described,
     label_colours,
     label_map,
     on_change,
-    panels,
+    on_hover,
     picture,
     point_at,
     pointer,
@@ -36,8 +35,11 @@ from emerdiff_probe.viz.widgets.explorer import (
     row_of,
     told,
 )
+from emerdiff_probe.viz.widgets.figure import PANEL, Click, Clicks, panels
 
 TITLES = ("image", "segments", "masks that compete for the pixel")
+PICTURES = (0, 1)
+"""Traces that show pixels."""
 
 
 class SegmentationExplorer(Explorer):
@@ -91,9 +93,7 @@ class SegmentationExplorer(Explorer):
             matches=None, scaleanchor=None, visible=True, range=None, autorange="reversed", side="right", row=1, col=3
         )
         self.figure.layout.width, self.figure.layout.margin.r = 3 * PANEL + 140, 120
-        for trace in self.figure.data[:2]:
-            trace.on_hover(self._point)
-            trace.on_click(self._click)
+        on_hover([self.figure.data[trace] for trace in PICTURES], self._point)
 
         on_change((self.clusters, self.smoothing), self._refresh)
         on_change((self.row, self.column), self._show_pixel)
@@ -107,6 +107,7 @@ class SegmentationExplorer(Explorer):
             widgets.HTML(_made_with(atlas)),
             row_of(self.row, self.column),
             self.figure,
+            Clicks(self._click),
             row_of(self.segment, self.name, self.into, self.merge, self.undo),
             row_of(self.folder, self.export, self.outcome),
             self.status,
@@ -123,14 +124,13 @@ class SegmentationExplorer(Explorer):
         masks = len(self.difference_maps)
         return self._namings.setdefault(masks, [Naming.fresh(masks)])
 
-    def _point(self, _: Any, points: Any, __: Any) -> None:
-        pixel = cell_at(points, (self._height, self._width), self._height, self._width)
-        if pixel is not None:
-            self.row.value, self.column.value = pixel
+    def _point(self, x: float, y: float) -> None:
+        height, width = self._height, self._width
+        self.row.value, self.column.value = cell_at(x, y, (height, width), height, width)
 
-    def _click(self, trace: Any, points: Any, state: Any) -> None:
-        if points.xs:
-            self._point(trace, points, state)
+    def _click(self, click: Click) -> None:
+        if click.trace in PICTURES:
+            self._point(click.x, click.y)
             self.segment.value = self.naming.segment_of[self.labels[self.row.value, self.column.value]]
 
     def _refresh(self) -> None:

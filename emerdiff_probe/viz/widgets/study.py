@@ -13,7 +13,13 @@ from emerdiff_probe.studies.run import StudyResult, load_result
 from emerdiff_probe.studies.store import stored_study
 from emerdiff_probe.studies.study import Axis, Value
 from emerdiff_probe.viz.figures import study_figure
-from emerdiff_probe.viz.widgets.explorer import Explorer, Figure, described, on_change, row_of
+from emerdiff_probe.viz.widgets.explorer import (
+    Explorer,
+    described,
+    on_change,
+    row_of,
+)
+from emerdiff_probe.viz.widgets.figure import Figure
 
 NOTHING = "nothing"
 EVERY = "every value"
@@ -75,8 +81,10 @@ class StudyExplorer(Explorer):
         return figures
 
     def _show(self, figures: list[go.Figure]) -> None:
-        self.figures = tuple(Figure(figure) for figure in figures)
+        replaced, self.figures = self.figures, tuple(Figure(figure) for figure in figures)
         self._drawn.children = self.figures
+        for figure in replaced:
+            figure.close()  # what stays open is sent whole, plotly.js with it, to a page that is loaded again
 
 
 class _Asked(NamedTuple):
