@@ -53,7 +53,7 @@ class ResponseAtlas:
         """Signed responses to masks, as if each had been modulated: one matrix product, no model.
 
         Args:
-            masks: (mask, grid_height, grid_width); any weights, such as 0 and 1.
+            masks: (mask, grid_height, grid_width); any weights, mostly 0.
 
         Returns:
             (mask, 3, height, width) float32.
@@ -63,7 +63,8 @@ class ResponseAtlas:
         """
         if masks.ndim != 3 or tuple(masks.shape[1:]) != self.grid:
             raise InputError(f"masks of shape {tuple(masks.shape)}; accepted: (mask, {self.grid[0]}, {self.grid[1]})")
-        return (masks.flatten(1).float() @ self._matrix).unflatten(1, self.responses.shape[1:])
+        responses = torch.sparse.mm(masks.flatten(1).float().to_sparse(), self._matrix)
+        return responses.unflatten(1, self.responses.shape[1:])
 
     def difference_maps(self, masks: Tensor, *, smoothing: float = 0.0) -> Tensor:
         """Difference maps of masks (mask, grid_height, grid_width): (mask, height, width), as by running them."""

@@ -159,7 +159,7 @@ def difference_map(minus: Tensor, plus: Tensor, smoothing: float = 0.0) -> Tenso
     Returns:
         (mask, height, width) float32, 0 or more, in units of pixel values where black to white is 2.
     """
-    return smoothed(torch.linalg.vector_norm(minus - plus, dim=1), smoothing)
+    return smoothed((minus - plus).square().sum(1).sqrt(), smoothing)  # vector_norm over planes takes 50 times as long
 
 
 def smoothed(maps: Tensor, deviation: float) -> Tensor:
