@@ -49,13 +49,19 @@ READINGS: Mapping[str, dict[str, Any]] = {
     "8 patterns": {"sign_patterns": 8},
     "10 patterns": {"sign_patterns": 10},
 }
+LEVELS: Mapping[str, dict[str, Any]] = {
+    "": {},
+    "1 shared level": {"shared_levels": 1},
+    "2 shared levels": {"shared_levels": 2},
+}
 
 
 def all_modes() -> dict[str, dict[str, Any]]:
-    """Every number of steps with every way of reading the response, by name; the first is exact."""
+    """Every number of steps with every way of reading the response and every sharing, by name; the first is exact."""
     return {
-        ", ".join(filter(None, names)) or EXACT: STEPS[names[0]] | READINGS[names[1]]
-        for names in product(STEPS, READINGS)
+        ", ".join(filter(None, names)) or EXACT: STEPS[names[0]] | READINGS[names[1]] | LEVELS[names[2]]
+        for names in product(STEPS, READINGS, LEVELS)
+        if names[0] != "1 step" or not names[2]  # what comes after the first step is shared
     }
 
 

@@ -39,6 +39,8 @@ class Readout:
         one_sided: compare I+ with the unchanged image in the place of I-.
         sign_patterns: number of runs in which all masks are modulated at once with random signs, from which every
             mask's response is untangled; more where so few cannot tell the masks apart. One mask a run when None.
+        shared_levels: coarsest levels of the denoiser whose features all masks take from the unchanged image after
+            t_m; see `denoise`.
         seed: of the signs.
 
     Raises:
@@ -49,6 +51,7 @@ class Readout:
     compare: Space = "pixels"
     one_sided: bool = False
     sign_patterns: int | None = None
+    shared_levels: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -60,6 +63,7 @@ class Readout:
                 ("compare", self.compare in {"pixels", "latents"}, "'pixels', 'latents'"),
                 ("one_sided", isinstance(self.one_sided, bool), "True, False"),
                 ("sign_patterns", patterns is None or is_integer(patterns, 1), "an integer, 1 or more, or None"),
+                ("shared_levels", is_integer(self.shared_levels, 0), "an integer, 0 or more"),
                 ("seed", is_integer(self.seed, 0), "an integer, 0 or more"),
             ],
         )
@@ -142,6 +146,7 @@ def _both_sides(
         trajectory.since(modulation.modulate_at),
         [[], *variants] if readout.one_sided else variants,
         steps=readout.denoising_steps,
+        shared_levels=readout.shared_levels,
         batch_size=batch_size,
         progress=progress,
     )

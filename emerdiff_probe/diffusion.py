@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,6 +15,7 @@ from emerdiff_probe.batching import rows_that_fit, run_in_batches
 from emerdiff_probe.errors import InputError, TimestepError
 from emerdiff_probe.hooks import Edit, Injection, attached
 from emerdiff_probe.interventions import Intervention
+from emerdiff_probe.layers import coarsest_blocks
 from emerdiff_probe.models import Conditioning, ProbeModel
 
 MAX_ROWS = {"cpu": 24, "mps": 32, "cuda": 128}
@@ -176,6 +177,7 @@ def denoise(
     variants: Sequence[Sequence[Intervention]],
     *,
     steps: int | None = None,
+    shared_levels: int = 0,
     batch_size: int | None = None,
     progress: bool = False,
 ) -> Tensor:
@@ -190,6 +192,9 @@ def denoise(
         variants: for each result a list of interventions; an empty list replays the reference. The same
             intervention object in several variants runs as one.
         steps: stop after so many and give the x_0 that the denoiser then predicts; replay to the end when None.
+        shared_levels: coarsest levels of the denoiser that after the first step run on the unchanged row alone, whose
+            features all variants then take: approximate, and cheap. (DeepCache, Ma et al. 2024, takes them from an
+            earlier step.)
         batch_size: variants a batch; chosen by the device when None.
         progress: show a progress bar over denoiser passes.
 
@@ -198,7 +203,8 @@ def denoise(
 
     Raises:
         InterventionError: an intervention that never took effect.
-        InputError: a trajectory of several images, no variants, or more steps than the trajectory has.
+        InputError: a trajectory of several images, no variants, more steps than the trajectory has, or shared levels
+            that the denoiser does not have, with guidance, or in a single step.
     """
     if trajectory.batch != 1 or not variants:
         raise InputError(
@@ -209,9 +215,16 @@ def denoise(
         raise InputError(f"{steps} steps of a trajectory of {len(trajectory.timesteps)}; accepted: 1 to that, or None")
     told = conditionings(model, trajectory.final, trajectory.prompt, trajectory.guidance)
     passes = len(trajectory.timesteps) if steps is None else steps
+    coarse = coarsest_blocks(model, shared_levels)
+    if coarse and (told[1] is not None or passes == 1):
+        raise InputError(
+            f"{shared_levels} shared levels in {passes} step(s) with guidance {trajectory.guidance:g}; accepted: two "
+            "steps or more, without guidance (1)"
+        )
+    first_row = dict.fromkeys(coarse, frozenset(trajectory.timesteps[1:]))
     with tqdm(total=len(variants) * passes, disable=not progress, desc="denoise") as bar:
         return run_in_batches(
-            lambda some: _replay(model, trajectory, some, told, steps, bar),
+            lambda some: _replay(model, trajectory, some, told, steps, first_row, bar),
             variants,
             batch_size or _rows_that_fit(model, trajectory.final),
         )
@@ -223,6 +236,7 @@ def _replay(
     variants: Sequence[Sequence[Intervention]],
     told: tuple[Conditioning, Conditioning | None],
     steps: int | None,
+    first_row: Mapping[str, frozenset[int]],
     bar: tqdm,
 ) -> Tensor:
     scheduler, _ = make_scheduler(model, trajectory.steps)
@@ -231,7 +245,8 @@ def _replay(
     latents = trajectory.latents[0].repeat(batch, 1, 1, 1)
     halves = 1 if free is None else 2
     edits = list(_edits(model, variants, batch, halves))
-    with attached(model, edits=edits, equal_at=trajectory.timesteps[0] if free is None else None):
+    equal_at = trajectory.timesteps[0] if free is None else None
+    with attached(model, edits=edits, equal_at=equal_at, first_row=first_row):
         for step, timestep in enumerate(trajectory.timesteps, start=1):
             prediction = predict(
                 model, latents, timestep, conditioning, unconditional=free, guidance=trajectory.guidance

@@ -115,12 +115,14 @@ def attached(
     captures: Sequence[Capture] = (),
     stop_early: bool = False,
     equal_at: int | None = None,
+    first_row: Mapping[str, frozenset[int]] | None = None,
 ) -> Iterator[Record]:
     """Run the denoiser inside this context with edits applied and captures recorded.
 
     Edits of one site apply in the order given, captures see the edited values. With `stop_early` the `with` block
     ends, without an error, as soon as the last captured site of the first pass has run. At the timestep `equal_at`
     the caller promises that all rows enter the denoiser equal: what runs before the first edit then runs on one row.
+    Modules named in `first_row` run on the first row alone at their timesteps, and all rows take what it gives.
 
     Yields:
         A `Record` of the captures.
@@ -128,7 +130,7 @@ def attached(
     Raises:
         ModelError: the denoiser is compiled, or its attention projections are fused, so that hooks would be bypassed.
         InterventionError: on leaving without an exception, an edit that never took effect, or an edit that
-            returned another shape.
+            returned another shape; at once, an edit or capture inside what runs on the first row alone.
         TimestepError: on leaving without an exception, a capture that never saw one of its timesteps.
     """
     replaced, injections = _divide(model, edits, captures)
@@ -147,7 +149,10 @@ def attached(
         undo.callback(_read_pass(model.denoiser, current).remove)
         if equal_at is not None:
             for path in _before_any(model, [*replaced, *captures], equal_at):
-                _run_on_one_row(model.denoiser.get_submodule(path), current, equal_at, undo)
+                _run_on_one_row(model.denoiser.get_submodule(path), current, frozenset({equal_at}), undo)
+        for path, timesteps in (first_row or {}).items():
+            _require_outside(path, timesteps, [*replaced, *captures])
+            _run_on_one_row(model.denoiser.get_submodule(path), current, timesteps, undo)
         for site, tap in taps.items():
             undo.callback(tap.register(model.denoiser, stop=site == last).remove)
         for order, injection in enumerate(injections, start=len(replaced)):
@@ -232,17 +237,17 @@ def _before_any(model: ProbeModel, taps: Sequence[Edit | Capture], timestep: int
     return [path for path in early if not any(path.startswith(f"{outer}.") for outer in early)]
 
 
-def _run_on_one_row(module: nn.Module, current: _Pass, timestep: int, undo: ExitStack) -> None:
-    """Let a module run on the first of rows that are equal, and give its result for all of them."""
+def _run_on_one_row(module: nn.Module, current: _Pass, timesteps: frozenset[int], undo: ExitStack) -> None:
+    """Let a module run on the first row at these timesteps, and give its result for all of them."""
 
-    def equal() -> bool:
-        return set(current.timesteps) == {timestep}
+    def alone() -> bool:
+        return timesteps.issuperset(current.timesteps)
 
     def on_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
-        return _each_tensor((args, kwargs), lambda rows: rows[:1]) if equal() else None
+        return _each_tensor((args, kwargs), lambda rows: rows[:1]) if alone() else None
 
     def on_output(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
-        if not equal():
+        if not alone():
             return None
         return _each_tensor(output, lambda row: row.expand(len(current.timesteps), *row.shape[1:]))
 
@@ -345,6 +350,16 @@ def _require_hookable(model: ProbeModel, sites: Sequence[Site]) -> None:
             raise ModelError(
                 f"{model.name}: the projections of {site.attention} are fused, so hooks on {site.part} would never "
                 "fire; call pipeline.unfuse_qkv_projections() first"
+            )
+
+
+def _require_outside(path: str, timesteps: frozenset[int], taps: Sequence[Edit | Capture]) -> None:
+    for tap in taps:
+        if f"{tap.site.path}.".startswith(f"{path}.") and (tap.timesteps is None or tap.timesteps & timesteps):
+            what = tap.label if isinstance(tap, Edit) else "a capture"
+            raise InterventionError(
+                f"{what} at {tap.site}: there {path} runs on the unchanged image alone; accepted: sites outside of it, "
+                "other timesteps, or no shared levels"
             )
 
 

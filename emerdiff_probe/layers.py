@@ -175,6 +175,25 @@ def find_site(
     raise SiteError(f"no site of {model.name} matches {wanted}; near ones: {', '.join(_near(model, name, given))}")
 
 
+def coarsest_blocks(model: ProbeModel, levels: int) -> tuple[str, ...]:
+    """Paths of the blocks of the denoiser's coarsest levels, one after the other: downwards, the middle, upwards.
+
+    Raises:
+        InputError: the denoiser has no finer level left.
+    """
+    down, up = len(model.denoiser.down_blocks), len(model.denoiser.up_blocks)
+    if not 0 <= levels < down:
+        raise InputError(f"{levels} coarsest levels of {model.name}; accepted: 0 to {down - 1}")
+    if levels == 0:
+        return ()
+    middle = ["mid_block"] if model.denoiser.mid_block is not None else []
+    return (
+        *(f"down_blocks.{i}" for i in range(down - levels, down)),
+        *middle,
+        *(f"up_blocks.{i}" for i in range(min(levels, up))),
+    )
+
+
 def _near(model: ProbeModel, name: str | None, given: Mapping[str, object]) -> list[str]:
     sites = _all_sites(model)
     if name is not None:

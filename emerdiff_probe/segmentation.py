@@ -40,7 +40,7 @@ from emerdiff_probe.images import (
 )
 from emerdiff_probe.interventions import AttentionKind, InjectAttention, Placement
 from emerdiff_probe.inversion import Inversion
-from emerdiff_probe.layers import Site, find_site
+from emerdiff_probe.layers import Site, coarsest_blocks, find_site
 from emerdiff_probe.models import Family, ProbeModel
 from emerdiff_probe.probe import ProbedImage, require_draws
 
@@ -64,7 +64,8 @@ class EmerDiffConfig:
         inversion: "ddpm" (edit-friendly, the paper's) or "ddim".
         prompt: text for the denoiser; the paper's is empty.
         seed: of the inversion's noise and of k-means.
-        denoising_steps, compare, one_sided, sign_patterns: approximations, see `Readout`; the defaults are exact.
+        denoising_steps, compare, one_sided, sign_patterns, shared_levels: approximations, see `Readout`; the defaults
+            are exact.
 
     Raises:
         InputError: a value out of range.
@@ -88,6 +89,7 @@ class EmerDiffConfig:
     compare: Space = "pixels"
     one_sided: bool = False
     sign_patterns: int | None = None
+    shared_levels: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "injection", tuple(self.injection))
@@ -110,7 +112,9 @@ class EmerDiffConfig:
     @property
     def readout(self) -> Readout:
         """How the response to a modulation is read."""
-        return Readout(self.denoising_steps, self.compare, self.one_sided, self.sign_patterns, seed=self.seed)
+        return Readout(
+            self.denoising_steps, self.compare, self.one_sided, self.sign_patterns, self.shared_levels, self.seed
+        )
 
     @property
     def given_clusters(self) -> int:
@@ -487,6 +491,8 @@ def check_config(model: ProbeModel, config: EmerDiffConfig, height: int, width: 
         raise InputError(
             f"denoising_steps {config.denoising_steps}; accepted from {config.modulate_at} on: 1 to {most}"
         )
+    if coarsest_blocks(model, config.shared_levels) and (config.denoising_steps or most) == 1:
+        raise InputError(f"shared_levels {config.shared_levels} in a single denoising step; accepted: 0, or more steps")
     rows, columns = feature_site.grid(height // model.factor, width // model.factor)
     if not isinstance(config.clusters, str) and config.clusters > rows * columns:
         raise InputError(

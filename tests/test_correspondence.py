@@ -235,7 +235,15 @@ def test_untangling_finds_which_mask_a_pixel_answers_to():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"denoising_steps": 0}, {"compare": "features"}, {"one_sided": 1}, {"sign_patterns": 2.5}, {"seed": -1}]
+    "wrong",
+    [
+        {"denoising_steps": 0},
+        {"compare": "features"},
+        {"one_sided": 1},
+        {"sign_patterns": 2.5},
+        {"shared_levels": -1},
+        {"seed": -1},
+    ],
 )
 def test_a_readout_out_of_range_is_refused(wrong):
     with pytest.raises(InputError, match=f"{next(iter(wrong))}.*accepted"):

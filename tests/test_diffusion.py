@@ -7,11 +7,11 @@ import tiny
 import torch
 
 from emerdiff_probe.diffusion import conditionings, denoise, generate, make_scheduler, predict
-from emerdiff_probe.errors import InputError, TimestepError
+from emerdiff_probe.errors import InputError, InterventionError, TimestepError
 from emerdiff_probe.hooks import Edit
 from emerdiff_probe.interventions import InjectAttention, Modulate, Noise, Scale
 from emerdiff_probe.inversion import invert
-from emerdiff_probe.layers import Site, find_site
+from emerdiff_probe.layers import Site, coarsest_blocks, find_site
 from emerdiff_probe.models import load_model
 
 
@@ -163,6 +163,42 @@ def test_what_all_rows_share_runs_on_one_row(model, trajectory, variants, site):
     edited = find_site(model, "down16.resnet0.output")
     apart = denoise(model, trajectory, [[*variant, Scale(edited, 1.0)] for variant in variants])
     assert torch.allclose(shared, apart, atol=1e-5)
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_shared_levels_run_on_the_unchanged_row_after_the_first_step(model, trajectory, variants, levels):
+    inside = coarsest_blocks(model, levels)
+    outside = [path for path in coarsest_blocks(model, 2) if path not in inside] + ["down_blocks.0", "up_blocks.2"]
+    rows = {path: [] for path in (*inside, *outside)}
+    handles = [
+        model.denoiser.get_submodule(path)
+        .resnets[-1]
+        .register_forward_hook(lambda _, args, output, path=path: rows[path].append(len(output)))
+        for path in rows
+    ]
+    try:
+        images = denoise(model, trajectory, variants, shared_levels=levels)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert all(set(rows[path][1:]) == {1} for path in inside)
+    assert all(set(rows[path][1:]) == {6} for path in outside)
+    assert not tiny.hooks_of(model.denoiser)
+    assert not torch.allclose(images, denoise(model, trajectory, variants), atol=1e-4)
+    unchanged = denoise(model, trajectory, [[]], shared_levels=levels)
+    assert torch.allclose(unchanged, trajectory.final, atol=1e-4)
+
+
+def test_shared_levels_that_cannot_be_are_refused(model, trajectory, variants):
+    deepest = find_site(model, "mid4.resnet0.output")
+    for levels, steps, message in ((3, None, "accepted: 0 to 2"), (1, 1, "two steps or more")):
+        with pytest.raises(InputError, match=message):
+            denoise(model, trajectory, variants, steps=steps, shared_levels=levels)
+    with pytest.raises(InterventionError, match="mid_block runs on the unchanged image alone"):
+        denoise(model, trajectory, [[Scale(deepest, 0.5)]], shared_levels=1)
+    first_step_only = [[Scale(deepest, 0.5, timesteps=trajectory.timesteps[:1])]]
+    assert len(denoise(model, trajectory, first_step_only, shared_levels=1)) == 1
+    assert not tiny.hooks_of(model.denoiser)
 
 
 def test_out_of_memory_with_a_single_variant_is_not_hidden(model, trajectory, site):
