@@ -86,7 +86,7 @@ def run(setup: Setup, mode: str, clusters: int, counting: bool) -> Run:
         asked.append(len(args[0]))
 
     counter = _flop_counter() if counting else nullcontext()
-    before = _held(model.device)
+    before = held(model.device)
     handle = model.denoiser.register_forward_pre_hook(count, with_kwargs=True)
     try:
         with counter:
@@ -155,7 +155,7 @@ def _reference(setup: Setup, clusters: int) -> Callable[[], Result]:
     return lambda: Reference(model.pipeline, paper).segment(pixels)
 
 
-def _held(device: torch.device) -> float:
+def held(device: torch.device) -> float:
     """MiB in use now, of the kind that `measured` gives the peak of."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device) / 2**20

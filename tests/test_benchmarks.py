@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import fast_modes, pocket_quality
+from benchmarks import fast_modes, growth, pocket_quality
 from benchmarks.emerdiff import MODES, Setup, agreement, rows_of, run
 from benchmarks.hooks import Ways, largest_differences, report, seconds_of
 from benchmarks.reference import Paper, Reference
@@ -17,10 +17,12 @@ from emerdiff_probe.evaluation.report import make_report
 from emerdiff_probe.evaluation.run import Evaluation, run_evaluation
 from emerdiff_probe.evaluation.sources import open_data
 from emerdiff_probe.models import load_model
-from emerdiff_probe.segmentation import FAST, EmerDiffConfig
+from emerdiff_probe.segmentation import FAST, PRESETS, EmerDiffConfig
 
 STEPS = 6
 """501, 401, 301, 201, 101, 1 of the grid of ten: one more than fast mode takes."""
+STEPS_OF_FAST = FAST["denoising_steps"]
+DRAWS = PRESETS["pocket"][1]["feature_draws"]
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +108,33 @@ def test_the_front_holds_what_nothing_faster_equals():
     assert table.loc["exact", "share"] == 100
     assert table.loc["good", "share"] == pytest.approx(100 * (88 / 112) / (90 / 110), abs=0.01)
     assert set(fast_modes.pareto_figure(table.reset_index(), 20).data[0].x) == {8, 4, 1}
+
+
+@pytest.mark.parametrize(
+    ("axis", "value", "passes"),
+    [
+        ("clusters", 3, DRAWS + STEPS_OF_FAST * (1 + 2 * 3)),
+        ("images", 2, 2 * (DRAWS + STEPS_OF_FAST * (1 + 2 * 2))),
+        ("width", 2, DRAWS + STEPS_OF_FAST * (1 + 2 * 2)),
+        ("batch", 16, 3 * STEPS_OF_FAST * (1 + 16)),
+    ],
+)
+def test_a_point_of_growth_counts_what_it_asks_for(folder, monkeypatch, axis, value, passes):
+    monkeypatch.setattr(growth, "CLUSTERS", 2)
+    found = growth.measure(growth.Point(axis, value, str(folder), None, "cpu", "float32", True, 1))
+    assert found["passes"] == passes
+    assert found["seconds"] > 0
+
+
+def test_the_order_of_growth_is_the_slope_of_logarithms():
+    rows = [
+        {"axis": axis, "value": n, "seconds": 3.0 * n**power} for axis, power in (("a", 1), ("b", 2)) for n in (1, 2, 8)
+    ]
+    table = pd.DataFrame(rows)
+    assert growth.order(table).fillna(0).tolist() == [0, 1, 1, 0, 2, 2]
+    assert len(growth.growth_figure(table.assign(mebibytes=1.0), "made").data) == 8
+    with pytest.raises(InputError, match="no axis 'height'; accepted: clusters, width, batch, images"):
+        growth.some_axes(["height"])
 
 
 def test_hooks_and_nnsight_give_the_same(model):
