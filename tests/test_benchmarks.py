@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import fast_modes, growth, pocket_quality
+from benchmarks import atlas, fast_modes, growth, pocket_quality
 from benchmarks.emerdiff import MODES, Setup, agreement, rows_of, run
 from benchmarks.hooks import Ways, largest_differences, report, seconds_of
 from benchmarks.reference import Paper, Reference
@@ -133,6 +133,20 @@ def test_the_order_of_growth_is_the_slope_of_logarithms():
     assert len(growth.growth_figure(table.assign(mebibytes=1.0), "made").data) == 8
     with pytest.raises(InputError, match="no axis 'height'; accepted: clusters, width, batch, images"):
         growth.some_axes(["height"])
+
+
+def test_an_atlas_is_compared_with_the_masks_run_by_themselves(folder, tmp_path, capsys):
+    asked = {"scenes": 2, "clusters": "2,3", "model": str(folder), "steps": 10, "modulate_at": 101, "device": "cpu"}
+    outputs = []
+    for _ in range(2):
+        atlas.main(**asked, store=tmp_path)
+        outputs.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
+    assert outputs[0] == outputs[1], "a finished scene was measured again"
+    for row in outputs[0]["rows"]:
+        assert 0.8 < row["correlation"] <= 1  # the preset pushes hard
+        assert row["agreement_low"] <= row["agreement"] <= row["agreement_high"] <= 100
+        assert row["agreement"] > 60
+        assert row["milliseconds"] > 0
 
 
 def test_hooks_and_nnsight_give_the_same(model):
