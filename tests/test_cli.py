@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from emerdiff_probe import cli, segmentation
 from emerdiff_probe.layers import list_sites
 from emerdiff_probe.models import load_model
-from emerdiff_probe.segmentation import Segmentation
+from emerdiff_probe.segmentation import EmerDiffConfig, Segmentation
 
 FAST = ("--clusters", "3", "--modulate-at", "101", "--device", "cpu")
 
@@ -57,6 +57,13 @@ def test_segment_writes_the_documented_files(run, folder, image_file, tmp_path):
         assert summary["configuration"]["modulate_at"] == 101
         assert summary["fingerprint"] == load_model(folder, device="cpu").fingerprint
         assert set(summary["seconds"]) >= {"invert", "modulate"}
+
+
+def test_fast_takes_the_approximations_of_the_fast_mode(run, folder, image_file, tmp_path):
+    code, out, err = run("segment", image_file, "--model", folder, "--fast", "--clusters", 2, "--out", tmp_path)
+    assert (code, err) == (0, "")
+    model = load_model(folder, device="cpu")
+    assert Segmentation.load(tmp_path / "photo").config == EmerDiffConfig.fast(model, clusters=2)
 
 
 def test_options_reach_the_configuration(run, folder, image_file, tmp_path):
