@@ -60,7 +60,7 @@ def test_segment_writes_the_documented_files(run, folder, image_file, tmp_path):
 
 
 def test_fast_takes_the_approximations_of_the_fast_mode(run, folder, image_file, tmp_path):
-    code, out, err = run("segment", image_file, "--model", folder, "--fast", "--clusters", 2, "--out", tmp_path)
+    code, _, err = run("segment", image_file, "--model", folder, "--fast", "--clusters", 2, "--out", tmp_path)
     assert (code, err) == (0, "")
     model = load_model(folder, device="cpu")
     assert Segmentation.load(tmp_path / "photo").config == EmerDiffConfig.fast(model, clusters=2)

@@ -20,6 +20,8 @@ from emerdiff_probe.segmentation import EmerDiffConfig
 from emerdiff_probe.viz.widgets.figure import EXPLORER
 from emerdiff_probe.viz.widgets.worker import Progress, Worker
 
+STEPS, MODULATE_AT = 20, 301
+"""A grid that answers soon, and its timestep next to the paper's 281."""
 WIDE = "initial"
 """Descriptions are as wide as their text."""
 
@@ -68,8 +70,12 @@ def told(error: Exception) -> str:
 
 
 def probing_config(model: ProbeModel, config: EmerDiffConfig | None) -> EmerDiffConfig:
-    """Settings to start from: as given, or the model's own on a grid of 20 steps, which answers sooner."""
-    return config or EmerDiffConfig.for_model(model, steps=20, modulate_at=301)
+    """Settings to start from: as given, or the model's own, on a grid of 20 steps where its own is finer."""
+    if config is None:
+        config = EmerDiffConfig.for_model(model)
+        if config.steps > STEPS:
+            config = EmerDiffConfig.for_model(model, steps=STEPS, modulate_at=MODULATE_AT)
+    return config
 
 
 def row_of(*children: widgets.Widget) -> widgets.HBox:
