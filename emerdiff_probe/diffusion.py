@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 
 import torch
 from diffusers import DDIMScheduler
@@ -183,8 +184,8 @@ def denoise(
 ) -> Tensor:
     """Replay a trajectory once for every variant, each under its own interventions.
 
-    The unchanged trajectory rides along in batch row 0, for interventions that refer to it. Variants run in batches
-    that fit the device, halved when memory runs out.
+    The unchanged trajectory rides along in batch row 0, for interventions that refer to it and for variants without
+    any. Variants run in batches that fit the device, halved when memory runs out.
 
     Args:
         model: to run.
@@ -241,10 +242,13 @@ def _replay(
 ) -> Tensor:
     scheduler, _ = make_scheduler(model, trajectory.steps)
     conditioning, free = told
-    batch = 1 + len(variants)
+    changed = [variant for variant in variants if variant]
+    batch = 1 + len(changed)
+    after = count(1)
+    rows = [next(after) if variant else 0 for variant in variants]
     latents = trajectory.latents[0].repeat(batch, 1, 1, 1)
     halves = 1 if free is None else 2
-    edits = list(_edits(model, variants, batch, halves))
+    edits = list(_edits(model, changed, batch, halves))
     equal_at = trajectory.timesteps[0] if free is None else None
     with attached(model, edits=edits, equal_at=equal_at, first_row=first_row):
         for step, timestep in enumerate(trajectory.timesteps, start=1):
@@ -253,13 +257,13 @@ def _replay(
             )
             bar.update(len(variants))
             if step == steps:
-                return scheduler.step(prediction, timestep, latents).pred_original_sample[1:]
+                return scheduler.step(prediction, timestep, latents).pred_original_sample[rows]
             mean = reverse_mean(scheduler, prediction, timestep, latents, trajectory.eta)
             if trajectory.residuals is None:
                 latents = mean + (trajectory.latents[step] - mean[:1])
             else:
                 latents = mean + trajectory.residuals[step - 1]
-    return latents[1:]
+    return latents[rows]
 
 
 def _edits(
