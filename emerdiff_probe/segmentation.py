@@ -190,7 +190,7 @@ PRESETS: dict[Family, tuple[int, dict[str, Any]]] = {
         2,
         {
             "clusters": 12,
-            "feature_site": "up{resolution}.self0.query",
+            "feature_site": "up{resolution}.self1.query",
             "feature_timestep": 301,
             "feature_draws": 16,
             "layer": "up{resolution}.cross1.output",
