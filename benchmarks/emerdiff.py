@@ -3,8 +3,9 @@
     python -m benchmarks.emerdiff --model pocket --clusters 8 20 30
     python -m benchmarks.emerdiff --model sd14-shape --size 192 --clusters 20 --repeats 1
 
-Reference and library run in turn, each in a process of its own, on one scene of the world. A first run of each is not
-timed: it counts FLOP. Memory is what a run held at most beyond what was resident before it, the weights.
+Reference and library run in turn, each in a process of its own for every number of masks, on one scene of the world. A
+first run of each is not timed: it counts FLOP. Memory is what a run held at most beyond what was resident when the
+weights had been loaded.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Run:
 
     Attributes:
         seconds: of the whole, from an image in memory to labels.
-        mebibytes: the most held beyond what was there before, None where the system does not tell.
+        mebibytes: the most held beyond what the loaded model did, None where the system does not tell.
         rows, calls: of the denoiser: images it was asked for, and times it was called.
         flop: counted, if this run counts them.
         labels, maps, coarse: the result.
@@ -78,7 +79,7 @@ class Run:
 
 def run(setup: Setup, mode: str, clusters: int, counting: bool) -> Run:
     """Segment the scene once in this process, whose model stays loaded for the next time."""
-    model, _ = _loaded(setup)
+    model, _, loaded = _loaded(setup)
     segmenter = _reference(setup, clusters) if mode == "reference" else _library(setup, mode, clusters)
     asked: list[int] = []
 
@@ -86,7 +87,6 @@ def run(setup: Setup, mode: str, clusters: int, counting: bool) -> Run:
         asked.append(len(args[0]))
 
     counter = _flop_counter() if counting else nullcontext()
-    before = held(model.device)
     handle = model.denoiser.register_forward_pre_hook(count, with_kwargs=True)
     try:
         with counter:
@@ -95,7 +95,7 @@ def run(setup: Setup, mode: str, clusters: int, counting: bool) -> Run:
         handle.remove()
     return Run(
         seconds=cost.seconds,
-        mebibytes=None if cost.peak_mib is None else max(0.0, cost.peak_mib - before),
+        mebibytes=None if cost.peak_mib is None else max(0.0, cost.peak_mib - loaded),
         rows=sum(asked),
         calls=len(asked),
         flop=counter.get_total_flops() if isinstance(counter, FlopCounterMode) else None,
@@ -106,13 +106,15 @@ def run(setup: Setup, mode: str, clusters: int, counting: bool) -> Run:
 
 
 @cache
-def _loaded(setup: Setup) -> tuple[ProbeModel, Scene]:
+def _loaded(setup: Setup) -> tuple[ProbeModel, Scene, float]:
+    """The model, the scene, and MiB in use with them loaded."""
     model = load(setup.model, setup.device, setup.precision, setup.size)
-    return model, draw_scene(setup.scene, height=model.native_size, width=model.native_size)
+    scene = draw_scene(setup.scene, height=model.native_size, width=model.native_size)
+    return model, scene, held(model.device)
 
 
 def _config(setup: Setup, mode: str, clusters: int) -> EmerDiffConfig:
-    model, _ = _loaded(setup)
+    model, _, _ = _loaded(setup)
     changes: dict[str, Any] = {"clusters": clusters, "steps": setup.steps, "modulate_at": setup.modulate_at}
     changes |= {"feature_timestep": 1, "feature_draws": 1}  # the paper's features and layers, as the yardstick's
     divisor = PRESETS[model.family][0]
@@ -128,7 +130,7 @@ Result = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def _library(setup: Setup, mode: str, clusters: int) -> Callable[[], Result]:
-    model, scene = _loaded(setup)
+    model, scene, _ = _loaded(setup)
     config = _config(setup, mode, clusters)
 
     def work() -> Result:
@@ -139,7 +141,7 @@ def _library(setup: Setup, mode: str, clusters: int) -> Callable[[], Result]:
 
 
 def _reference(setup: Setup, clusters: int) -> Callable[[], Result]:
-    model, scene = _loaded(setup)
+    model, scene, _ = _loaded(setup)
     config = _config(setup, "exact", clusters)
     model.pipeline.scheduler = model.scheduler
     paper = Paper(
@@ -280,13 +282,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ceiling = matrix_product_ceiling(setup)
     print(f"{setup}\n{torch.get_num_threads()} threads; matrix product {ceiling / 1e9:.0f} GFLOP/s", flush=True)
     rows: list[dict[str, Any]] = []
-    with ExitStack() as stack:
-        spawn = multiprocessing.get_context("spawn")
-        pools = {mode: stack.enter_context(ProcessPoolExecutor(1, mp_context=spawn)) for mode in modes}
-        for clusters in given.clusters:
+    spawn = multiprocessing.get_context("spawn")
+    for clusters in given.clusters:
+        with ExitStack() as stack:
+            pools = {mode: stack.enter_context(ProcessPoolExecutor(1, mp_context=spawn)) for mode in modes}
             runs = compare(setup, modes, clusters, given.repeats, pools)
-            show(clusters, runs, ceiling)
-            rows.extend(rows_of(setup, clusters, runs))
+        show(clusters, runs, ceiling)
+        rows.extend(rows_of(setup, clusters, runs))
     print(pd.DataFrame(rows).drop(columns=["ours", "reference", "model"]).to_string(index=False))
     print(json.dumps({"rows": rows, "ceiling_giga_flop_per_second": round(ceiling / 1e9, 1)}))
 
