@@ -39,6 +39,7 @@ STEPS: Mapping[str, dict[str, Any]] = {
     "2 steps": {"denoising_steps": 2},
     "3 steps": {"denoising_steps": 3},
     "5 steps": {"denoising_steps": 5},
+    "8 steps": {"denoising_steps": 8},
 }
 READINGS: Mapping[str, dict[str, Any]] = {
     "": {},

@@ -45,7 +45,7 @@ AXES: Mapping[str, tuple[int, ...]] = {
 UNITS = {
     "clusters": "masks K",
     "width": "width of the image, times its height",
-    "batch": "variants a batch, of 48",
+    "batch": "variants a batch",
     "images": "images",
 }
 
@@ -95,7 +95,7 @@ def _work(model: ProbeModel, point: Point) -> Callable[[], object]:
         modulation = resolve_modulation(model, config)
         probed = config.probe(model, image)
         grid = probed.grid(modulation.site)
-        masks = one_hot_masks(np.arange(grid[0] * grid[1]).reshape(grid) % 24)  # with both signs 48 variants
+        masks = one_hot_masks(np.arange(grid[0] * grid[1]).reshape(grid) % 24)  # 48 variants, or 25 one-sided
         return lambda: difference_maps(model, probed.trajectory, masks, modulation, batch_size=point.value)
     return lambda: segment(model, image, config)
 

@@ -33,8 +33,8 @@ class Readout:
     """How the response to a modulation is read. The defaults are the paper's; anything else is cheaper and approximate.
 
     Attributes:
-        denoising_steps: steps that are run from t_m on, 1 or more; what is compared is the x_0 predicted by the last
-            of them. All when None.
+        denoising_steps: at most so many steps are run from t_m on, 1 or more; what is compared is the x_0 predicted by
+            the last of them. All when None.
         compare: the decoded "pixels" (the paper's) or the "latents", enlarged.
         one_sided: compare I+ with the unchanged image in the place of I-.
         sign_patterns: number of runs in which all masks are modulated at once with random signs, from which every
@@ -141,11 +141,12 @@ def _both_sides(
     readout = modulation.readout
     signs = (1.0,) if readout.one_sided else (-1.0, 1.0)
     variants = [modulation.variant(mask, sign) for mask in masks for sign in signs]
+    rest = trajectory.since(modulation.modulate_at)
     latents = denoise(
         model,
-        trajectory.since(modulation.modulate_at),
+        rest,
         [[], *variants] if readout.one_sided else variants,
-        steps=readout.denoising_steps,
+        steps=readout.denoising_steps and min(readout.denoising_steps, len(rest.timesteps)),
         shared_levels=readout.shared_levels,
         batch_size=batch_size,
         progress=progress,

@@ -175,7 +175,7 @@ class EmerDiffConfig:
         return cls.for_model(model, **{**FAST, **changes})
 
 
-FAST: dict[str, Any] = {"denoising_steps": 5, "compare": "latents"}
+FAST: dict[str, Any] = {"denoising_steps": 10, "compare": "latents", "one_sided": True, "shared_levels": 1}
 """Approximations of the fast mode: the fastest of those that `python -m benchmarks.fast_modes` found to keep 98% of
 the pocket model's mIoU."""
 
@@ -486,12 +486,8 @@ def check_config(model: ProbeModel, config: EmerDiffConfig, height: int, width: 
     _, grid = make_scheduler(model, config.steps)
     require_on_grid(config.feature_timestep, grid)
     require_on_grid(config.modulate_at, grid)
-    most = len(grid) - grid.index(config.modulate_at)
-    if config.denoising_steps is not None and config.denoising_steps > most:
-        raise InputError(
-            f"denoising_steps {config.denoising_steps}; accepted from {config.modulate_at} on: 1 to {most}"
-        )
-    if coarsest_blocks(model, config.shared_levels) and (config.denoising_steps or most) == 1:
+    single = config.denoising_steps == 1 or config.modulate_at == grid[-1]
+    if coarsest_blocks(model, config.shared_levels) and single:
         raise InputError(f"shared_levels {config.shared_levels} in a single denoising step; accepted: 0, or more steps")
     rows, columns = feature_site.grid(height // model.factor, width // model.factor)
     if not isinstance(config.clusters, str) and config.clusters > rows * columns:

@@ -175,6 +175,9 @@ def test_fewer_steps_compare_the_images_predicted_then(model, trajectory, masks,
     ours = difference_maps(model, trajectory, masks, replace(modulation, readout=Readout(denoising_steps=2)))
     read = model.decode(by_hand(model, trajectory, masks, modulation, (-1, 1), steps=2))
     assert torch.allclose(ours, (read[0::2] - read[1::2]).norm(dim=1), atol=1e-3 * float(ours.max()))
+    most = [Readout(denoising_steps=steps) for steps in (len(trajectory.timesteps), 99)]
+    whole, more = (difference_maps(model, trajectory, masks, replace(modulation, readout=each)) for each in most)
+    assert torch.equal(whole, more)
 
 
 def test_patterns_that_save_nothing_are_not_used(model, trajectory, masks, modulation, maps):
