@@ -40,6 +40,7 @@ STEPS: Mapping[str, dict[str, Any]] = {
     "3 steps": {"denoising_steps": 3},
     "5 steps": {"denoising_steps": 5},
     "8 steps": {"denoising_steps": 8},
+    "10 steps": {"denoising_steps": 10},
 }
 READINGS: Mapping[str, dict[str, Any]] = {
     "": {},

@@ -177,7 +177,7 @@ class EmerDiffConfig:
 
 FAST: dict[str, Any] = {"denoising_steps": 10, "compare": "latents", "one_sided": True, "shared_levels": 1}
 """Approximations of the fast mode: the fastest of those that `python -m benchmarks.fast_modes` found to keep 98% of
-the pocket model's mIoU."""
+the pocket model's mIoU on 24 tuning scenes; on 200 held-out ones it keeps 97.6%."""
 
 LAYERS = {"feature_site": "up{resolution}.cross0.query", "layer": "up{resolution}.cross2.output"}
 """The paper's layers, in the block of a model's own resolution."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from emerdiff_probe.evaluation.rivals.choices import timestep_near
 from emerdiff_probe.evaluation.rivals.interface import Counts, optional
 from emerdiff_probe.probe import ProbedImage
-from emerdiff_probe.segmentation import EmerDiffConfig, segment_probed
+from emerdiff_probe.segmentation import FAST, EmerDiffConfig, segment_probed
 
 
 @dataclass(frozen=True)
@@ -21,22 +21,28 @@ class EmerDiff:
         config: settings, but for the number of clusters and those of the inversion, which are the probed image's; None
             is the best known ones for the model, at the timesteps of the trajectory nearest to theirs.
         injection: False leaves out the attention injection, whatever the settings say.
+        fast: with the approximations of `EmerDiffConfig.fast`, whatever the settings say.
     """
 
     config: EmerDiffConfig | None = None
     injection: bool = True
+    fast: bool = False
     counts: ClassVar[Counts] = "either"
     probes: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
         """For tables, unique among methods."""
-        return "emerdiff" if self.injection else "emerdiff without injection"
+        return "emerdiff" + " fast" * self.fast + " without injection" * (not self.injection)
 
     def segment(self, probed: ProbedImage, clusters: int | None = None) -> np.ndarray:
         """As `Segmenter.segment`; without a number by the criterion "auto"."""
-        config = replace(self._settings(probed), clusters=optional(self, clusters) or "auto")
-        return segment_probed(probed, config if self.injection else replace(config, injection=())).labels
+        changes: dict[str, Any] = {"clusters": optional(self, clusters) or "auto"}
+        if self.fast:
+            changes |= FAST
+        if not self.injection:
+            changes["injection"] = ()
+        return segment_probed(probed, replace(self._settings(probed), **changes)).labels
 
     def _settings(self, probed: ProbedImage) -> EmerDiffConfig:
         if self.config is not None:

@@ -26,6 +26,7 @@ Method = Segmenter | Reference
 
 _ALL: tuple[Segmenter, ...] = (
     EmerDiff(),
+    EmerDiff(fast=True),
     EmerDiff(injection=False),
     Nearest(),
     Bilinear(),

@@ -146,6 +146,7 @@ def study_figure(result: StudyResult, measure: str | None = None, along: str | N
     if not _is_numeric(axis):
         figure.update_layout(scattermode="group")
         figure.update_xaxes(type="category")
+        figure.update_layout(height=460 + 7 * max(len(str(value)) for value in axis.values))  # names may stand upright
     return figure
 
 

@@ -17,7 +17,7 @@ def data():
 
 
 def test_names_are_unique_and_those_of_the_methods():
-    assert len(METHODS) == 13
+    assert len(METHODS) == 14
     assert all(method.name == name for name, method in METHODS.items())
     assert not set(METHODS) & set(TRAININGS)
     assert [Reference(training, data()).name for training in TRAININGS.values()] == list(TRAININGS)

@@ -22,6 +22,7 @@ from emerdiff_probe.segmentation import EmerDiffConfig
 SIZES = {"square": (64, 64), "wide": (70, 101)}
 FROM_MODEL = (
     "emerdiff",
+    "emerdiff fast",
     "emerdiff without injection",
     "nearest",
     "bilinear",

@@ -27,7 +27,7 @@ from emerdiff_probe.evaluation.sources import open_data
 from emerdiff_probe.evaluation.store import Cell, RecordStore
 from emerdiff_probe.layers import find_site
 from emerdiff_probe.models import load_model
-from emerdiff_probe.segmentation import EmerDiffConfig, segment
+from emerdiff_probe.segmentation import FAST, EmerDiffConfig, segment
 
 METHODS = (EmerDiff(), Bilinear(), DiffCut(), RgbKMeans())
 EVERY = ("majority", "hungarian-per-image", "hungarian-per-dataset", "concept")
@@ -318,14 +318,15 @@ def test_trained_methods_are_trained_once_and_name_classes(model, scenes, config
 
 
 @pytest.mark.parametrize("size", [(64, 64), (70, 101)])
-@pytest.mark.parametrize("injection", [True, False])
-def test_emerdiff_among_its_rivals_is_segment(model, config, size, injection):
+@pytest.mark.parametrize(
+    ("variant", "changes"), [({}, {}), ({"injection": False}, {"injection": ()}), ({"fast": True}, FAST)]
+)
+def test_emerdiff_among_its_rivals_is_segment(model, config, size, variant, changes):
     image = tiny.picture(*size)
-    wanted = replace(config, clusters=4) if injection else replace(config, clusters=4, injection=())
-    expected = segment(model, image, wanted).labels
+    expected = segment(model, image, replace(config, clusters=4, **changes)).labels
     probed = config.probe(model, image)
-    assert np.array_equal(EmerDiff(config, injection).segment(probed, 4), expected)
-    assert np.array_equal(EmerDiff(injection=injection).segment(probed, 4), expected)  # 101 is nearest to 281
+    assert np.array_equal(EmerDiff(config, **variant).segment(probed, 4), expected)
+    assert np.array_equal(EmerDiff(**variant).segment(probed, 4), expected)  # 101 is nearest to 281
 
 
 def test_a_cost_is_the_time_and_the_peak_of_the_work_alone(model):
