@@ -175,9 +175,9 @@ class EmerDiffConfig:
         return cls.for_model(model, **{**FAST, **changes})
 
 
-FAST: dict[str, Any] = {"denoising_steps": 10, "compare": "latents", "one_sided": True, "shared_levels": 1}
+FAST: dict[str, Any] = {"compare": "latents", "one_sided": True, "shared_levels": 1}
 """Approximations of the fast mode: the fastest of those that `python -m benchmarks.fast_modes` found to keep 98% of
-the pocket model's mIoU on 24 tuning scenes; on 200 held-out ones it keeps 97.6%."""
+the pocket model's mIoU."""
 
 LAYERS = {"feature_site": "up{resolution}.cross0.query", "layer": "up{resolution}.cross2.output"}
 """The paper's layers, in the block of a model's own resolution."""

@@ -17,11 +17,12 @@ from emerdiff_probe.evaluation.report import make_report
 from emerdiff_probe.evaluation.run import Evaluation, run_evaluation
 from emerdiff_probe.evaluation.sources import open_data
 from emerdiff_probe.models import load_model
-from emerdiff_probe.segmentation import FAST, PRESETS, EmerDiffConfig
+from emerdiff_probe.segmentation import PRESETS, EmerDiffConfig
 
 STEPS = 6
-"""501, 401, 301, 201, 101, 1 of the grid of ten; fast mode takes no more than there are."""
-STEPS_OF_FAST = FAST["denoising_steps"]
+"""501, 401, 301, 201, 101, 1 of the grid of ten."""
+OWN_STEPS = len(range(1, 1 + PRESETS["pocket"][1]["modulate_at"], 50))
+"""601, 551 … 51, 1 of the pocket model's own grid of twenty."""
 DRAWS = PRESETS["pocket"][1]["feature_draws"]
 
 
@@ -113,10 +114,10 @@ def test_the_front_holds_what_nothing_faster_equals():
 @pytest.mark.parametrize(
     ("axis", "value", "passes"),
     [
-        ("clusters", 3, DRAWS + STEPS_OF_FAST * (1 + 3)),
-        ("images", 2, 2 * (DRAWS + STEPS_OF_FAST * (1 + 2))),
-        ("width", 2, DRAWS + STEPS_OF_FAST * (1 + 2)),
-        ("batch", 16, STEPS_OF_FAST * ((1 + 15) + (1 + 9))),
+        ("clusters", 3, DRAWS + OWN_STEPS * (1 + 3)),
+        ("images", 2, 2 * (DRAWS + OWN_STEPS * (1 + 2))),
+        ("width", 2, DRAWS + OWN_STEPS * (1 + 2)),
+        ("batch", 16, OWN_STEPS * ((1 + 15) + (1 + 9))),
     ],
 )
 def test_a_point_of_growth_counts_what_it_asks_for(folder, monkeypatch, axis, value, passes):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import textwrap
 from pathlib import Path
 
@@ -217,9 +218,13 @@ def to_png(figure: go.Figure, path: str | Path, *, scale: float = 2.0) -> Path:
 def static_pictures() -> bool:
     """Let figures that a notebook shows carry a picture beside the interactive one, for readers without a kernel.
 
+    A renderer that the environment variable PLOTLY_RENDERER names is left as it is.
+
     Returns:
-        Whether there is a browser to draw them; without one figures stay interactive only.
+        Whether figures carry pictures; without a browser to draw them they stay interactive only.
     """
+    if os.environ.get("PLOTLY_RENDERER"):
+        return "png" in os.environ["PLOTLY_RENDERER"]
     try:
         pio.to_image(go.Figure(), "png", width=16, height=16)
     except (RuntimeError, ValueError):

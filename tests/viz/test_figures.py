@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import plotly.graph_objects as go
+import plotly.io as pio
 import pytest
 import tiny
 from PIL import Image
@@ -67,3 +68,12 @@ def test_a_figure_is_written_as_a_picture_of_its_size(tmp_path):
         assert len(set(picture.convert("L").getdata())) > 2
     with pytest.raises(InputError, match="no picture"):
         to_png(figure, tmp_path / "nowhere" / "figure.png")
+
+
+def test_a_renderer_that_the_environment_names_stays_and_starts_no_browser(monkeypatch):
+    monkeypatch.setattr(pio, "to_image", lambda *_, **__: pytest.fail("a browser was started"))
+    before = pio.renderers.default
+    for named, pictures in (("plotly_mimetype", False), ("plotly_mimetype+png", True)):
+        monkeypatch.setenv("PLOTLY_RENDERER", named)
+        assert static_pictures() is pictures
+        assert pio.renderers.default == before
