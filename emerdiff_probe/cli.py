@@ -166,7 +166,13 @@ def evaluate(
             "camvid:PATH, bsds500:PATH; then options such as ,first=1000."
         ),
     ] = "world:200",
-    method: Annotated[str, typer.Option(help="Names with commas, or 'all' that need no training.")] = "all",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="Names with commas, or 'all' that need no training. 'maskclip' and 'cross-attention' name classes: by "
+            "themselves, or inside segments, as in 'maskclip + emerdiff'."
+        ),
+    ] = "all",
     protocol: Annotated[
         str, typer.Option(help="majority, hungarian-per-image, hungarian-per-dataset, concept; several with commas.")
     ] = "majority",
@@ -177,6 +183,11 @@ def evaluate(
     train_on: Annotated[
         str, typer.Option(help="What linear-probe and unet are trained on, written as --data.")
     ] = "world:200,first=500000",
+    clip: Annotated[str, typer.Option(help="For maskclip: 'pocket', a hub id or a local folder.")] = "pocket",
+    names: Annotated[
+        Path | None,
+        typer.Option(help="File with phrases for the classes, a class a line; they stand for themselves."),
+    ] = None,
     side: Annotated[int | None, typer.Option(help="Shorter side in pixels that methods get; the image's own.")] = None,
     shape: Annotated[Shape, typer.Option(help="Keep proportions, crop to a square, or squash into one.")] = Shape.keep,
     steps: Annotated[int | None, typer.Option(help="Steps of the scheduler's grid.")] = None,
@@ -193,6 +204,7 @@ def evaluate(
     """
     from emerdiff_probe.evaluation.gallery import write_gallery
     from emerdiff_probe.evaluation.methods import find_methods
+    from emerdiff_probe.evaluation.open_vocabulary.naming import Words
     from emerdiff_probe.evaluation.report import make_report, require_protocols
     from emerdiff_probe.evaluation.resizing import Resizing
     from emerdiff_probe.evaluation.run import Evaluation, run_evaluation
@@ -207,11 +219,15 @@ def evaluate(
     require_protocols(protocols)
     _require_folder(store)
     probed = load_model(model, device=device, dtype=precision)
-    methods = find_methods(_listed(method), lambda: open_data(train_on, side=probed.native_size))
+    images = open_data(data, side=probed.native_size)
+    methods = find_methods(
+        _listed(method),
+        lambda: open_data(train_on, side=probed.native_size),
+        Words(images, names, clip, probed.device),
+    )
     evaluation = Evaluation(
         methods, _counts(clusters), EmerDiffConfig.for_model(probed, **changes), Resizing(side, shape.value)
     )
-    images = open_data(data, side=probed.native_size)
     result = run_evaluation(probed, images, evaluation, store=store, progress=sys.stderr.isatty())
     report = make_report(result, protocols)
     gallery = write_gallery(result, report, store / "gallery.html")

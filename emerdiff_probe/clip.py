@@ -74,6 +74,10 @@ class Clip:
             digest.update(f"{key}{tuple(tensor.shape)}{float(values.sum())!r}{float(values.norm())!r}".encode())
         return digest.hexdigest()[:16]
 
+    def knows(self, word: str) -> bool:
+        """Whether a word is one token; every text is some tokens."""
+        return len(self.tokenizer(word, add_special_tokens=False).input_ids) == 1
+
     @torch.inference_mode()
     def text_embeddings(self, texts: Sequence[str], *, truncate: bool = False) -> Tensor:
         """Embeddings (text, channel) of texts.

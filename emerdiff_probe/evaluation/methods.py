@@ -1,4 +1,4 @@
-"""All methods by name: EmerDiff, its rivals, and the references that have to be trained."""
+"""All methods by name: EmerDiff, its rivals, namers of segments, and the references that have to be trained."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.evaluation.datasets import DataSet
 from emerdiff_probe.evaluation.emerdiff import EmerDiff
+from emerdiff_probe.evaluation.open_vocabulary.naming import NAMERS, Naming, Words
 from emerdiff_probe.evaluation.references import Reference
 from emerdiff_probe.evaluation.rivals.colour import CoordinateKMeans, Felzenszwalb, RgbKMeans, Slic
 from emerdiff_probe.evaluation.rivals.diffcut import DiffCut
@@ -22,7 +23,7 @@ from emerdiff_probe.evaluation.rivals.upsampling import Bilinear, Clustered, Den
 from emerdiff_probe.evaluation.rivals.walking import RandomWalk
 from emerdiff_probe.segmentation import EmerDiffConfig
 
-Method = Segmenter | Reference
+Method = Segmenter | Reference | Naming
 
 _ALL: tuple[Segmenter, ...] = (
     EmerDiff(),
@@ -49,34 +50,43 @@ TRAININGS: Mapping[str, ProbeTraining | UNetTraining] = MappingProxyType(
 """How the references are trained by default."""
 
 
-def find_methods(names: Sequence[str], training_data: Callable[[], DataSet]) -> tuple[Method, ...]:
-    """The methods of these names, "all" for each that needs no training; `training_data` is opened where one does.
-
-    Raises:
-        InputError: as `find_method`.
-    """
+def find_methods(
+    names: Sequence[str], training_data: Callable[[], DataSet], words: Words | None = None
+) -> tuple[Method, ...]:
+    """The methods of these names, "all" for each that needs neither training nor words; else as `find_method`."""
     wanted = [each for name in names for each in (METHODS if name == "all" else [name])]
-    return tuple(find_method(name, training_data) for name in wanted)
+    return tuple(find_method(name, training_data, words) for name in wanted)
 
 
-def find_method(name: str, training_data: Callable[[], DataSet] | None = None) -> Method:
+def find_method(name: str, training_data: Callable[[], DataSet] | None = None, words: Words | None = None) -> Method:
     """The method of this name; case, spaces and punctuation do not matter.
 
     Args:
-        name: in `METHODS` or `TRAININGS`.
+        name: in `METHODS`, `TRAININGS` or `NAMERS`; or a namer, "+" and a method whose segments it names, such as
+            "maskclip + emerdiff".
         training_data: opens what those of `TRAININGS` are trained on.
+        words: what namers need.
 
     Raises:
-        InputError: there is none, and the message lists the near ones, or all; or no training data for a reference.
+        InputError: there is none, and the message lists the near ones, or all; no training data for a reference; no
+            words for a namer; or a namer of segments that have names.
     """
-    known = {_plain(method): method for method in (*METHODS, *TRAININGS)}
-    found = known.get(_plain(name))
-    if found is None:
+    known = {_plain(method): method for method in (*METHODS, *TRAININGS, *NAMERS)}
+    first, plus, second = name.partition("+")
+    found = known.get(_plain(first))
+    if found is None or (plus and found not in NAMERS):
         near = [known[match] for match in difflib.get_close_matches(_plain(name), known, n=3)]
         hint = f"near ones: {', '.join(near)}" if near else f"accepted: {', '.join(known.values())}"
         raise InputError(f"no method {name!r}; {hint}")
     if found in METHODS:
         return METHODS[found]
+    if found in NAMERS:
+        if words is None:
+            raise InputError(f"{found}: no words to name by; accepted: those of a data set")
+        masks = find_method(second, training_data, words) if plus else None
+        if isinstance(masks, Reference | Naming):
+            raise InputError(f"{name}: {masks.name} has names already; accepted: {', '.join(METHODS)}")
+        return Naming(found, words.vocabulary, masks, words.clip if found == "maskclip" else None)
     if training_data is None:
         raise InputError(f"{found}: no data to train on; accepted: a data set of which no image is evaluated")
     return Reference(TRAININGS[found], training_data())
@@ -92,6 +102,8 @@ def configured(method: Method, config: EmerDiffConfig) -> Method:
         return replace(method, config=config)
     if isinstance(method, Clustered):
         return replace(method, site=config.feature_site, timestep=config.feature_timestep)  # type: ignore[arg-type]
+    if isinstance(method, Naming) and method.masks is not None:
+        return replace(method, masks=configured(method.masks, config))  # type: ignore[arg-type]
     return method
 
 
@@ -99,5 +111,7 @@ def identity(method: Method) -> dict[str, Any]:
     """What must be the same for results of a method to be used again, as JSON values: its parameters."""
     if isinstance(method, Reference):
         return method.identity()
+    if isinstance(method, Naming):
+        return method.identity() | ({} if method.masks is None else {"masks": identity(method.masks)})
     assert is_dataclass(method)
     return {"class": type(method).__name__, **asdict(method)}

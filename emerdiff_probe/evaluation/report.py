@@ -13,6 +13,7 @@ from emerdiff_probe.errors import InputError
 from emerdiff_probe.evaluation.emerdiff import EmerDiff
 from emerdiff_probe.evaluation.methods import Method
 from emerdiff_probe.evaluation.metrics import IMAGES_FOR_A_VERDICT, Overlap
+from emerdiff_probe.evaluation.open_vocabulary.naming import Naming
 from emerdiff_probe.evaluation.protocols import (
     HungarianPerDataset,
     HungarianPerImage,
@@ -29,7 +30,7 @@ from emerdiff_probe.evaluation.protocols import (
     judged,
 )
 from emerdiff_probe.evaluation.references import Reference
-from emerdiff_probe.evaluation.run import FIGURES, EvaluationResult
+from emerdiff_probe.evaluation.run import FIGURES, Evaluation, EvaluationResult
 from emerdiff_probe.evaluation.store import Cell
 
 Table = tuple[str, Sequence[str], list[Sequence[str]]]
@@ -85,14 +86,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Gain:
-    """How much higher EmerDiff's mIoU is than another method's, on the same images with equal numbers of segments.
+    """How much higher one method's mIoU is than another's, on the same images with equal numbers of segments.
 
     Attributes:
-        over: the other method.
+        method: EmerDiff, or a namer inside segments.
+        over: any other method, or the namer by itself.
         clusters: the number, or several of which the gain is the average.
         miou: the difference with its paired interval.
     """
 
+    method: str
     over: str
     clusters: tuple[int | None, ...]
     miou: Score
@@ -146,6 +149,7 @@ class Report:
         if self.gains:
             body = [
                 (
+                    gain.method,
                     gain.over,
                     _numbers(gain.clusters),
                     *_points(gain.miou, "+"),
@@ -154,8 +158,8 @@ class Report:
                 )
                 for gain in self.gains
             ]
-            header = ("EmerDiff over", "K", "mIoU points", "paired 95% interval", "EmerDiff is", "protocol")
-            tables.append(("Gain of EmerDiff on the same images", header, body))
+            header = ("method", "over", "K", "mIoU points", "paired 95% interval", "it is", "protocol")
+            tables.append(("Gains on the same images", header, body))
         header = ("method", "K", *FIGURES, *(() if self.rows else _COSTS))
         body = [
             (
@@ -184,7 +188,7 @@ class Report:
             ],
             "gains": [
                 {
-                    "method": OURS,
+                    "method": gain.method,
                     "over": gain.over,
                     "protocol": gain.miou.protocol,
                     "clusters": gain.clusters[0] if len(gain.clusters) == 1 else list(gain.clusters),
@@ -212,7 +216,8 @@ def make_report(result: EvaluationResult, protocols: Sequence[str] = ("majority"
     """Score the records of an evaluation.
 
     Methods that name classes are scored by their names, whatever the protocols. EmerDiff is compared with every method
-    of the same number of segments under each protocol, and on average over the numbers.
+    of the same number of segments under each protocol, and on average over the numbers; a namer inside segments with
+    the namer by itself.
 
     Args:
         result: from `run_evaluation`.
@@ -253,7 +258,7 @@ def make_report(result: EvaluationResult, protocols: Sequence[str] = ("majority"
         result.skipped,
         tuple(lines),
         tuple(rows),
-        tuple(_gains(scored)),
+        tuple(_gains(result.evaluation, scored)),
         pictured,
     )
 
@@ -261,8 +266,10 @@ def make_report(result: EvaluationResult, protocols: Sequence[str] = ("majority"
 def _matchings(
     result: EvaluationResult, method: Method, protocols: Sequence[str], images: Sequence[Overlap]
 ) -> list[Matching]:
-    if method.counts == "own":
-        return [Supervised() if isinstance(method, Reference) else OpenVocabulary()]
+    if isinstance(method, Reference):
+        return [Supervised()]
+    if isinstance(method, Naming):
+        return [OpenVocabulary()]
     return [PROTOCOLS[name](result, images) for name in protocols]
 
 
@@ -276,19 +283,30 @@ def require_protocols(names: Sequence[str]) -> None:
         raise InputError(f"protocols {', '.join(names) or 'none'}; accepted: {', '.join(PROTOCOLS)}, each once")
 
 
-def _gains(scored: Mapping[tuple[str, str, int | None], Judged]) -> Iterable[Gain]:
-    """Of EmerDiff over every other method, where both are scored by one protocol with one number of segments."""
-    others = dict.fromkeys((protocol, method) for protocol, method, _ in scored if method != OURS)
-    for protocol, method in others:
-        pairs = {
-            clusters: (ours, scored[protocol, method, clusters])
-            for (own, name, clusters), ours in scored.items()
-            if (own, name) == (protocol, OURS) and (protocol, method, clusters) in scored
-        }
-        for clusters, pair in pairs.items():
-            yield Gain(method, (clusters,), average_difference([pair]))
-        if len(pairs) > 1:
-            yield Gain(method, tuple(pairs), average_difference(list(pairs.values())))
+_Scored = Mapping[tuple[str, str, int | None], Judged]
+"""By the name of the protocol, the method and its number of segments."""
+
+
+def _gains(evaluation: Evaluation, scored: _Scored) -> Iterable[Gain]:
+    """Of EmerDiff over every other method, and of namers inside segments over the same by themselves."""
+    for protocol, method in dict.fromkeys((protocol, method) for protocol, method, _ in scored if method != OURS):
+        yield from _gain(scored, protocol, OURS, method)
+    for naming in evaluation.methods:
+        if isinstance(naming, Naming) and naming.masks is not None:
+            yield from _gain(scored, OpenVocabulary().name, naming.name, naming.namer, whole=True)
+
+
+def _gain(scored: _Scored, protocol: str, method: str, over: str, *, whole: bool = False) -> Iterable[Gain]:
+    """For every number of segments that both have, and on average; `whole`: the other has no segments."""
+    pairs = {
+        clusters: (ours, scored[other])
+        for (said, name, clusters), ours in scored.items()
+        if (said, name) == (protocol, method) and (other := (protocol, over, None if whole else clusters)) in scored
+    }
+    for clusters, pair in pairs.items():
+        yield Gain(method, over, (clusters,), average_difference([pair]))
+    if len(pairs) > 1:
+        yield Gain(method, over, tuple(pairs), average_difference(list(pairs.values())))
 
 
 def conclusion(difference: Score) -> str:

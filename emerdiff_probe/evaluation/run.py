@@ -26,6 +26,7 @@ from emerdiff_probe.evaluation.metrics import (
     overlaps,
     variation_of_information,
 )
+from emerdiff_probe.evaluation.open_vocabulary.naming import Naming
 from emerdiff_probe.evaluation.protocols import concept_embeddings, region_sums
 from emerdiff_probe.evaluation.references import Reference
 from emerdiff_probe.evaluation.resizing import Resizing
@@ -255,7 +256,8 @@ class _Run:
     classes: Sequence[str]
     progress: bool
     warn: Callable[[str], None]
-    trained: dict[str, Segmenter] = field(default_factory=dict)
+    ready: dict[str, Segmenter] = field(default_factory=dict)
+    """Methods that had to be trained, or to meet the model, by name."""
 
     def measure(self, name: str, seen: _Seen, missing: Sequence[Cell]) -> Iterator[None]:
         """Make the missing records of an image one by one."""
@@ -274,14 +276,15 @@ class _Run:
             yield
 
     def _ready(self, method: Method) -> Segmenter:
-        if not isinstance(method, Reference):
+        if not isinstance(method, Reference | Naming):
             return method
-        if method.name not in self.trained:
-            weights, config = self.store.weights(method.name), self.evaluation.config
-            self.trained[method.name] = method.trained(
-                self.model, config, weights, progress=self.progress, warn=self.warn
-            )
-        return self.trained[method.name]
+        if method.name not in self.ready:
+            self.ready[method.name] = method.bound(self.model) if isinstance(method, Naming) else self._trained(method)
+        return self.ready[method.name]
+
+    def _trained(self, method: Reference) -> Segmenter:
+        weights, config = self.store.weights(method.name), self.evaluation.config
+        return method.trained(self.model, config, weights, progress=self.progress, warn=self.warn)
 
     def _about(self, probed: ProbedImage, truth: np.ndarray, features: np.ndarray) -> dict[str, np.ndarray]:
         about = {"replay_error": np.array(probed.replay_error())}

@@ -49,7 +49,7 @@ class Stored(EvaluationResult):
             ]
         config = type("Config", (), {"seed": 0})()
         cells = {cell: type("Method", (), {"counts": "either"})() for cell in CELLS}
-        evaluation = type("Evaluation", (), {"cells": cells, "config": config})()
+        evaluation = type("Evaluation", (), {"cells": cells, "methods": tuple(cells.values()), "config": config})()
         data = type("Data", (), {"name": "noise", "classes": ("a", "b", "c")})()
         names = tuple(f"image {i}" for i in range(IMAGES))
         super().__init__(evaluation, data, None, names, {"broken": "truncated"}, 0, 0)

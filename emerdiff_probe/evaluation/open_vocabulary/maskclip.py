@@ -14,7 +14,7 @@ from emerdiff_probe.errors import InputError
 from emerdiff_probe.evaluation.open_vocabulary.vocabulary import ScoreMap, Vocabulary
 
 PLAIN: tuple[str, ...] = ("{}", "a {}")
-"""Templates in the words of the world, which knows no photographs."""
+"""Templates for CLIPs that know no photographs, such as those of the world."""
 PHOTOS: tuple[str, ...] = (
     "a photo of a {}.",
     "a photo of the {}.",
@@ -33,7 +33,8 @@ class MaskClip:
     Args:
         clip: any, from `load_clip`.
         vocabulary: what to look for.
-        templates: each with one "{}" for the phrase; a phrase's embedding is the mean over them.
+        templates: each with one "{}" for the phrase; a phrase's embedding is the mean over them. When None, `PHOTOS`
+            if the CLIP knows the word "photo", else `PLAIN`.
         scale: times the native size at which images are seen, along their shorter side.
 
     Raises:
@@ -41,8 +42,10 @@ class MaskClip:
     """
 
     def __init__(
-        self, clip: Clip, vocabulary: Vocabulary, *, templates: Sequence[str] = PHOTOS, scale: float = 1.0
+        self, clip: Clip, vocabulary: Vocabulary, *, templates: Sequence[str] | None = None, scale: float = 1.0
     ) -> None:
+        if templates is None:
+            templates = PHOTOS if clip.knows("photo") else PLAIN
         wrong = [template for template in templates if template.count("{}") != 1]
         if wrong or not templates:
             raise InputError(f"templates {wrong or 'none'}; accepted: one or more, each with one {{}}")
