@@ -1,6 +1,6 @@
 """How well criteria for the number of segments do on scenes whose true number of parts and objects is known.
 
-    python -m benchmarks.number_of_segments --scenes 200
+    python -m benchmarks.number_of_segments --scenes 200 --fast
 
 Three questions. Is the number right: mean absolute error, bias and rank correlation with the number of parts in sight?
 Does a number of its own for every scene pay: mIoU (majority protocol) beside a fixed number, with the same number of
@@ -250,6 +250,7 @@ def main(
     model: Annotated[str, typer.Option(help="A model of the world's scenes.")] = "pocket",
     steps: Annotated[int | None, typer.Option(help="Of the scheduler's grid.")] = None,
     modulate_at: Annotated[int | None, typer.Option(help="On that grid.")] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="With the approximations of the fast mode.")] = False,
     device: Annotated[str | None, typer.Option()] = None,
     precision: Annotated[str | None, typer.Option()] = "float32",
     store: Annotated[Path, typer.Option(help="Where finished scenes are kept.")] = Path("out/number_of_segments"),
@@ -258,7 +259,8 @@ def main(
     asked = [find_criterion(name.strip()) for name in criteria.split(",")]
     probed = load_model(model, device=device, dtype=precision)
     given = {"steps": steps, "modulate_at": modulate_at}
-    config = EmerDiffConfig.for_model(probed, **{name: value for name, value in given.items() if value is not None})
+    make = EmerDiffConfig.fast if fast else EmerDiffConfig.for_model
+    config = make(probed, **{name: value for name, value in given.items() if value is not None})
     result = report(measure(probed, range(seed, seed + scenes), asked, config, store), asked)
     constant = result["error_of_a_constant"]
     print(f"{scenes} held-out scenes from seed {seed}, {probed!r}\n{config}\n{', '.join(map(repr, asked))}\n")

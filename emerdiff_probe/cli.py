@@ -315,7 +315,7 @@ def train_clip(
     minutes: Annotated[float | None, typer.Option(help="Time budget.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps.")] = None,
     scenes: Annotated[int, typer.Option(help="Pictures at most.")] = 10_000,
-    batch: Annotated[int, typer.Option(help="Pictures a step.")] = 128,
+    batch: Annotated[int, typer.Option(help="Pictures a step.")] = 64,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in OUT stopped.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of weights and data order.")] = 0,
     device: DeviceOption = None,

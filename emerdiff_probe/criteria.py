@@ -152,7 +152,7 @@ class NormalisedCut(_Bounded):
     """
 
     alpha: float = 10.0
-    tau: float = 0.5
+    tau: float = 0.45
     name: ClassVar[str] = "ncut"
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import torch
 from einops import rearrange
 from PIL import Image, ImageDraw, ImageOps
 from plotly.colors import sample_colorscale
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from emerdiff_probe.errors import InputError
@@ -20,6 +21,8 @@ from emerdiff_probe.errors import InputError
 MIN_SIDE = 16
 MAX_PIXELS = 4096 * 4096
 MAX_ASPECT = 8.0
+LETTER = 5
+"""Pixels from its border that a label is deep, at least, where its name is written."""
 
 
 def load_image(source: str | Path | Image.Image | np.ndarray) -> np.ndarray:
@@ -179,6 +182,29 @@ def contours(image: np.ndarray, labels: np.ndarray, colour: Sequence[int] = (255
     drawn = image.copy()
     drawn[borders(labels)] = colour
     return drawn
+
+
+def written(picture: np.ndarray, labels: np.ndarray, names: Mapping[int, str]) -> np.ndarray:
+    """Write the name of every label over a picture, where the label's area is widest.
+
+    Args:
+        picture: (height, width, 3) uint8.
+        labels: (height, width) integers.
+        names: of labels; those without one, or too small for a letter, are left bare.
+
+    Returns:
+        (height, width, 3) uint8.
+    """
+    drawn = Image.fromarray(picture)
+    draw = ImageDraw.Draw(drawn)
+    for label, name in names.items():
+        depth = distance_transform_edt(np.pad(labels == label, 1))[1:-1, 1:-1]
+        row, column = np.unravel_index(depth.argmax(), depth.shape)
+        if depth[row, column] >= LETTER:
+            half = draw.textlength(name) / 2
+            x = float(np.clip(column, half + 1, max(half + 1, labels.shape[1] - half - 1)))
+            draw.text((x, row), name, fill="white", anchor="mm", stroke_width=2, stroke_fill="black")
+    return np.array(drawn)
 
 
 def numbered(labels: np.ndarray) -> np.ndarray:

@@ -26,6 +26,7 @@ from emerdiff_probe.images import (
     palette,
     save_labels,
     to_pixels,
+    written,
 )
 from emerdiff_probe.models import load_model
 
@@ -314,3 +315,18 @@ def test_pixels_of_a_tensor_are_the_image_it_was_made_of():
     image = tiny.picture()
     assert np.array_equal(to_pixels(model.to_tensor(image))[0], image)
     assert set(np.unique(to_pixels(model.to_tensor(image)[0] * 1e6))) <= {0, 255}  # beyond the range: clipped
+
+
+def test_names_are_written_where_their_label_is_widest():
+    labels = np.zeros((96, 96), int)
+    labels[:64, :64] = 1
+    labels[90:, 90:] = 2
+    picture = np.full((96, 96, 3), 128, np.uint8)
+    changed = (written(picture, labels, {1: "sky", 2: "speck"}) != picture).any(-1)
+    rows, columns = np.nonzero(changed)
+    assert 25 < rows.mean() < 39
+    assert 25 < columns.mean() < 39
+    assert not changed[64:].any()
+    assert np.array_equal(written(picture, labels, {}), picture)
+    edge = (written(picture, labels[:, ::-1] == 2, {1: "a long name"}) != picture).any(-1)
+    assert not edge[:, -1].any()
