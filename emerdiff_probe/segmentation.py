@@ -6,7 +6,7 @@ import io
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
@@ -37,6 +37,7 @@ from emerdiff_probe.images import (
     load_labels,
     overlay,
     save_labels,
+    written,
 )
 from emerdiff_probe.interventions import AttentionKind, InjectAttention, Placement
 from emerdiff_probe.inversion import Inversion
@@ -246,9 +247,9 @@ class Segmentation:
         """The segments merged step by step into larger ones; `tree.cut(k)` gives the labels of any level."""
         return SegmentTree(self.labels, self.linkage)
 
-    def overlay(self, opacity: float = 0.55) -> Image.Image:
-        """Label colours over the image, borders in white."""
-        return Image.fromarray(overlay(self.image, self.labels, opacity))
+    def overlay(self, opacity: float = 0.55, names: Mapping[int, str] | None = None) -> Image.Image:
+        """Label colours over the image, borders in white; with the names of labels, such as `ScoreMap.names` gives."""
+        return Image.fromarray(written(overlay(self.image, self.labels, opacity), self.labels, names or {}))
 
     def contours(self) -> Image.Image:
         """Borders between labels over the image."""

@@ -356,6 +356,7 @@ def test_a_result_shows_itself(result):
     assert result._repr_png_().startswith(b"\x89PNG")
     assert "4 masks" in repr(result)
     assert result.overlay().size == result.contours().size == (81, 50)
+    assert result.overlay(names={0: "tree"}).tobytes() != result.overlay().tobytes()
     assert result.side_by_side().width > 4 * 81
 
 
