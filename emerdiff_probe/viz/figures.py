@@ -7,6 +7,7 @@ import io
 import os
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -37,20 +38,24 @@ def segmentation_figure(result: Segmentation) -> go.Figure:
     coarse = result.low_resolution_masks[np.arange(height) * rows // height][:, np.arange(width) * columns // width]
     figure = make_subplots(1, 3, subplot_titles=["image", "low-resolution masks", "EmerDiff"], horizontal_spacing=0.02)
     figure.add_trace(_picture(result), 1, 1)
-    shades = [f"rgb({r},{g},{b})" for r, g, b in palette(result.masks).tolist()]
-    edges = np.repeat(np.arange(result.masks + 1) / result.masks, 2)[1:-1]
     for column, labels in ((2, coarse), (3, result.labels)):
         trace = go.Heatmap(
             z=labels.astype(result.labels.dtype),
-            zmin=-0.5,
-            zmax=result.masks - 0.5,
-            colorscale=list(zip(edges.tolist(), np.repeat(shades, 2).tolist(), strict=True)),
+            **label_colours(result.masks),
             showscale=False,
             hovertemplate="mask %{z}<extra></extra>",
         )
         figure.add_trace(trace, 1, column)
         figure.update_yaxes(autorange="reversed", row=1, col=column)
     return _bare(figure, 3)
+
+
+def label_colours(count: int) -> dict[str, Any]:
+    """Heatmap settings that give label i its own colour, for labels from 0 to count - 1."""
+    shades = [f"rgb({r},{g},{b})" for r, g, b in palette(count).tolist()]
+    edges = np.repeat(np.arange(count + 1) / count, 2)[1:-1]
+    scale = list(zip(edges.tolist(), np.repeat(shades, 2).tolist(), strict=True))
+    return {"zmin": -0.5, "zmax": count - 0.5, "colorscale": scale}
 
 
 def _picture(result: Segmentation) -> go.Image:

@@ -9,11 +9,11 @@ from typing import Any
 import ipywidgets as widgets
 
 from emerdiff_probe.segmentation import Segmentation
+from emerdiff_probe.viz.figures import label_colours
 from emerdiff_probe.viz.widgets.explorer import (
     Explorer,
     cell_at,
     described,
-    label_colours,
     label_map,
     on_change,
     on_hover,

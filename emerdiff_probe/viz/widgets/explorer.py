@@ -14,9 +14,9 @@ import plotly.graph_objects as go
 from PIL import Image
 
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.images import palette
 from emerdiff_probe.models import ProbeModel
 from emerdiff_probe.segmentation import EmerDiffConfig
+from emerdiff_probe.viz.figures import label_colours
 from emerdiff_probe.viz.widgets.figure import EXPLORER
 from emerdiff_probe.viz.widgets.worker import Progress, Worker
 
@@ -112,14 +112,6 @@ def label_map(labels: np.ndarray, height: int, width: int, word: str, **options:
         hovertemplate=f"{word} %{{z}}<extra></extra>",
         **options,
     )
-
-
-def label_colours(count: int) -> dict[str, Any]:
-    """Heatmap settings that give label i its own colour, for labels from 0 to count - 1."""
-    shades = [f"rgb({r},{g},{b})" for r, g, b in palette(count).tolist()]
-    edges = np.repeat(np.arange(count + 1) / count, 2)[1:-1]
-    scale = list(zip(edges.tolist(), np.repeat(shades, 2).tolist(), strict=True))
-    return {"zmin": -0.5, "zmax": count - 0.5, "colorscale": scale}
 
 
 def on_pixels(grid: tuple[int, ...], height: int, width: int) -> dict[str, float]:

@@ -18,12 +18,12 @@ from emerdiff_probe.layers import find_site, list_sites
 from emerdiff_probe.models import ProbeModel
 from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.segmentation import EmerDiffConfig, check_config
+from emerdiff_probe.viz.figures import label_colours
 from emerdiff_probe.viz.widgets.explorer import (
     Explorer,
     cell_at,
     data_uri,
     described,
-    label_colours,
     label_map,
     on_change,
     on_hover,

@@ -19,12 +19,12 @@ from emerdiff_probe.images import palette
 from emerdiff_probe.layers import find_site
 from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.segmentation import EmerDiffConfig
+from emerdiff_probe.viz.figures import label_colours
 from emerdiff_probe.viz.naming import Naming
 from emerdiff_probe.viz.widgets.explorer import (
     Explorer,
     cell_at,
     described,
-    label_colours,
     label_map,
     on_change,
     on_hover,
