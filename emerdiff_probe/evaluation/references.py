@@ -83,7 +83,7 @@ class Reference:
         if isinstance(self.training, ProbeTraining):
             sites, timestep = self._features(config)
             return LinearProbe(tuple(tensors[site] for site in sites), tensors["bias"], sites, timestep)
-        network = UNet(len(self.data.classes), self.training.width, self.training.levels)
+        network = UNet(len(self.data.classes), self.training.width, self.training.levels, self.training.scale)
         network.load_state_dict(tensors)
         return SupervisedUNet(network.to(model.device).eval().requires_grad_(False), self.training)
 

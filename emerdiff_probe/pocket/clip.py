@@ -333,11 +333,10 @@ class _Captions:
         return self._known[caption]
 
     def draw(self, contents: Sequence[frozenset[Phrase]], random: np.random.Generator) -> list[Phrase]:
-        """One phrase of every caption, often without its first words ("grey bus", "bus"); each phrase once."""
+        """The phrases of all captions, often without their first words ("grey bus", "bus"); each phrase once."""
         drawn: dict[frozenset[str], Phrase] = {}
         for content in contents:
-            if content:
-                phrase = sorted(content)[random.integers(len(content))]
+            for phrase in sorted(content):
                 short = phrase[random.integers(len(phrase)) :]
                 drawn.setdefault(self._key(short), short)
         if not drawn:

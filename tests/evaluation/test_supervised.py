@@ -117,9 +117,9 @@ def test_a_u_net_takes_images_smaller_than_its_squares_and_ignored_pixels():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 13), (16, 16), (33, 20)])
-@pytest.mark.parametrize("levels", [1, 3])
-def test_a_u_net_keeps_the_size_of_any_image(size, levels):
-    assert UNet(5, 4, levels)(torch.zeros(2, 3, *size)).shape == (2, 5, *size)
+@pytest.mark.parametrize(("levels", "scale"), [(1, 1), (3, 1), (1, 2), (3, 2)])
+def test_a_u_net_keeps_the_size_of_any_image(size, levels, scale):
+    assert UNet(5, 4, levels, scale)(torch.zeros(2, 3, *size)).shape == (2, 5, *size)
 
 
 @pytest.mark.parametrize("clusters", [3, 0])

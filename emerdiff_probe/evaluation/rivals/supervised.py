@@ -197,7 +197,8 @@ class UNetTraining:
     Attributes:
         width: channels of the finest level; every coarser level doubles them. A multiple of 4.
         levels: of resolution, 1 or more.
-        crop: side in pixels of the training squares, a multiple of 2 ** (levels - 1).
+        scale: pixels of a side of what the finest level sees as one; scores are enlarged bilinearly.
+        crop: side in pixels of the training squares, a multiple of scale * 2 ** (levels - 1).
         steps: of AdamW.
         batch: squares a step.
         rate: learning rate at the start; it falls to 0 along a cosine.
@@ -210,7 +211,8 @@ class UNetTraining:
 
     width: int = 16
     levels: int = 4
-    crop: int = 128
+    scale: int = 2
+    crop: int = 256
     steps: int = 600
     batch: int = 8
     rate: float = 3e-3
@@ -223,6 +225,7 @@ class UNetTraining:
             [
                 ("width", is_integer(self.width, 4) and self.width % 4 == 0, "a positive multiple of 4"),
                 ("levels", is_integer(self.levels, 1), "an integer, 1 or more"),
+                ("scale", is_integer(self.scale, 1), "an integer, 1 or more"),
                 ("steps", is_integer(self.steps, 1), "an integer, 1 or more"),
                 ("batch", is_integer(self.batch, 1), "an integer, 1 or more"),
                 ("rate", is_positive(self.rate), "a finite number above 0"),
@@ -230,7 +233,7 @@ class UNetTraining:
                 ("seed", is_integer(self.seed, 0), "an integer, 0 or more"),
             ],
         )
-        multiple = 2 ** (self.levels - 1)
+        multiple = self.scale * 2 ** (self.levels - 1)
         require(
             self,
             [("crop", is_integer(self.crop, 1) and self.crop % multiple == 0, f"a positive multiple of {multiple}")],
@@ -240,13 +243,13 @@ class UNetTraining:
 class UNet(nn.Module):
     """A U-Net (Ronneberger et al. 2015) with group norm: (batch, 3, height, width) -> (batch, class, height, width).
 
-    Any size: sides are filled up to multiples of 2 ** (levels - 1) by repeating the border, and cut back.
+    Any size: sides are filled up to multiples of scale * 2 ** (levels - 1) by repeating the border, and cut back.
     """
 
-    def __init__(self, classes: int, width: int, levels: int) -> None:
+    def __init__(self, classes: int, width: int, levels: int, scale: int = 1) -> None:
         super().__init__()
         widths = [width * 2**level for level in range(levels)]
-        self.multiple = 2 ** (levels - 1)
+        self.scale, self.multiple = scale, scale * 2 ** (levels - 1)
         self.down = nn.ModuleList(_convolutions(*pair) for pair in pairwise([3, *widths]))
         self.up = nn.ModuleList(_convolutions(coarse + fine, fine) for fine, coarse in pairwise(widths))
         self.out = nn.Conv2d(width, classes, 1)
@@ -256,6 +259,7 @@ class UNet(nn.Module):
         height, width = images.shape[-2:]
         filled = [-side % self.multiple for side in (width, height)]
         hidden = nn.functional.pad(images, (0, filled[0], 0, filled[1]), mode="replicate")
+        hidden = nn.functional.avg_pool2d(hidden, self.scale)
         skips: list[Tensor] = []
         for level, block in enumerate(self.down):
             hidden = block(nn.functional.max_pool2d(hidden, 2) if level else hidden)
@@ -263,7 +267,8 @@ class UNet(nn.Module):
         for block, skip in zip(reversed(self.up), reversed(skips[:-1]), strict=True):
             enlarged = nn.functional.interpolate(hidden, scale_factor=2, mode="bilinear")
             hidden = block(torch.cat([skip, enlarged], 1))
-        return self.out(hidden)[..., :height, :width]
+        scores = nn.functional.interpolate(self.out(hidden), scale_factor=self.scale, mode="bilinear")
+        return scores[..., :height, :width]
 
 
 def _convolutions(given: int, made: int) -> nn.Sequential:
@@ -329,7 +334,7 @@ def train_unet(
     rng = np.random.default_rng(training.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)
-        network = UNet(classes, training.width, training.levels).to(device)
+        network = UNet(classes, training.width, training.levels, training.scale).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), training.rate, weight_decay=training.decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, training.steps)
     for step in tqdm(range(training.steps), disable=not progress, desc="u-net"):
