@@ -25,6 +25,7 @@ ModelOption = Annotated[
     str, typer.Option("--model", help="'pocket', a hub id such as CompVis/stable-diffusion-v1-4, or a local folder.")
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda or mps; the fastest that is there by default.")]
+FastOption = Annotated[bool, typer.Option("--fast", help="Several times as fast, by approximations.")]
 PrecisionOption = Annotated[
     str | None, typer.Option("--precision", help="float32, float16 or bfloat16; float16 on CUDA, else float32.")
 ]
@@ -65,7 +66,7 @@ def segment(
     ] = None,
     placement: Annotated[Placement | None, typer.Option(help="Offset after or before the output projection.")] = None,
     no_injection: Annotated[bool, typer.Option("--no-injection", help="Do not inject attention.")] = False,
-    fast: Annotated[bool, typer.Option("--fast", help="Several times as fast, by approximations.")] = False,
+    fast: FastOption = False,
     smoothing: Annotated[float | None, typer.Option(help="Gaussian over difference maps, pixels.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Text for the denoiser; empty by default.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the inversion and of k-means.")] = None,
@@ -120,6 +121,7 @@ def study(
     seed: Annotated[int, typer.Option(help="Seed of the first scene; training begins at 1,000,000.")] = 0,
     store: Annotated[Path | None, typer.Option(help="Folder of the Zarr group; out/studies/NAME by default.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A small grid.")] = False,
+    fast: FastOption = False,
     no_resume: Annotated[bool, typer.Option("--no-resume", help="Refuse a store that is there already.")] = False,
     clusters: Annotated[int | None, typer.Option(help="Number of masks K.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the scheduler's grid.")] = None,
@@ -148,7 +150,8 @@ def study(
     folder = store or Path("out") / "studies" / name
     _require_folder(folder)
     probed = load_model(model, device=device, dtype=precision)
-    made = make_study(name, probed, EmerDiffConfig.for_model(probed, **changes), quick=quick)
+    settings = (EmerDiffConfig.fast if fast else EmerDiffConfig.for_model)(probed, **changes)
+    made = make_study(name, probed, settings, quick=quick)
     scenes = world_scenes(probed, images, seed)
     result = run_study(
         probed, made, scenes, store=folder, resume=not no_resume, workers=workers, progress=sys.stderr.isatty()

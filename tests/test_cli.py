@@ -247,6 +247,16 @@ def test_study_ends_with_what_was_computed_and_reused(run, folder, tmp_path):
     assert "Is the response to a union the sum of the responses?" in out
 
 
+def test_a_study_of_the_fast_mode_is_another_study(run, folder, tmp_path):
+    arguments = (*STUDY, "--model", folder, "--device", "cpu", "--images", "1", "--store", tmp_path / "store")
+    assert run(*arguments, "--fast")[0] == 0
+    attributes = json.loads((tmp_path / "store" / "zarr.json").read_text())["attributes"]
+    assert '"shared_levels": 1' in json.dumps(attributes).replace("\\", "")
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert "store" in err
+
+
 def test_a_study_that_cannot_run_is_one_line_and_exit_code_2(run, folder, tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("mine")

@@ -29,7 +29,7 @@ from emerdiff_probe.errors import InputError
 from emerdiff_probe.models import find_device
 from emerdiff_probe.pocket.architecture import build_tokenizer
 from emerdiff_probe.pocket.card import draw_curve, read_losses
-from emerdiff_probe.pocket.data import Pictures, PictureSource, mirrored, open_pictures, words
+from emerdiff_probe.pocket.data import CloseupGrid, Pictures, PictureSource, mirrored, open_pictures, words
 from emerdiff_probe.pocket.loop import Budget, Loop, Stop, open_run, write_atomically
 
 STAGE = "clip"
@@ -38,6 +38,8 @@ MAX_SCALE = 100.0
 BETWEEN = {"with", "and", "on", "in", "over", "under", "at", "of", "front"}
 """Words between the phrases of a caption."""
 ARTICLES = {"a", "an", "the"}
+MORE_CLOSEUPS = 6
+"""Times as many close-ups as whole pictures in a step, at most; small ones have few patches."""
 SEEN_OFTEN = 5
 """Held-out pictures that a word must be true of, and not true of, to be scored."""
 
@@ -138,8 +140,10 @@ class ClipTrainConfig:
     seed: int = 0
     batch: int = 64
     kept: float = 0.25
-    """Share of the patches of a picture, drawn anew at every step, that the image encoder sees in training (Li et al.
-    2023, FLIP): cheaper steps, and a picture cannot be told from one place alone."""
+    """Share of the patches of a whole picture, drawn anew at every step, that the image encoder sees in training (Li et
+    al. 2023, FLIP): cheaper steps, and a picture cannot be told from one place alone."""
+    closeups: int = 4
+    """Close-ups of each of a few sides that every drawn scene has; 0 trains on whole scenes alone, as folders do."""
     learning_rate: float = 1e-3
     warmup_steps: int = 100
     ema_decay: float = 0.995
@@ -154,7 +158,7 @@ class ClipTrainConfig:
         for name in ("scenes", "batch", "learning_rate", "checkpoint_seconds", "log_every", "warmup_steps"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name}: {getattr(self, name)} given; more than 0 accepted")
-        for name in ("minutes", "steps", "held_out"):
+        for name in ("minutes", "steps", "held_out", "closeups"):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise InputError(f"{name}: {value} given; 0 or more accepted")
@@ -175,7 +179,7 @@ class ClipTrainConfig:
     @property
     def identity(self) -> dict[str, Any]:
         """What must stay the same for a run to be resumed."""
-        names = ("images", "captions", "scenes", "held_out", "seed", "batch", "kept")
+        names = ("images", "captions", "scenes", "held_out", "seed", "batch", "kept", "closeups")
         values = {name: getattr(self, name) for name in names} | {"architecture": asdict(self.architecture)}
         return json.loads(json.dumps(values, default=str))
 
@@ -192,6 +196,7 @@ def train_clip(config: ClipTrainConfig, *, report: Callable[[str], None] = print
     pictures = open_pictures(
         config.architecture.image_size,
         config.scenes,
+        grid=CloseupGrid(config.architecture.patch_size, config.closeups) if config.closeups else None,
         images=config.images,
         captions=config.captions,
         cache=config.cache or config.out / "cache",
@@ -206,6 +211,17 @@ def train_clip(config: ClipTrainConfig, *, report: Callable[[str], None] = print
     if stop.interrupted:
         raise KeyboardInterrupt
     return folder
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What a step sees: of uint8 images (image, height, width, 3) the patches `seen` (image, patch), and captions."""
+
+    images: np.ndarray
+    captions: list[str]
+    seen: np.ndarray
+    whole: bool
+    """Whether the captions are those of whole pictures, not of close-ups."""
 
 
 class _Run:
@@ -236,50 +252,67 @@ class _Run:
         def loss_of(step: int) -> Tensor:
             available = pictures if config.minutes is None else self.source.ready()
             random = np.random.default_rng(zlib.crc32(f"{config.seed}/{STAGE}/{step}".encode()))
-            chosen = np.sort(random.integers(len(available), size=config.batch))
-            images, captions = available.images[chosen], [available.captions[n] for n in chosen]
-            flipped = np.flatnonzero(random.random(config.batch) < 0.5)
-            images[flipped] = images[flipped, :, ::-1]
-            for n in flipped:
-                captions[n] = mirrored(captions[n])
-            return self._loss(images, captions, random)
+            return self._loss(self._draw(available, random), random)
 
         self.loop.run(loss_of)
 
-    def _loss(self, images: np.ndarray, captions: list[str], random: np.random.Generator) -> Tensor:
-        """Contrastive losses of captions and phrases against images, and of phrases against patches."""
-        content = [self.captions.content(caption) for caption in captions]
+    def _draw(self, available: Pictures, random: np.random.Generator) -> _Batch:
+        """Whole pictures of which some patches are seen, or close-ups of one side, as many patches together."""
+        config, size = self.config, self.config.architecture.patch_size
+        across = config.architecture.image_size // size
+        sides = {closeup.side // size for closeup in available.closeups[0]} if available.closeups else set()
+        side = int(random.choice(sorted({across, *sides})))
+        kept = max(1, round(config.kept * across**2))
+        if side == across:
+            chosen = np.sort(random.integers(len(available), size=config.batch))
+            captions = [available.captions[n] for n in chosen]
+            order = random.permuted(np.tile(np.arange(across**2), (len(chosen), 1)), axis=1)
+            rows, columns = np.divmod(np.sort(order[:, :kept], axis=1), across)
+        else:
+            count = config.batch * min(MORE_CLOSEUPS, max(1, kept // side**2))
+            chosen = np.sort(random.integers(len(available), size=count))
+            fitting = [[one for one in available.closeups[n] if one.side == side * size] for n in chosen]
+            closeups = [some[random.integers(len(some))] for some in fitting]
+            captions = [closeup.caption for closeup in closeups]
+            corner = np.array([(closeup.top, closeup.left) for closeup in closeups]) // size
+            rows, columns = np.divmod(np.arange(side**2), side)
+            rows, columns = corner[:, :1] + rows, corner[:, 1:] + columns
+        images = available.images[chosen]
+        flipped = np.flatnonzero(random.random(len(chosen)) < 0.5)
+        images[flipped] = images[flipped, :, ::-1]
+        columns[flipped] = across - 1 - columns[flipped]
+        for n in flipped:
+            captions[n] = mirrored(captions[n])
+        return _Batch(images, captions, rows * across + columns, whole=side == across)
+
+    def _loss(self, batch: _Batch, random: np.random.Generator) -> Tensor:
+        """Contrastive losses of captions and phrases against pictures, and of phrases against patches."""
+        content = [self.captions.content(caption) for caption in batch.captions]
         phrases = self.captions.draw(content, random)
-        same = torch.tensor([[one == other for other in content] for one in content])
-        held = torch.tensor([[self.captions.holds(phrase, own) for phrase in phrases] for own in content])
-        whole, patches = self._embed_images(images, random)
-        # Each by itself: phrases are short, and would be filled up to the longest caption.
-        told, named = (self._embed_texts(some) for some in (captions, [" ".join(phrase) for phrase in phrases]))
-        embeddings = (whole, patches, told, named)
-        whole, patches, told, named = (nn.functional.normalize(part.float(), dim=-1) for part in embeddings)
+        held = torch.from_numpy(self.captions.held(phrases, content)).to(self.device)
+        whole, patches = (_unit(part) for part in self._embed_images(batch))
+        named = _unit(self._embed_texts([" ".join(phrase) for phrase in phrases]))
         scale = self.model.logit_scale.exp().clamp(max=MAX_SCALE)
         with torch.autocast(self.device.type, enabled=False):
             # A phrase is true of a picture if it is true somewhere in it (as Ranasinghe et al. 2023, CLIPpy, pool).
             somewhere = (scale * patches @ named.T).logsumexp(1) - float(np.log(patches.shape[1]))
-            losses = [
-                contrast(scale * whole @ told.T, same.to(self.device)),
-                contrast(scale * whole @ named.T, held.to(self.device)),
-                contrast(somewhere, held.to(self.device)),
-            ]
+            losses = [contrast(scale * whole @ named.T, held), contrast(somewhere, held)]
+        if batch.whole:  # captions of close-ups are little more than their phrases
+            told = _unit(self._embed_texts(batch.captions))
+            same = torch.tensor([[one == other for other in content] for one in content])
+            losses.append(contrast(scale * whole @ told.T, same.to(self.device)))
         return torch.stack(losses).mean()
 
-    def _embed_images(self, images: np.ndarray, random: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Embeddings of pictures (image, channel), and of the patches that are kept (image, patch, channel)."""
+    def _embed_images(self, batch: _Batch) -> tuple[Tensor, Tensor]:
+        """Embeddings of pictures (image, channel), and of the patches that are seen (image, patch, channel)."""
         size, vision = self.config.architecture.patch_size, self.model.vision_model
-        cut = rearrange(torch.from_numpy(images), "n (h p) (w q) c -> n (h w) (c p q)", p=size, q=size)
-        count = max(1, round(self.config.kept * cut.shape[1]))
-        order = random.permuted(np.tile(np.arange(cut.shape[1]), (len(images), 1)), axis=1)
-        kept = torch.from_numpy(np.sort(order[:, :count], axis=1))
-        pixels = cut[torch.arange(len(cut))[:, None], kept].to(self.device).float() / 127.5 - 1
+        cut = rearrange(torch.from_numpy(batch.images), "n (h p) (w q) c -> n (h w) (c p q)", p=size, q=size)
+        seen = torch.from_numpy(batch.seen)
+        pixels = cut[torch.arange(len(cut))[:, None], seen].to(self.device).float() / 127.5 - 1
         embeddings = vision.embeddings
         positions = embeddings.position_embedding.weight
         patches = nn.functional.linear(pixels, embeddings.patch_embedding.weight.flatten(1))
-        patches = patches + positions[1:][kept.to(self.device)]
+        patches = patches + positions[1:][seen.to(self.device)]
         start = (embeddings.class_embedding + positions[0]).expand(len(patches), 1, -1)
         hidden = before_last_block(self.model, vision.pre_layrnorm(torch.cat([start, patches.to(start.dtype)], 1)))
         last = run_block(vision.encoder.layers[-1], hidden)[:, 0]
@@ -309,6 +342,7 @@ class _Run:
             "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
             "batch": self.config.batch,
             "kept": self.config.kept,
+            "closeups": self.config.closeups,
             "held_out": len(self.source.held_out) if self.source.held_out else 0,
             **self.loop.figures,
             **zero_shot_figures(load_clip(folder, device="cpu"), judged),
@@ -343,9 +377,23 @@ class _Captions:
             raise InputError(f"captions of {len(contents)} pictures: no word in any; accepted: captions with words")
         return list(drawn.values())
 
-    def holds(self, phrase: Phrase, content: frozenset[Phrase]) -> bool:
-        """Whether a phrase is true of what a caption says: a phrase of it has all its words, in either number."""
-        return any(self._key(phrase) <= self._key(other) for other in content)
+    def held(self, phrases: Sequence[Phrase], contents: Sequence[frozenset[Phrase]]) -> np.ndarray:
+        """Which phrases are true of what captions say: (caption, phrase) booleans.
+
+        A phrase is true if a phrase of the caption has all its words, in either number.
+        """
+        said = sorted(frozenset().union(*contents))
+        keys = [self._key(phrase) for phrase in (*phrases, *said)]
+        places = {word: place for place, word in enumerate(sorted(frozenset().union(*keys)))}
+        words_of = np.zeros((len(keys), len(places)), np.float32)
+        for row, key in zip(words_of, keys, strict=True):
+            row[[places[word] for word in key]] = 1
+        missing = words_of[: len(phrases)] @ (1 - words_of[len(phrases) :]).T
+        rows = {phrase: row for row, phrase in enumerate(said)}
+        told = np.zeros((len(contents), len(said)), np.float32)
+        for row, content in zip(told, contents, strict=True):
+            row[[rows[phrase] for phrase in content]] = 1
+        return told @ (missing == 0).T.astype(np.float32) > 0
 
     def _key(self, phrase: Phrase) -> frozenset[str]:
         if phrase not in self._roots:  # every step holds all phrases against all pictures
@@ -373,6 +421,10 @@ def singular(word: str, vocabulary: frozenset[str]) -> str:
         if word.endswith(ending) and word.removesuffix(ending) in vocabulary:
             return word.removesuffix(ending)
     return word
+
+
+def _unit(embeddings: Tensor) -> Tensor:
+    return nn.functional.normalize(embeddings.float(), dim=-1)
 
 
 def contrast(logits: Tensor, positive: Tensor) -> Tensor:
@@ -438,7 +490,7 @@ def zero_shot_figures(clip: Clip, pictures: Pictures) -> dict[str, float]:
     right = [contents[place] == own for place, own in zip(best, contents, strict=True)]
     same = [sum(other == own for other in contents) / len(contents) for own in contents]
     nouns = sorted({phrase[-1:] for content in contents for phrase in content})
-    truth = {noun[0]: np.array([known.holds(noun, content) for content in contents]) for noun in nouns}
+    truth = {noun[0]: held for noun, held in zip(nouns, known.held(nouns, contents).T, strict=True)}
     truth = {noun: found for noun, found in truth.items() if min(found.sum(), (~found).sum()) >= SEEN_OFTEN}
     figures = {"retrieval": float(np.mean(right)), "retrieval_chance": float(np.mean(same)), "words": len(truth)}
     if truth:

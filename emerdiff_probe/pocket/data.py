@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from multiprocessing.pool import Pool
 from pathlib import Path
@@ -35,32 +35,83 @@ _RENDER_CHUNK = 16
 
 
 @dataclass(frozen=True)
+class Closeup:
+    """A square window of a picture, in pixels, with a caption of its own."""
+
+    top: int
+    left: int
+    side: int
+    caption: str
+
+
+@dataclass(frozen=True)
 class Pictures:
-    """Square pictures with a caption each ("" where there is none)."""
+    """Square pictures with a caption each ("" where there is none), and perhaps close-ups of each."""
 
     images: np.ndarray
     """(image, height, width, 3), uint8."""
     captions: Sequence[str]
+    closeups: Sequence[Sequence[Closeup]] = ()
+    """Of every picture, as many of each of a few sides; empty where pictures have none."""
 
     def __len__(self) -> int:
         return len(self.captions)
+
+
+@dataclass(frozen=True)
+class CloseupGrid:
+    """Where close-ups of a square picture may be: on a grid of cells, a few of every side.
+
+    Attributes:
+        cell: pixels of a side of a cell.
+        each: close-ups of every side.
+        sides: sides as shares of the picture's.
+    """
+
+    cell: int
+    each: int = 4
+    sides: tuple[float, ...] = (1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2)
+
+    def windows(self, seed: int, size: int) -> list[tuple[int, int, int]]:
+        """Top, left and side in pixels of the close-ups of a picture of `size` pixels, drawn from `seed`."""
+        random = np.random.default_rng((seed, self.cell))
+        across = size // self.cell
+        found = []
+        for side in sorted({max(1, round(across * share)) for share in self.sides}):
+            for top, left in random.integers(across - side + 1, size=(self.each, 2)).tolist():
+                found.append((top * self.cell, left * self.cell, side * self.cell))
+        return found
 
 
 class SceneStore:
     """Scenes of the world, drawn by a pool of processes into a memory-mapped file while others read.
 
     ``ready`` counts the scenes that may be read; it grows from zero to ``count``. A store opened again on
-    the same folder goes on after the scenes that are already there. Leaving its context stops the pool.
+    the same folder goes on after the scenes that are already there. Leaving its context stops the pool. With a
+    ``grid`` every scene also has close-ups.
     """
 
-    def __init__(self, folder: Path, *, count: int, size: int, seeds: range = TRAIN_SEEDS, workers: int = 1):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        count: int,
+        size: int,
+        seeds: range = TRAIN_SEEDS,
+        workers: int = 1,
+        grid: CloseupGrid | None = None,
+    ):
         if not 1 <= count <= len(seeds):
             raise InputError(f"scenes: {count} given; 1 to {len(seeds)} accepted")
         folder.mkdir(parents=True, exist_ok=True)
-        self.count, self.size, self.seeds, self.workers = count, size, seeds, workers
-        self._pixels = folder / f"scenes-{size}.u8"
-        self._log = folder / f"scenes-{size}.jsonl"
-        self.captions: list[str] = _read_captions(self._log)[:count]
+        self.count, self.size, self.seeds, self.workers, self.grid = count, size, seeds, workers, grid
+        name = f"scenes-{size}" if grid is None else f"scenes-{size}-closeups-{grid.cell}x{grid.each}"
+        self._pixels = folder / f"{name}.u8"
+        self._log = folder / f"{name}.jsonl"
+        self.captions: list[str] = []
+        self._closeups: list[list[Closeup]] = []
+        for line in _read_lines(self._log)[:count]:
+            self._take(*_decode(line))
         _grow(self._pixels, count * size * size * 3)
         self._pixel_map = np.memmap(self._pixels, np.uint8, "r", shape=(count, size, size, 3))
         self._failure: BaseException | None = None
@@ -87,9 +138,10 @@ class SceneStore:
         return len(self.captions)
 
     def pictures(self) -> Pictures:
-        """The scenes drawn so far, not copied."""
+        """The scenes drawn so far; their pixels are not copied."""
         ready = self.ready
-        return Pictures(self._pixel_map[:ready], self.captions[:ready])
+        closeups = self._closeups[:ready] if self.grid else ()
+        return Pictures(self._pixel_map[:ready], self.captions[:ready], closeups)
 
     def wait(self, count: int) -> Pictures:
         """The scenes once ``count`` of them are drawn; raises what stopped the drawing."""
@@ -104,17 +156,22 @@ class SceneStore:
             range(start, min(start + _RENDER_CHUNK, self.count))
             for start in range(self.ready, self.count, _RENDER_CHUNK)
         ]
-        draw = partial(_draw_into, self._pixels, self.count, self.size, self.seeds)
+        draw = partial(_draw_into, self._pixels, self.count, self.size, self.seeds, self.grid)
         pool = self._pool
         assert pool is not None
         try:
             with self._log.open("a", encoding="utf-8") as log:
-                for captions in pool.imap(draw, tasks):
-                    log.writelines(json.dumps(caption) + "\n" for caption in captions)
+                for drawn in pool.imap(draw, tasks):
+                    log.writelines(_encode(*told) + "\n" for told in drawn)
                     log.flush()
-                    self.captions.extend(captions)
+                    for told in drawn:
+                        self._take(*told)
         except BaseException as failure:
             self._failure = failure
+
+    def _take(self, caption: str, closeups: list[Closeup]) -> None:
+        self._closeups.append(closeups)
+        self.captions.append(caption)  # last, as it counts the scenes that are ready
 
 
 @dataclass(frozen=True)
@@ -139,6 +196,7 @@ def open_pictures(
     cache: Path | None = None,
     held_out: int = 64,
     workers: int | None = None,
+    grid: CloseupGrid | None = None,
     report: Callable[[str], Any] = warnings.warn,
 ) -> Iterator[PictureSource]:
     """Pictures to train on: drawn scenes, or those of a folder.
@@ -151,6 +209,7 @@ def open_pictures(
         cache: folder of drawn scenes, needed without `images`.
         held_out: pictures that are set apart; a tenth of a folder at most.
         workers: processes that draw scenes; all cores when None.
+        grid: of the close-ups of drawn scenes; none when None.
         report: told of unreadable files.
 
     Raises:
@@ -162,7 +221,7 @@ def open_pictures(
         if cache is None:
             raise InputError("cache: none given for drawn scenes; a folder is accepted")
         apart = draw_scenes(HELD_OUT_SEEDS[:held_out], size) if held_out else None
-        with SceneStore(cache, count=count, size=size, workers=workers or os.cpu_count() or 1) as store:
+        with SceneStore(cache, count=count, size=size, workers=workers or os.cpu_count() or 1, grid=grid) as store:
             description = {
                 "data": "the project's procedural world",
                 "pictures": count,
@@ -180,12 +239,19 @@ def open_pictures(
     yield PictureSource(len(pictures), lambda: pictures, lambda count: pictures, apart, known, description)
 
 
-def draw_scenes(seeds: Sequence[int], size: int) -> Pictures:
-    """Scenes of the world drawn here and now (for a few, such as those held out)."""
-    from emerdiff_probe.pocket.world import draw_scene
+def draw_scenes(seeds: Sequence[int], size: int, grid: CloseupGrid | None = None) -> Pictures:
+    """Scenes of the world drawn here and now (for a few, such as those held out), with close-ups on a ``grid``."""
+    from emerdiff_probe.pocket.world import draw_closeups
 
-    scenes = [draw_scene(seed, height=size, width=size) for seed in seeds]
-    return Pictures(np.stack([scene.image for scene in scenes]), [scene.caption for scene in scenes])
+    images, captions, closeups = [], [], []
+    for seed in seeds:
+        places = grid.windows(seed, size) if grid else []
+        windows = [(top, left, side, side) for top, left, side in places]
+        whole, *parts = draw_closeups(seed, [(0, 0, size, size), *windows], height=size, width=size)
+        images.append(whole.image)
+        captions.append(whole.caption)
+        closeups.append([Closeup(*place, part.caption) for place, part in zip(places, parts, strict=True)])
+    return Pictures(np.stack(images), captions, closeups if grid else ())
 
 
 def read_folder(
@@ -279,21 +345,33 @@ def _ignore_interrupt() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _draw_into(pixels: Path, count: int, size: int, seeds: range, indices: range) -> list[str]:
-    """Draw the scenes of ``indices`` into their places of the file; returns their captions."""
-    drawn = draw_scenes([seeds[index] for index in indices], size)
+def _draw_into(
+    pixels: Path, count: int, size: int, seeds: range, grid: CloseupGrid | None, indices: range
+) -> list[tuple[str, list[Closeup]]]:
+    """Draw the scenes of ``indices`` into their places of the file; returns their captions and close-ups."""
+    drawn = draw_scenes([seeds[index] for index in indices], size, grid)
     target = np.memmap(pixels, np.uint8, "r+", shape=(count, size, size, 3))
     target[indices.start : indices.stop] = drawn.images
-    return list(drawn.captions)
+    closeups = drawn.closeups or [[] for _ in indices]
+    return [(caption, list(own)) for caption, own in zip(drawn.captions, closeups, strict=True)]
 
 
-def _read_captions(log: Path) -> list[str]:
-    """Captions of the scenes already drawn; a last line cut short by a kill is dropped from the file."""
+def _encode(caption: str, closeups: list[Closeup]) -> str:
+    return json.dumps([caption, *(list(astuple(closeup)) for closeup in closeups)] if closeups else caption)
+
+
+def _decode(line: str) -> tuple[str, list[Closeup]]:
+    told = json.loads(line)
+    return (told, []) if isinstance(told, str) else (told[0], [Closeup(*values) for values in told[1:]])
+
+
+def _read_lines(log: Path) -> list[str]:
+    """One for each scene already drawn; a last line cut short by a kill is dropped from the file."""
     if not log.exists():
         return []
     lines = log.read_text(encoding="utf-8").split("\n")[:-1]
     log.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    return [json.loads(line) for line in lines]
+    return lines
 
 
 def _grow(path: Path, size: int) -> None:

@@ -7,6 +7,7 @@ where (geometry) never depends on palette, light, texture or style: those leave 
 import colorsys
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +41,7 @@ __all__ = [
     "caption_vocabulary",
     "counterfactual_pair",
     "draw_clip",
+    "draw_closeups",
     "draw_scene",
     "write_world",
 ]
@@ -626,18 +628,18 @@ PART_WORDS = {
 _ALWAYS_PLURAL = {"windows", "needles", "petals", "wheels", "arms", "legs"}
 
 
-def _caption(plan: Plan, look: Look, canvas: Canvas) -> str:
+def _caption(plan: Plan, look: Look, scene: Scene) -> str:
     """What the picture shows, in at most a few phrases: the largest things and, of the first two, parts as well."""
-    total = canvas.parts.size
-    seen = np.bincount(canvas.instances.ravel(), minlength=len(plan.things) + 1) / total
+    total = scene.parts.size
+    seen = np.bincount(scene.instances.ravel(), minlength=len(plan.things) + 1) / total
     things = sorted(
         (thing for thing in plan.things if seen[thing.instance] >= _SEEN), key=lambda thing: -seen[thing.instance]
     )
-    objects = np.bincount(canvas.objects.ravel(), minlength=len(OBJECT_NAMES)) / total
+    objects = np.bincount(scene.objects.ravel(), minlength=len(OBJECT_NAMES)) / total
     grounds = [name for name in (*GROUNDS, "water", "road") if objects[OBJECT_INDEX[name]] >= 0.03]
     groups = Counter(thing.kind.noun for thing in things)
     phrases = [
-        _group_phrase(noun, count, things, look, canvas, parts)
+        _group_phrase(noun, count, things, look, scene, parts)
         for (noun, count), parts in zip(groups.items(), (2, 1, 0), strict=False)
     ]
     sky_colour = look.named_colour(PART_INDEX["sky"], 0)
@@ -657,14 +659,14 @@ def _caption(plan: Plan, look: Look, canvas: Canvas) -> str:
     return f"{text}, {look.light.words}" if look.light.words else text
 
 
-def _group_phrase(noun: str, count: int, things: list[Thing], look: Look, canvas: Canvas, parts: int) -> str:
+def _group_phrase(noun: str, count: int, things: list[Thing], look: Look, scene: Scene, parts: int) -> str:
     """One thing with its colour and its largest `parts`, or a number of things."""
     thing = next(thing for thing in things if thing.kind.noun == noun)
     if count > 1:
         return f"{_COUNTS.get(count, _MANY)} {thing.kind.plural}"
     coloured = PART_INDEX[thing.kind.colour]
     phrase = _article(f"{look.named_colour(coloured, thing.instance)} {noun}")
-    sizes = np.bincount(canvas.parts[canvas.instances == thing.instance], minlength=len(PARTS)) / canvas.parts.size
+    sizes = np.bincount(scene.parts[scene.instances == thing.instance], minlength=len(PARTS)) / scene.parts.size
     largest = [int(part) for part in np.argsort(-sizes, kind="stable") if part != coloured and sizes[part] >= _SEEN]
     named = [
         _article(f"{look.named_colour(part, thing.instance)} {PART_WORDS[PART_NAMES[part]]}")
@@ -682,13 +684,15 @@ def _article(phrase: str) -> str:
 
 
 def _place(kind: Kind, plan: Plan, grounds: list[str]) -> str:
+    """Where the first thing is; nothing where no ground of it is in sight."""
     if kind.place == "air":
         return f"over {_article(grounds[-1])}" if grounds else "in the sky"
     if kind.place == "water":
-        return "on water"
+        return "on water" if "water" in grounds else ""
     if plan.road == "across" and "road" in grounds and kind.thing in ("car", "bus", "person"):
         return "on a road"
-    return f"on {_article(plan.near if plan.near in GROUNDS else plan.far)}"
+    ground = plan.near if plan.near in GROUNDS else plan.far
+    return f"on {_article(ground)}" if ground in grounds else ""
 
 
 def caption_vocabulary() -> tuple[str, ...]:
@@ -727,8 +731,8 @@ def _paint(plan: Plan, factors: Factors, height: int, width: int) -> Scene:
     for piece in plan.pieces():
         painter.paint(piece)
     canvas = painter.canvas
-    caption = _caption(plan, look, canvas)
-    return Scene(painter.finish(), canvas.parts, canvas.objects, canvas.instances, caption, plan.seed, factors)
+    scene = Scene(painter.finish(), canvas.parts, canvas.objects, canvas.instances, "", plan.seed, factors)
+    return replace(scene, caption=_caption(plan, look, scene))
 
 
 def draw_scene(seed: int, *, height: int = 256, width: int = 256, factors: Factors = Factors()) -> Scene:
@@ -740,6 +744,34 @@ def draw_scene(seed: int, *, height: int = 256, width: int = 256, factors: Facto
     _check(seed, height, width)
     resolved = _resolve(int(seed), factors)
     return _paint(_plan(int(seed), resolved), resolved, height, width)
+
+
+def draw_closeups(
+    seed: int,
+    windows: Sequence[tuple[int, int, int, int]],
+    *,
+    height: int = 256,
+    width: int = 256,
+    factors: Factors = Factors(),
+) -> list[Scene]:
+    """Parts of the scene of `seed`, drawn once: each a scene of its own, whose caption tells only what is seen in it.
+
+    `windows` are (top, left, height, width) in pixels of the scene of `height` x `width`. Raises InputError for a
+    window that is empty or not all inside, or as `draw_scene` does.
+    """
+    _check(seed, height, width)
+    resolved = _resolve(int(seed), factors)
+    plan = _plan(int(seed), resolved)
+    look, whole = Look(plan.seed, resolved), _paint(plan, resolved, height, width)
+    closeups = []
+    for top, left, high, wide in windows:
+        if not (0 <= top < top + high <= height and 0 <= left < left + wide <= width):
+            raise InputError(f"window: given {(top, left, high, wide)}, accepted: pixels inside {height} x {width}")
+        inside = np.s_[top : top + high, left : left + wide]
+        layers = {name: getattr(whole, name)[inside].copy() for name in ("image", "parts", "objects", "instances")}
+        closeup = replace(whole, **layers)
+        closeups.append(replace(closeup, caption=_caption(plan, look, closeup)))
+    return closeups
 
 
 def _other(factor: str, given: Factors) -> Factors:

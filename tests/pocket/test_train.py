@@ -16,10 +16,18 @@ from safetensors.torch import load_file
 
 from emerdiff_probe.errors import InputError, ModelError
 from emerdiff_probe.pocket.architecture import MODULES, Architecture, Parts, build_tokenizer
-from emerdiff_probe.pocket.data import HELD_OUT_SEEDS, TRAIN_SEEDS, SceneStore, draw_scenes, mirrored, read_folder
+from emerdiff_probe.pocket.data import (
+    HELD_OUT_SEEDS,
+    TRAIN_SEEDS,
+    CloseupGrid,
+    SceneStore,
+    draw_scenes,
+    mirrored,
+    read_folder,
+)
 from emerdiff_probe.pocket.loop import Budget, Loop
 from emerdiff_probe.pocket.train import TrainConfig, loss_weights, train
-from emerdiff_probe.pocket.world import caption_vocabulary
+from emerdiff_probe.pocket.world import caption_vocabulary, draw_closeups
 
 TINY = Architecture(
     image_size=32,
@@ -417,6 +425,23 @@ def test_scenes_are_drawn_beside_training_and_found_again(tmp_path):
     with SceneStore(tmp_path, count=20, size=32) as store:
         assert store.ready == 20
     assert HELD_OUT_SEEDS.stop <= TRAIN_SEEDS.start
+
+
+def test_closeups_are_kept_with_their_scenes_and_hold_for_what_they_show(tmp_path):
+    grid = CloseupGrid(8, each=2)
+    for attempt in ("drawn", "found again"):
+        with SceneStore(tmp_path, count=18, size=64, grid=grid) as store:
+            assert (store.ready == 18) == (attempt == "found again")
+            pictures = store.wait(18)
+        assert len(pictures.closeups) == 18
+        for seed, own in zip(TRAIN_SEEDS, pictures.closeups, strict=False):
+            places = [(one.top, one.left, one.side) for one in own]
+            assert places == grid.windows(seed, 64)
+            windows = [(top, left, side, side) for top, left, side in places]
+            told = [scene.caption for scene in draw_closeups(seed, windows, height=64, width=64)]
+            assert [one.caption for one in own] == told
+    with SceneStore(tmp_path, count=18, size=64) as store:
+        assert store.ready == 0  # without close-ups they are other pictures
 
 
 def test_mirrored_captions_swap_sides():

@@ -10,6 +10,7 @@ from PIL import Image
 from scipy.cluster.vq import kmeans2
 
 from emerdiff_probe.errors import InputError
+from emerdiff_probe.pocket.things import KINDS
 from emerdiff_probe.pocket.world import (
     FACTORS,
     LIGHTS,
@@ -21,6 +22,7 @@ from emerdiff_probe.pocket.world import (
     caption_vocabulary,
     counterfactual_pair,
     draw_clip,
+    draw_closeups,
     draw_scene,
     write_world,
 )
@@ -142,6 +144,26 @@ def test_captions_name_only_parts_that_are_seen():
         assert named <= seen
         described += bool(named)
     assert described > 5
+
+
+def test_closeups_are_crops_whose_captions_name_only_what_is_in_them():
+    for seed in range(12):
+        whole, *closeups = draw_closeups(seed, [(0, 0, 96, 96), (8, 40, 32, 48), (60, 0, 16, 16)], height=96, width=96)
+        scene = draw_scene(seed, height=96, width=96)
+        for name in ("image", "parts", "objects", "instances", "caption"):
+            assert np.array_equal(getattr(whole, name), getattr(scene, name))
+        assert np.array_equal(closeups[0].image, scene.image[8:40, 40:88])
+        for closeup in closeups:
+            seen = {OBJECT_NAMES[index] for index in np.unique(closeup.objects)}
+            nouns = {noun for kind in KINDS for noun in (kind.noun, kind.plural)}
+            ours = {noun for kind in KINDS if kind.thing in seen for noun in (kind.noun, kind.plural)}
+            grounds = {"grass", "sand", "snow", "field", "pavement", "water", "road", "sky"}
+            said = set(closeup.caption.replace(",", "").split())
+            assert said & nouns <= ours
+            assert said & grounds <= seen
+    for window in ((0, 0, 97, 8), (-1, 0, 8, 8), (0, 0, 0, 8)):
+        with pytest.raises(InputError, match="window"):
+            draw_closeups(0, [window], height=96, width=96)
 
 
 def test_the_vocabulary_is_small_sorted_and_without_sides():
