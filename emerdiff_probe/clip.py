@@ -206,8 +206,8 @@ def load_clip(source: str | Path = "pocket", *, device: str | torch.device | Non
     """Load a CLIP, in float32.
 
     Args:
-        source: "pocket" (a model of `emerdiff-probe train-clip` in the package's folder), a hub id such as
-            "openai/clip-vit-base-patch16", or a local folder.
+        source: "pocket" (the small one that ships), a hub id such as "openai/clip-vit-base-patch16", or a local folder,
+            such as `emerdiff-probe train-clip` writes.
         device: CUDA, then MPS, then the CPU by default.
 
     Raises:
@@ -218,8 +218,7 @@ def load_clip(source: str | Path = "pocket", *, device: str | torch.device | Non
     name = str(source)
     folder = POCKET_CLIP_FOLDER if name == "pocket" else Path(name)
     if not folder.is_dir() and (name == "pocket" or folder.is_absolute() or name.startswith(".")):
-        hint = "; emerdiff-probe train-clip makes one, to pass as a folder or to copy there" if name == "pocket" else ""
-        raise ModelError(f"{folder}: no such model folder{hint}")
+        raise ModelError(f"{folder}: no such model folder")
     location = str(folder) if folder.is_dir() else name
     try:
         # Weights of another kind of model would be drawn at random, with a warning.

@@ -1,7 +1,8 @@
-"""The pocket CLIP: a small `CLIPModel`, trained on captioned pictures alone, so that segments get names on a laptop.
+"""The pocket CLIP: a small `CLIPModel`, trained on captioned pictures, so that segments get names on a laptop.
 
 Captions are all that it is told; no mask is ever seen. Each caption is also cut into its phrases ("a grey bus", "teal
-wheels"), which hold for the whole picture as the caption does.
+wheels"), which hold for the whole picture as the caption does. Drawn scenes also have close-ups: windows with captions
+of their own, as photographs of single things have.
 """
 
 from __future__ import annotations
@@ -511,8 +512,14 @@ def write_clip_card(run: Path) -> Path:
     sizes = figures["architecture"]
     judged = f"{figures['held_out']} held-out pictures" if figures["held_out"] else "training pictures (none held out)"
     seeds = f", seeds from {figures['first_seed']:,}" if "first_seed" in figures else ""
+    closeups = figures.get("closeups", 0) if "first_seed" in figures else 0  # folders have none
+    told = (
+        f"{closeups} of each of a few sides, an eighth to half of the picture's; their captions tell what is in sight; "
+        f"up to {MORE_CLOSEUPS} times as many a step as whole pictures"
+    )
     rows = {
         "Data": f"{figures['pictures']:,} pictures with captions ({figures['data']}{seeds}), mirrored too; no masks",
+        **({"Close-ups": told} if closeups else {}),
         "Image encoder": f"{sizes['layers']} layers of {sizes['width']} channels, {sizes['image_size']} pixels in "
         f"patches of {sizes['patch_size']}",
         "Text encoder": f"{sizes['text_layers']} layers of {sizes['text_width']} channels",
@@ -536,7 +543,14 @@ def write_clip_card(run: Path) -> Path:
         "Trained by contrast between pictures and captions, between pictures and phrases of captions, and between "
         "phrases and the patches of pictures along the value path of the last block (`Clip.patch_embeddings`), where a "
         "phrase counts as true of a picture if it is true somewhere in it. What a phrase is true of is told by "
-        "captions alone, which name the largest things only: a thing that no caption names has no word here.\n\n"
+        "captions alone, which name the largest things only: a thing that no caption names has no word here."
+        + (
+            " Close-ups are seen where they are in their pictures; with whole pictures alone, patches came to know "
+            "what is in the picture and not what is in the patch."
+            if closeups
+            else ""
+        )
+        + "\n\n"
         "![loss by step](card/loss.png)\n"
     )
     path = folder / "README.md"
