@@ -345,6 +345,16 @@ def test_a_concept_must_be_in_its_prompt(model, segmented):
         find(model, segmented, "tree", prompt="a red car")
 
 
+def test_a_clip_chooses_the_masks_in_the_place_of_attention(model, segmented, clip):
+    found = find(model, segmented, "car", clip=clip)
+    scores = MaskClip(clip, Vocabulary.of(["car"]))(segmented.image)
+    assert np.array_equal(found.attention, scores.segments(segmented.low_resolution_masks)[:, 0])
+    assert found.attention[found.chosen].min() > found.attention[~found.chosen].max()
+    assert np.array_equal(found.mask, found.chosen[segmented.labels])
+    with pytest.raises(InputError, match="one or the other"):
+        find(model, segmented, "car", clip=clip, prompt="a car")
+
+
 def test_the_choice_is_the_one_that_explains_most_of_the_variance_over_cells():
     values, cells = np.array([0.1, 0.9, 0.12, 0.8, 0.3]), np.array([50, 20, 60, 10, 40])
     chosen, share = choose(values, cells)

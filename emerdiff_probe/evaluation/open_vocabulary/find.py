@@ -9,7 +9,10 @@ import numpy as np
 from PIL import Image
 from skimage.filters import threshold_otsu
 
+from emerdiff_probe.clip import Clip
 from emerdiff_probe.errors import InputError
+from emerdiff_probe.evaluation.open_vocabulary.maskclip import MaskClip
+from emerdiff_probe.evaluation.open_vocabulary.vocabulary import Vocabulary
 from emerdiff_probe.evaluation.open_vocabulary.words import WordAttention
 from emerdiff_probe.images import heatmap, overlay
 from emerdiff_probe.models import ProbeModel
@@ -25,10 +28,10 @@ class Found:
         mask: (height, width) booleans: pixels that answer more to a chosen mask than to any other.
         score: (height, width) float32 in 0 … 1: the strongest answer to a chosen mask as a share of it and of the
             strongest to another; above one half inside `mask`.
-        attention: (mask,) mean attention of each low-resolution mask to the concept.
+        attention: (mask,) mean attention of each low-resolution mask to the concept, or its mean cosine for a CLIP.
         chosen: (mask,) booleans, the masks that attend to it.
-        separation: share of the attention's variance over cells that the choice explains (Otsu's criterion), in 0 … 1.
-            A concept that is not in the image gets a mask too; its attention separates less well.
+        separation: share of the variance of that over cells that the choice explains (Otsu's criterion), in 0 … 1.
+            A concept that is not in the image gets a mask too; it separates less well.
         image: (height, width, 3) uint8.
     """
 
@@ -57,9 +60,10 @@ def find(
     *,
     prompt: str | None = None,
     attention: WordAttention | None = None,
+    clip: Clip | None = None,
     progress: bool = False,
 ) -> Found:
-    """Find a concept by its name, without any other model.
+    """Find a concept by its name: without any other model, or with a CLIP to say which masks are meant.
 
     The low-resolution masks whose mean attention to the concept is above Otsu's threshold are those that attend to it:
     the threshold (Otsu 1979) leaves the least variance within the two groups of cells and has no parameter. Every mask
@@ -72,24 +76,31 @@ def find(
         config: of EmerDiff, where the image is not segmented yet; the best known one for the model when None.
         prompt: what the denoiser is told, with the concept in it; "a roof" when None.
         attention: where attention is read; `WordAttention()` when None.
+        clip: whose dense scores (`MaskClip`) choose the masks in the place of attention, for denoisers that hardly
+            look at their text; from `load_clip`.
         progress: show a progress bar over denoiser passes.
 
     Raises:
-        InputError: a concept that is not in the prompt, a configuration given for a segmented image, or as `segment`
-            and `WordAttention` do.
+        InputError: a concept that is not in the prompt, a configuration given for a segmented image, a CLIP beside a
+            prompt or attention, or as `segment`, `WordAttention` and `MaskClip` do.
         SiteError, TimestepError, ModelError: as `WordAttention` does.
     """
+    if clip is not None and (prompt, attention) != (None, None):
+        raise InputError("a CLIP beside a prompt or attention; accepted: one or the other")
     if isinstance(image, Segmentation):
         if config is not None and config != image.config:
             raise InputError("a configuration other than the segmentation's; accepted: None, or an image")
         result = image
     else:
         result = segment(model, image, config, progress=progress)
-    settings, attention = result.config, attention or WordAttention()
-    probed = settings.probe(model, result.image, start=max(attention.timesteps or (settings.modulate_at,)))
-    said = f"a {concept}" if prompt is None else prompt
     coarse = result.low_resolution_masks
-    means = attention.of_prompt(probed, said, [concept]).segments(coarse)[:, 0]
+    if clip is None:
+        settings, attention = result.config, attention or WordAttention()
+        probed = settings.probe(model, result.image, start=max(attention.timesteps or (settings.modulate_at,)))
+        scores = attention.of_prompt(probed, f"a {concept}" if prompt is None else prompt, [concept])
+    else:
+        scores = MaskClip(clip, Vocabulary.of([concept]))(result.image)
+    means = scores.segments(coarse)[:, 0]
     chosen, separation = choose(means, np.bincount(coarse.ravel(), minlength=len(means)))
     maps = result.difference_maps
     ours, theirs = (maps[which].max(0) if which.any() else np.zeros(maps.shape[1:]) for which in (chosen, ~chosen))
