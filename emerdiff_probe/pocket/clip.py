@@ -14,7 +14,7 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +168,11 @@ class ClipTrainConfig:
         if self.minutes is None and self.steps is None:
             raise InputError("no budget; minutes or steps are accepted")
 
+    @property
+    def seen(self) -> int:
+        """Patches of a whole picture that are seen."""
+        return max(1, round(self.kept * self.architecture.patches))
+
     def budget(self, stage: str) -> Budget:
         """Of the only stage."""
         return Budget(self.minutes, self.steps)
@@ -212,6 +217,10 @@ def train_clip(config: ClipTrainConfig, *, report: Callable[[str], None] = print
     if stop.interrupted:
         raise KeyboardInterrupt
     return folder
+
+
+_Drawn = tuple[np.ndarray, list[str], np.ndarray, np.ndarray]
+"""Indices of pictures (image,), captions, and rows and columns of the patches that are seen (image, patch)."""
 
 
 @dataclass(frozen=True)
@@ -259,25 +268,12 @@ class _Run:
 
     def _draw(self, available: Pictures, random: np.random.Generator) -> _Batch:
         """Whole pictures of which some patches are seen, or close-ups of one side, as many patches together."""
-        config, size = self.config, self.config.architecture.patch_size
-        across = config.architecture.image_size // size
-        sides = {closeup.side // size for closeup in available.closeups[0]} if available.closeups else set()
+        architecture = self.config.architecture
+        across = architecture.image_size // architecture.patch_size
+        sides = {one.side // architecture.patch_size for one in available.closeups[0]} if available.closeups else set()
         side = int(random.choice(sorted({across, *sides})))
-        kept = max(1, round(config.kept * across**2))
-        if side == across:
-            chosen = np.sort(random.integers(len(available), size=config.batch))
-            captions = [available.captions[n] for n in chosen]
-            order = random.permuted(np.tile(np.arange(across**2), (len(chosen), 1)), axis=1)
-            rows, columns = np.divmod(np.sort(order[:, :kept], axis=1), across)
-        else:
-            count = config.batch * min(MORE_CLOSEUPS, max(1, kept // side**2))
-            chosen = np.sort(random.integers(len(available), size=count))
-            fitting = [[one for one in available.closeups[n] if one.side == side * size] for n in chosen]
-            closeups = [some[random.integers(len(some))] for some in fitting]
-            captions = [closeup.caption for closeup in closeups]
-            corner = np.array([(closeup.top, closeup.left) for closeup in closeups]) // size
-            rows, columns = np.divmod(np.arange(side**2), side)
-            rows, columns = corner[:, :1] + rows, corner[:, 1:] + columns
+        drawn = self._some_patches if side == across else partial(self._closeups, side)
+        chosen, captions, rows, columns = drawn(available, random)
         images = available.images[chosen]
         flipped = np.flatnonzero(random.random(len(chosen)) < 0.5)
         images[flipped] = images[flipped, :, ::-1]
@@ -285,6 +281,24 @@ class _Run:
         for n in flipped:
             captions[n] = mirrored(captions[n])
         return _Batch(images, captions, rows * across + columns, whole=side == across)
+
+    def _some_patches(self, available: Pictures, random: np.random.Generator) -> _Drawn:
+        config, patches = self.config, self.config.architecture.patches
+        chosen = np.sort(random.integers(len(available), size=config.batch))
+        order = random.permuted(np.tile(np.arange(patches), (len(chosen), 1)), axis=1)
+        rows, columns = np.divmod(np.sort(order[:, : config.seen], axis=1), round(patches**0.5))
+        return chosen, [available.captions[n] for n in chosen], rows, columns
+
+    def _closeups(self, side: int, available: Pictures, random: np.random.Generator) -> _Drawn:
+        """Of `side` patches, where they are in their pictures."""
+        config, size = self.config, self.config.architecture.patch_size
+        count = config.batch * min(MORE_CLOSEUPS, max(1, config.seen // side**2))
+        chosen = np.sort(random.integers(len(available), size=count))
+        fitting = [[one for one in available.closeups[n] if one.side == side * size] for n in chosen]
+        closeups = [some[random.integers(len(some))] for some in fitting]
+        corner = np.array([(closeup.top, closeup.left) for closeup in closeups]) // size
+        rows, columns = np.divmod(np.arange(side**2), side)
+        return chosen, [one.caption for one in closeups], corner[:, :1] + rows, corner[:, 1:] + columns
 
     def _loss(self, batch: _Batch, random: np.random.Generator) -> Tensor:
         """Contrastive losses of captions and phrases against pictures, and of phrases against patches."""
