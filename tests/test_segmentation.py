@@ -221,7 +221,7 @@ def test_the_number_of_masks_can_be_found(model, config, name):
     assert set(np.unique(found.low_resolution_masks)) == set(range(found.masks))
     assert len(found.mask_embeddings) == found.masks
     assert found.config.clusters == name
-    if name == "overlap":
+    if find_criterion(name).name == "overlap":  # merges masks after they are modulated
         return
     site = find_site(model, config.feature_site)
     start = max(config.modulate_at, config.feature_timestep)
