@@ -725,13 +725,18 @@ def _check(seed: int, height: int, width: int) -> None:
             raise InputError(f"scene {name}: given {value!r}, accepted: an integer of {SMALLEST} or more (pixels)")
 
 
-def _paint(plan: Plan, factors: Factors, height: int, width: int) -> Scene:
-    look = Look(plan.seed, factors)
+def _paint(plan: Plan, look: Look, factors: Factors, height: int, width: int) -> Scene:
+    """The scene before anybody tells what is in it: without a caption."""
     painter = _Painter(plan, look, height, width)
     for piece in plan.pieces():
         painter.paint(piece)
     canvas = painter.canvas
-    scene = Scene(painter.finish(), canvas.parts, canvas.objects, canvas.instances, "", plan.seed, factors)
+    return Scene(painter.finish(), canvas.parts, canvas.objects, canvas.instances, "", plan.seed, factors)
+
+
+def _paint_and_tell(plan: Plan, factors: Factors, height: int, width: int) -> Scene:
+    look = Look(plan.seed, factors)
+    scene = _paint(plan, look, factors, height, width)
     return replace(scene, caption=_caption(plan, look, scene))
 
 
@@ -743,7 +748,7 @@ def draw_scene(seed: int, *, height: int = 256, width: int = 256, factors: Facto
     """
     _check(seed, height, width)
     resolved = _resolve(int(seed), factors)
-    return _paint(_plan(int(seed), resolved), resolved, height, width)
+    return _paint_and_tell(_plan(int(seed), resolved), resolved, height, width)
 
 
 def draw_closeups(
@@ -762,7 +767,8 @@ def draw_closeups(
     _check(seed, height, width)
     resolved = _resolve(int(seed), factors)
     plan = _plan(int(seed), resolved)
-    look, whole = Look(plan.seed, resolved), _paint(plan, resolved, height, width)
+    look = Look(plan.seed, resolved)
+    whole = _paint(plan, look, resolved, height, width)
     closeups = []
     for top, left, high, wide in windows:
         if not (0 <= top < top + high <= height and 0 <= left < left + wide <= width):
@@ -825,7 +831,7 @@ def draw_clip(
     plan = _plan(int(seed), resolved)
     times = np.linspace(-0.5, 0.5, frames) if frames > 1 else np.zeros(1)
     moments = [_at_time(plan, float(time), motion) for time in times]
-    return [_paint(moment, resolved, height, width) for moment in moments]
+    return [_paint_and_tell(moment, resolved, height, width) for moment in moments]
 
 
 def _at_time(plan: Plan, time: float, motion: str) -> Plan:
