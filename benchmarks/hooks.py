@@ -10,18 +10,15 @@ from __future__ import annotations
 
 import copy
 import json
-import time
 from collections.abc import Callable
 from functools import cached_property
 from typing import Annotated, Any
 
-import numpy as np
-import pandas as pd
 import torch
 import typer
-from scipy.stats import bootstrap
 from torch import Tensor
 
+from benchmarks.rounds import beside_the_first, seconds_of
 from benchmarks.shapes import load
 from emerdiff_probe.hooks import Capture, Edit, attached
 from emerdiff_probe.interventions import attention_part
@@ -129,52 +126,6 @@ def _inside(wrapped: Any, site: Site) -> Any:
 
 
 @torch.no_grad()
-def seconds_of(ways: Ways, repeats: int) -> pd.DataFrame:
-    """Seconds of every way (column) in every round (row); the ways in turn, in an order that changes."""
-    rounds = []
-    everything = ways.all()
-    for name, way in everything.items():  # the first pass of each is slower
-        way()
-        print(f"# {name}", flush=True)
-    order = np.random.default_rng(0)
-    for _ in range(repeats):
-        took = {}
-        for name in order.permutation(list(everything)):
-            _wait(ways.model)
-            began = time.perf_counter()
-            everything[name]()
-            _wait(ways.model)
-            took[name] = time.perf_counter() - began
-        rounds.append(took)
-    return pd.DataFrame(rounds)[list(everything)]
-
-
-def _wait(model: ProbeModel) -> None:
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
-
-
-def report(seconds: pd.DataFrame) -> pd.DataFrame:
-    """Median milliseconds of every way, and what it takes over the bare denoiser in percent, with its interval."""
-    bare = seconds["bare"].median()
-    rows = []
-    for name in seconds:
-        over = 100 * ((seconds[name] - seconds["bare"]) / bare).to_numpy()
-        interval = bootstrap((over,), np.median, method="percentile", rng=0).confidence_interval
-        low, high = (0.0, 0.0) if name == "bare" else interval
-        rows.append(
-            {
-                "way": name,
-                "milliseconds": round(1000 * seconds[name].median(), 3),
-                "over_bare": round(float(np.median(over)), 2),
-                "low": round(float(low), 2),
-                "high": round(float(high), 2),
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-@torch.no_grad()
 def largest_differences(ways: Ways) -> dict[str, float]:
     """Largest difference of ours from nnsight's: of what was captured, and of what an edit makes of the output."""
     captured, theirs = ways.captured()[1], ways.nnsight_captured()[1]
@@ -195,7 +146,7 @@ def main(
 ) -> None:
     """Print the table and, as the last line, one JSON object."""
     ways = Ways(load(model, device, precision, size), batch)
-    table = report(seconds_of(ways, repeats))
+    table = beside_the_first(seconds_of(ways.all(), ways.model.device, repeats))
     differences = largest_differences(ways) if any("nnsight" in name for name in table["way"]) else None
     print(f"{ways.model!r}, {batch} rows a pass\n\n{table.to_string(index=False)}\n")
     print(f"largest differences from nnsight: {differences}\n")

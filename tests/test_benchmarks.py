@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import atlas, fast_modes, growth, pocket_quality
+from benchmarks import atlas, fast_modes, growth, ideas, pocket_quality
 from benchmarks.emerdiff import MODES, Setup, agreement, rows_of, run
-from benchmarks.hooks import Ways, largest_differences, report, seconds_of
+from benchmarks.hooks import Ways, largest_differences
 from benchmarks.reference import Paper, Reference
+from benchmarks.rounds import beside_the_first, seconds_of
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.evaluation.methods import METHODS
 from emerdiff_probe.evaluation.report import make_report
@@ -162,17 +163,35 @@ def test_every_way_is_timed_in_every_round_and_all_but_the_bare_one_change_somet
         bare, edited = ways.bare()[0], ways.edited()[0]
         assert torch.equal(ways.captured()[1], ways.stopped()[1])
     assert (bare - edited).abs().max() > 1e-4
-    seconds = seconds_of(ways, 3)
+    seconds = seconds_of(ways.all(), model.device, 3)
     assert seconds.shape == (3, len(ways.all()))
     assert (seconds > 0).all(axis=None)
 
 
 def test_overhead_is_relative_to_the_bare_denoiser():
     seconds = pd.DataFrame({"bare": [1.0, 1.0, 1.0, 2.0], "slower": [1.1, 1.1, 1.1, 2.1]})
-    table = report(seconds).set_index("way")
-    assert table.loc["slower", "over_bare"] == pytest.approx(10)
+    table = beside_the_first(seconds).set_index("way")
+    assert table.loc["slower", "over"] == pytest.approx(10)
     assert table.loc["slower", "low"] <= 10 <= table.loc["slower", "high"]
-    assert table.loc["bare", "over_bare"] == 0
+    assert table.loc["bare", "over"] == 0
+
+
+def test_every_idea_of_exact_mode_changes_the_time_alone(model):
+    config = EmerDiffConfig.for_model(model, clusters=2, steps=10, modulate_at=201)
+    ways = ideas.modulations(model, config)
+    asked = []
+    handle = model.denoiser.register_forward_pre_hook(lambda _, rows: asked.append(len(rows[0])))
+    try:
+        calls = {name: (asked.clear(), way(), list(asked))[2] for name, way in ways.items()}
+    finally:
+        handle.remove()
+    table = ideas.measure(ways, model, 2).set_index("way")
+    assert (table["difference"] < 1e-4).all()
+    assert calls["exact"] == [5] * 3  # 201, 101 and 1, the unchanged row among them
+    assert calls["one variant at a time"] == [2] * 3 * 4
+    assert calls["residuals by passes of their own"] == [3, *calls["exact"]]
+    assert ways["channels first"]() is not None
+    assert model.denoiser.conv_in.weight.is_contiguous(memory_format=torch.channels_last), "not put back"
 
 
 def test_pocket_quality_says_what_evaluate_says(folder, tmp_path, capsys):
