@@ -41,6 +41,7 @@ STEPS: Mapping[str, dict[str, Any]] = {
     "5 steps": {"denoising_steps": 5},
     "8 steps": {"denoising_steps": 8},
     "10 steps": {"denoising_steps": 10},
+    "skipping": {"skip_after": 2},
 }
 READINGS: Mapping[str, dict[str, Any]] = {
     "": {},

@@ -35,6 +35,8 @@ class Readout:
     Attributes:
         denoising_steps: at most so many steps are run from t_m on, 1 or more; what is compared is the x_0 predicted by
             the last of them. All when None.
+        skip_after: after so many steps every second timestep is left out, the last one excepted, and what is compared
+            is the x_0 predicted there: a push takes hold in the first steps. None leaves out none.
         compare: the decoded "pixels" (the paper's) or the "latents", enlarged.
         one_sided: compare I+ with the unchanged image in the place of I-.
         sign_patterns: number of runs in which all masks are modulated at once with random signs, from which every
@@ -48,6 +50,7 @@ class Readout:
     """
 
     denoising_steps: int | None = None
+    skip_after: int | None = None
     compare: Space = "pixels"
     one_sided: bool = False
     sign_patterns: int | None = None
@@ -55,11 +58,12 @@ class Readout:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        steps, patterns = self.denoising_steps, self.sign_patterns
+        steps, skip, patterns = self.denoising_steps, self.skip_after, self.sign_patterns
         require(
             self,
             [
                 ("denoising_steps", steps is None or is_integer(steps, 1), "an integer, 1 or more, or None"),
+                ("skip_after", skip is None or is_integer(skip, 1), "an integer, 1 or more, or None"),
                 ("compare", self.compare in {"pixels", "latents"}, "'pixels', 'latents'"),
                 ("one_sided", isinstance(self.one_sided, bool), "True, False"),
                 ("sign_patterns", patterns is None or is_integer(patterns, 1), "an integer, 1 or more, or None"),
@@ -142,11 +146,15 @@ def _both_sides(
     signs = (1.0,) if readout.one_sided else (-1.0, 1.0)
     variants = [modulation.variant(mask, sign) for mask in masks for sign in signs]
     rest = trajectory.since(modulation.modulate_at)
+    steps = readout.denoising_steps
+    if readout.skip_after is not None:
+        rest = rest.skipping(readout.skip_after)
+        steps = steps or len(rest.timesteps)
     latents = denoise(
         model,
         rest,
         [[], *variants] if readout.one_sided else variants,
-        steps=readout.denoising_steps and min(readout.denoising_steps, len(rest.timesteps)),
+        steps=steps and min(steps, len(rest.timesteps)),
         shared_levels=readout.shared_levels,
         batch_size=batch_size,
         progress=progress,

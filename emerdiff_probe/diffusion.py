@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from itertools import count
 
 import torch
@@ -79,6 +80,16 @@ class Trajectory:
             residuals=None if self.residuals is None else self.residuals[start:],
         )
 
+    def skipping(self, after: int) -> Trajectory:
+        """The same path, of whose timesteps every second one is left out after the first `after` steps.
+
+        The last timestep stays. Residuals are left to the replay, which goes the longer steps.
+        """
+        last = len(self.timesteps) - 1
+        kept = [*range(min(after, last)), *range(after, last, 2), last]
+        timesteps = tuple(self.timesteps[step] for step in kept)
+        return replace(self, timesteps=timesteps, latents=self.latents[[*kept, last + 1]], residuals=None)
+
     def image(self, index: int) -> Trajectory:
         """The trajectory of one image of the batch, as a batch of one."""
         rows = slice(index, index + 1)
@@ -114,8 +125,16 @@ def make_scheduler(model: ProbeModel, steps: int) -> tuple[DDIMScheduler, tuple[
     return scheduler, tuple(int(timestep) for timestep in scheduler.timesteps)
 
 
-def reverse_mean(scheduler: DDIMScheduler, prediction: Tensor, timestep: int, latents: Tensor, eta: float) -> Tensor:
-    """Mean of the reverse step from `timestep`, by the scheduler's own formula, float32."""
+def reverse_mean(
+    scheduler: DDIMScheduler, prediction: Tensor, timestep: int, latents: Tensor, eta: float, to: int | None = None
+) -> Tensor:
+    """Mean of the reverse step from one timestep to another, by the scheduler's own formula, float32.
+
+    Without another it goes to the next one on the scheduler's grid.
+    """
+    if to is not None:  # a scheduler goes back by its number of training timesteps // num_inference_steps
+        scheduler = copy.copy(scheduler)
+        scheduler.num_inference_steps = Fraction(scheduler.config.num_train_timesteps, timestep - to)
     step = scheduler.step(prediction, timestep, latents, eta=eta, variance_noise=torch.zeros_like(latents))
     return step.prev_sample
 
@@ -258,7 +277,8 @@ def _replay(
             bar.update(len(variants))
             if step == steps:
                 return scheduler.step(prediction, timestep, latents).pred_original_sample[rows]
-            mean = reverse_mean(scheduler, prediction, timestep, latents, trajectory.eta)
+            to = trajectory.timesteps[step] if step < len(trajectory.timesteps) else None
+            mean = reverse_mean(scheduler, prediction, timestep, latents, trajectory.eta, to)
             if trajectory.residuals is None:
                 latents = mean + (trajectory.latents[step] - mean[:1])
             else:

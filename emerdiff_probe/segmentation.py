@@ -65,8 +65,8 @@ class EmerDiffConfig:
         inversion: "ddpm" (edit-friendly, the paper's) or "ddim".
         prompt: text for the denoiser; the paper's is empty.
         seed: of the inversion's noise and of k-means.
-        denoising_steps, compare, one_sided, sign_patterns, shared_levels: approximations, see `Readout`; the defaults
-            are exact.
+        denoising_steps, skip_after, compare, one_sided, sign_patterns, shared_levels: approximations, see `Readout`;
+            the defaults are exact.
 
     Raises:
         InputError: a value out of range.
@@ -87,6 +87,7 @@ class EmerDiffConfig:
     prompt: str = ""
     seed: int = 0
     denoising_steps: int | None = None
+    skip_after: int | None = None
     compare: Space = "pixels"
     one_sided: bool = False
     sign_patterns: int | None = None
@@ -113,9 +114,7 @@ class EmerDiffConfig:
     @property
     def readout(self) -> Readout:
         """How the response to a modulation is read."""
-        return Readout(
-            self.denoising_steps, self.compare, self.one_sided, self.sign_patterns, self.shared_levels, self.seed
-        )
+        return Readout(**{known.name: getattr(self, known.name) for known in fields(Readout)})
 
     @property
     def given_clusters(self) -> int:
@@ -176,7 +175,7 @@ class EmerDiffConfig:
         return cls.for_model(model, **{**FAST, **changes})
 
 
-FAST: dict[str, Any] = {"compare": "latents", "one_sided": True, "shared_levels": 1}
+FAST: dict[str, Any] = {"skip_after": 2, "compare": "latents", "one_sided": True, "shared_levels": 1}
 """Approximations of the fast mode: the fastest of those that `python -m benchmarks.fast_modes` found to keep 98% of
 the pocket model's mIoU."""
 

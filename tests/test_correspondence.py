@@ -21,7 +21,7 @@ from emerdiff_probe.correspondence import (
     smoothed,
     untangle,
 )
-from emerdiff_probe.diffusion import denoise
+from emerdiff_probe.diffusion import denoise, make_scheduler, reverse_mean
 from emerdiff_probe.errors import InputError, InterventionError, TimestepError
 from emerdiff_probe.interventions import InjectAttention, Modulate
 from emerdiff_probe.layers import find_site
@@ -158,7 +158,7 @@ def test_latents_compared_are_those_before_decoding_enlarged(model, trajectory, 
 
 
 def test_images_are_read_exactly_whatever_the_readout(model, trajectory, masks, modulation):
-    quick = replace(modulation, readout=Readout(1, "latents", one_sided=True, sign_patterns=3))
+    quick = replace(modulation, readout=Readout(1, 1, "latents", one_sided=True, sign_patterns=3))
     for ours, exact in zip(
         *(modulated_images(model, trajectory, masks, one) for one in (quick, modulation)), strict=True
     ):
@@ -178,6 +178,30 @@ def test_fewer_steps_compare_the_images_predicted_then(model, trajectory, masks,
     most = [Readout(denoising_steps=steps) for steps in (len(trajectory.timesteps), 99)]
     whole, more = (difference_maps(model, trajectory, masks, replace(modulation, readout=each)) for each in most)
     assert torch.equal(whole, more)
+
+
+def test_longer_steps_go_where_the_unchanged_image_went(model, trajectory, masks, modulation, maps):
+    timesteps = trajectory.timesteps
+    thinned = trajectory.skipping(1)
+    assert thinned.timesteps[:2] == timesteps[:2]
+    assert thinned.timesteps[-1] == timesteps[-1]
+    assert set(thinned.timesteps) < set(timesteps)
+    assert torch.allclose(denoise(model, thinned, [[]]), trajectory.final, atol=1e-5)
+    assert all(torch.equal(thinned.at(timestep), trajectory.at(timestep)) for timestep in thinned.timesteps)
+    assert trajectory.skipping(len(timesteps)).timesteps == timesteps
+
+    ours = difference_maps(model, trajectory, masks, replace(modulation, readout=Readout(skip_after=1)))
+    assert torch.corrcoef(torch.stack([ours.flatten(), maps.flatten()]))[0, 1] > 0.9
+    assert not torch.allclose(ours, maps)
+
+
+def test_a_step_to_the_next_timestep_is_the_schedulers_own(model, trajectory):
+    scheduler, grid = make_scheduler(model, trajectory.steps)
+    prediction = torch.randn_like(trajectory.final)
+    steps = [reverse_mean(scheduler, prediction, grid[3], trajectory.final, 1.0, to) for to in (None, grid[4], grid[5])]
+    assert torch.equal(steps[0], steps[1])
+    half, _ = make_scheduler(model, trajectory.steps // 2)
+    assert torch.equal(steps[2], reverse_mean(half, prediction, grid[3], trajectory.final, 1.0))
 
 
 def test_patterns_that_save_nothing_are_not_used(model, trajectory, masks, modulation, maps):
@@ -241,6 +265,7 @@ def test_untangling_finds_which_mask_a_pixel_answers_to():
     "wrong",
     [
         {"denoising_steps": 0},
+        {"skip_after": 0},
         {"compare": "features"},
         {"one_sided": 1},
         {"sign_patterns": 2.5},

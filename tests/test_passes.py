@@ -58,6 +58,7 @@ def test_what_is_known_is_not_asked_again(model, passes):
     [
         ({}, [1] + STEPS * [1 + 2 * 3]),
         ({"denoising_steps": 2}, [1] + 2 * [1 + 2 * 3]),
+        ({"skip_after": 1}, [1] + 3 * [1 + 2 * 3]),  # 301, 201, 1
         ({"one_sided": True}, [1] + STEPS * [1 + 3]),
         ({"clusters": 20}, [1] + STEPS * [1 + 24] + STEPS * [1 + 16]),
         ({"clusters": 20, "sign_patterns": 7, "denoising_steps": 1}, [1, 1 + 2 * 7]),

@@ -21,7 +21,7 @@ from emerdiff_probe.evaluation.rivals.interface import Segmenter
 from emerdiff_probe.evaluation.rivals.supervised import LinearProbe, ProbeTraining, SupervisedUNet, UNetTraining
 from emerdiff_probe.evaluation.rivals.upsampling import Bilinear, Clustered, DenseCrf, Guided, Nearest
 from emerdiff_probe.evaluation.rivals.walking import RandomWalk
-from emerdiff_probe.segmentation import EmerDiffConfig
+from emerdiff_probe.segmentation import FAST, EmerDiffConfig
 
 Method = Segmenter | Reference | Naming
 
@@ -114,4 +114,5 @@ def identity(method: Method) -> dict[str, Any]:
     if isinstance(method, Naming):
         return method.identity() | ({} if method.masks is None else {"masks": identity(method.masks)})
     assert is_dataclass(method)
-    return {"class": type(method).__name__, **asdict(method)}
+    parameters = {"class": type(method).__name__, **asdict(method)}
+    return {**parameters, "approximations": dict(FAST)} if isinstance(method, EmerDiff) and method.fast else parameters

@@ -9,7 +9,7 @@ from emerdiff_probe.errors import InputError
 from emerdiff_probe.evaluation.methods import METHODS, TRAININGS, configured, find_method, find_methods, identity
 from emerdiff_probe.evaluation.references import Reference
 from emerdiff_probe.evaluation.sources import open_data
-from emerdiff_probe.segmentation import EmerDiffConfig
+from emerdiff_probe.segmentation import FAST, EmerDiffConfig
 
 
 def data():
@@ -57,10 +57,13 @@ def test_settings_reach_emerdiff_and_what_starts_from_its_masks():
     assert configured(METHODS["diffcut"], config) is METHODS["diffcut"]
 
 
-def test_an_identity_is_plain_and_changes_with_every_parameter():
+def test_an_identity_is_plain_and_changes_with_every_parameter(monkeypatch):
     methods = [*METHODS.values(), *find_methods(list(TRAININGS), data)]
     made = [json.dumps(identity(method), sort_keys=True) for method in methods]
     assert len(set(made)) == len(methods)
     assert identity(replace(METHODS["crf"], colour=5.0)) != identity(METHODS["crf"])
+    fast = identity(METHODS["emerdiff fast"])
+    monkeypatch.setitem(FAST, "skip_after", 7)
+    assert identity(METHODS["emerdiff fast"]) != fast, "records of another fast mode would be used again"
     unet = find_method("unet", data)
     assert identity(replace(unet, data=unet.data[:1])) != identity(unet)
