@@ -34,6 +34,7 @@ from emerdiff_probe.features import one_hot_masks
 from emerdiff_probe.models import ProbeModel
 from emerdiff_probe.pocket.world import draw_scene
 from emerdiff_probe.segmentation import EmerDiffConfig, resolve_modulation, segment, segment_all
+from emerdiff_probe.viz.figures import to_png
 
 CLUSTERS = 12
 AXES: Mapping[str, tuple[int, ...]] = {
@@ -151,6 +152,7 @@ def main(
     device: Annotated[str | None, typer.Option()] = None,
     precision: Annotated[str, typer.Option()] = "float32",
     out: Annotated[Path, typer.Option(help="Folder of the figure.")] = Path("out/growth"),
+    png: Annotated[Path | None, typer.Option(help="The figure as a picture, too; needs Chromium.")] = None,
 ) -> None:
     """Print the table, write the figure and, as the last line, print one JSON object."""
     wanted = some_axes([name for name in axes.split(",") if name])
@@ -170,7 +172,10 @@ def main(
     title = f"{'Fast' if fast else 'Exact'} EmerDiff, {model}"
     out.mkdir(parents=True, exist_ok=True)
     figure = out / f"{model}-{'fast' if fast else 'exact'}.html".replace("/", "_")
-    growth_figure(table, title).write_html(figure, include_plotlyjs="cdn")
+    drawn = growth_figure(table, title)
+    drawn.write_html(figure, include_plotlyjs="cdn")
+    if png is not None:
+        to_png(drawn, png)
     print(f"\n{title}, {precision}\n{table.to_string(index=False)}\n\n{figure}\n")
     print(json.dumps({"model": model, "fast": fast, "rows": json.loads(table.to_json(orient="records"))}))
 
