@@ -18,13 +18,21 @@ from emerdiff_probe.evaluation.report import make_report
 from emerdiff_probe.evaluation.run import Evaluation, run_evaluation
 from emerdiff_probe.evaluation.sources import open_data
 from emerdiff_probe.models import load_model
-from emerdiff_probe.segmentation import PRESETS, EmerDiffConfig
+from emerdiff_probe.segmentation import FAST, PRESETS, EmerDiffConfig
 
 STEPS = 6
 """501, 401, 301, 201, 101, 1 of the grid of ten."""
 OWN_STEPS = len(range(1, 1 + PRESETS["pocket"][1]["modulate_at"], 50))
 """601, 551 … 51, 1 of the pocket model's own grid of twenty."""
 DRAWS = PRESETS["pocket"][1]["feature_draws"]
+
+
+def fast_steps(steps):
+    """Those of the fast mode: the first ones, then every second, and the last."""
+    return FAST["skip_after"] + len(range(FAST["skip_after"], steps - 1, 2)) + 1
+
+
+OWN_FAST_STEPS = fast_steps(OWN_STEPS)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +58,7 @@ def test_the_library_gives_what_the_paper_written_plainly_gives(runs):
 def test_the_yardstick_asks_as_often_as_the_paper_and_the_library_less(runs):
     assert runs["reference"].rows == runs["reference"].calls == 10 + STEPS * (1 + 2 * 3)
     assert (runs["exact"].rows, runs["exact"].calls) == (1 + STEPS * (1 + 2 * 3), 1 + STEPS)
-    assert runs["fast"].rows == 1 + STEPS * (1 + 3)
+    assert runs["fast"].rows == 1 + fast_steps(STEPS) * (1 + 3)
     assert runs["reference"].flop > runs["exact"].flop > runs["fast"].flop > 0
 
 
@@ -115,10 +123,10 @@ def test_the_front_holds_what_nothing_faster_equals():
 @pytest.mark.parametrize(
     ("axis", "value", "passes"),
     [
-        ("clusters", 3, DRAWS + OWN_STEPS * (1 + 3)),
-        ("images", 2, 2 * (DRAWS + OWN_STEPS * (1 + 2))),
-        ("width", 2, DRAWS + OWN_STEPS * (1 + 2)),
-        ("batch", 16, OWN_STEPS * ((1 + 15) + (1 + 9))),
+        ("clusters", 3, DRAWS + OWN_FAST_STEPS * (1 + 3)),
+        ("images", 2, 2 * (DRAWS + OWN_FAST_STEPS * (1 + 2))),
+        ("width", 2, DRAWS + OWN_FAST_STEPS * (1 + 2)),
+        ("batch", 16, OWN_FAST_STEPS * ((1 + 15) + (1 + 9))),
     ],
 )
 def test_a_point_of_growth_counts_what_it_asks_for(folder, monkeypatch, axis, value, passes):
