@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 
 import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import bootstrap
+
+from emerdiff_probe.evaluation.cost import measured
 
 
 @torch.no_grad()
@@ -22,18 +23,10 @@ def seconds_of(ways: Mapping[str, Callable[[], object]], device: torch.device, r
     for _ in range(repeats):
         took = {}
         for name in order.permutation(list(ways)):
-            _wait(device)
-            began = time.perf_counter()
-            ways[name]()
-            _wait(device)
-            took[name] = time.perf_counter() - began
+            _, cost = measured(ways[name], device)
+            took[name] = cost.seconds
         rounds.append(took)
     return pd.DataFrame(rounds)[list(ways)]
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def beside_the_first(seconds: pd.DataFrame) -> pd.DataFrame:
