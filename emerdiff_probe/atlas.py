@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from emerdiff_probe.correspondence import Modulation, difference_map, modulated_images
+from emerdiff_probe.correspondence import Modulation, magnitude, modulated_images
 from emerdiff_probe.diffusion import Trajectory
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.models import ProbeModel
@@ -68,8 +68,7 @@ class ResponseAtlas:
 
     def difference_maps(self, masks: Tensor, *, smoothing: float = 0.0) -> Tensor:
         """Difference maps of masks (mask, grid_height, grid_width): (mask, height, width), as by running them."""
-        responses = self.respond(masks)
-        return difference_map(-responses, responses, smoothing)
+        return 2 * magnitude(self.respond(masks), smoothing)  # I+ and I- are a response away, on either side
 
     @cached_property
     def _matrix(self) -> Tensor:
