@@ -44,21 +44,17 @@ def modulations(model: ProbeModel, config: EmerDiffConfig) -> dict[str, Way]:
     def exact() -> Tensor:
         return probed.difference_maps(coarse, modulation, smoothing=config.smoothing)
 
-    def under(change: Callable[[], AbstractContextManager[Any]]) -> Tensor:
-        with change():
-            return exact()
-
     def with_residuals() -> Tensor:
         invert(model, probed.latents, start=config.modulate_at, steps=config.steps)
         return exact()
 
     return {
         "exact": exact,
-        "one variant at a time": partial(under, _one_at_a_time),
-        "nothing shared in the first step": partial(under, _first_step_of_every_row),
-        "queries and keys of every row": partial(under, _own_queries_and_keys),
-        "fused kernel, queries and keys repeated": partial(under, _fused_kernel),
-        "channels first": partial(under, partial(_channels_first, model)),
+        "one variant at a time": partial(_under, _one_at_a_time, exact),
+        "nothing shared in the first step": partial(_under, _first_step_of_every_row, exact),
+        "queries and keys of every row": partial(_under, _own_queries_and_keys, exact),
+        "fused kernel, queries and keys repeated": partial(_under, _fused_kernel, exact),
+        "channels first": partial(_under, partial(_channels_first, model), exact),
         "residuals by passes of their own": with_residuals,
     }
 
@@ -74,15 +70,17 @@ def passes(model: ProbeModel, rows: int) -> dict[str, Way]:
         conditions = {"encoder_hidden_states": told.hidden_states, "added_cond_kwargs": dict(told.added)}
         return denoiser(latents, 281, **conditions, return_dict=False)[0]
 
-    def channels_first() -> Tensor:
-        with _channels_first(model):
-            return run(model.denoiser)
-
+    bare = partial(run, model.denoiser)
     return {
-        "bare": partial(run, model.denoiser),
-        "bare, channels first": channels_first,
+        "bare": bare,
+        "bare, channels first": partial(_under, partial(_channels_first, model), bare),
         "bare, compiled": partial(run, torch.compile(model.denoiser)),
     }
+
+
+def _under(change: Callable[[], AbstractContextManager[Any]], way: Way) -> Tensor:
+    with change():
+        return way()
 
 
 def _one_at_a_time() -> AbstractContextManager[Any]:
