@@ -31,6 +31,7 @@ from emerdiff_probe.evaluation.metrics import bootstrap, majority_confusion
 from emerdiff_probe.models import ProbeModel, load_model
 from emerdiff_probe.pocket.world import PART_NAMES, draw_scene
 from emerdiff_probe.segmentation import EmerDiffConfig, segment
+from emerdiff_probe.viz.figures import to_png
 
 EXACT = "exact"
 STEPS: Mapping[str, dict[str, Any]] = {
@@ -139,14 +140,16 @@ def pareto_figure(table: pd.DataFrame, clusters: int) -> go.Figure:
     """Share of exact mode's mIoU against the speed-up, with intervals; the front is joined."""
     front = table[table["front"]]
     error = {"array": table["high"] - table["share"], "arrayminus": table["share"] - table["low"], "thickness": 1}
+    colours = ["#d55e00" if each else "#999999" for each in table["front"]]
     points = go.Scatter(
-        x=table["speedup"], y=table["share"], error_y=error, text=table["mode"], mode="markers+text", name="modes"
-    )
-    points.textposition = "top center"
-    line = go.Scatter(x=front["speedup"], y=front["share"], mode="lines", name="front")
+        x=table["speedup"], y=table["share"], error_y=error, text=table["mode"], mode="markers+text",
+        marker={"color": colours, "size": 9}, textposition=["top right", "bottom right"] * len(table),
+    )  # fmt: skip
+    line = go.Scatter(x=front["speedup"], y=front["share"], mode="lines", line={"color": "#d55e00"})
     return go.Figure([line, points]).update_layout(
-        title=f"Approximations of EmerDiff, K = {clusters}",
-        xaxis={"title": "times as fast as exact mode", "type": "log"},
+        title=f"Approximations of EmerDiff, K = {clusters}; orange: none is faster and better",
+        xaxis={"title": "times as fast as exact mode", "type": "log", "tickvals": [1, 2, 3, 5, 10, 20]},
+        showlegend=False,
         yaxis={"title": "mIoU, % of exact mode's"},
         template="simple_white",
     )
@@ -161,6 +164,7 @@ def main(
     device: Annotated[str | None, typer.Option()] = None,
     precision: Annotated[str | None, typer.Option()] = "float32",
     store: Annotated[Path, typer.Option(help="Where finished scenes are kept.")] = Path("out/fast_modes"),
+    png: Annotated[Path | None, typer.Option(help="The figure as a picture, too; needs Chromium.")] = None,
 ) -> None:
     """Print the table, write the figure into the store and, as the last line, print one JSON object."""
     probed = load_model(model, device=device, dtype=precision)
@@ -171,7 +175,10 @@ def main(
     segment(probed, draw_scene(seed).image, configs[EXACT])  # the first run of a process is slower
     table = report(measure(probed, range(seed, seed + scenes), configs, store))
     figure = store / f"pareto-{clusters}.html"
-    pareto_figure(table, clusters).write_html(figure, include_plotlyjs="cdn")
+    drawn = pareto_figure(table, clusters)
+    drawn.write_html(figure, include_plotlyjs="cdn")
+    if png is not None:
+        to_png(drawn, png)
     print(f"majority protocol, {scenes} held-out scenes from seed {seed}, K = {clusters}, {probed!r}\n")
     print(f"{table.to_string(index=False)}\n\n{figure}\n")
     print(json.dumps({"clusters": clusters, "scenes": scenes, "rows": table.to_dict("records")}))
