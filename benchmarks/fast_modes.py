@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from itertools import product
+from itertools import cycle, product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -141,10 +141,12 @@ def pareto_figure(table: pd.DataFrame, clusters: int) -> go.Figure:
     front = table[table["front"]]
     error = {"array": table["high"] - table["share"], "arrayminus": table["share"] - table["low"], "thickness": 1}
     colours = ["#d55e00" if each else "#999999" for each in table["front"]]
+    sides = cycle(("bottom left", "top right"))  # of neighbours on the front, so that names do not meet
+    places = [next(sides) if each else "bottom right" for each in table["front"]]
     points = go.Scatter(
         x=table["speedup"], y=table["share"], error_y=error, text=table["mode"].str.replace(", ", "<br>"),
         mode="markers+text", marker={"color": colours, "size": 9}, textfont={"size": 9},
-        textposition=["bottom left" if each else "bottom right" for each in table["front"]],
+        textposition=places,
     )  # fmt: skip
     line = go.Scatter(x=front["speedup"], y=front["share"], mode="lines", line={"color": "#d55e00"})
     return go.Figure([line, points]).update_layout(
