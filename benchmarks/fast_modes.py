@@ -24,6 +24,7 @@ import plotly.graph_objects as go
 import typer
 from tqdm.auto import tqdm
 
+from benchmarks.drawing import GREY, write_figure
 from benchmarks.scores import Statistic, miou, rounded
 from benchmarks.store import Arrays, folder_of, kept
 from emerdiff_probe.errors import InputError
@@ -31,7 +32,7 @@ from emerdiff_probe.evaluation.metrics import bootstrap, majority_confusion
 from emerdiff_probe.models import ProbeModel, load_model
 from emerdiff_probe.pocket.world import PART_NAMES, draw_scene
 from emerdiff_probe.segmentation import EmerDiffConfig, segment
-from emerdiff_probe.viz.figures import to_png
+from emerdiff_probe.viz.figures import SHADES
 
 EXACT = "exact"
 STEPS: Mapping[str, dict[str, Any]] = {
@@ -140,15 +141,14 @@ def pareto_figure(table: pd.DataFrame, clusters: int) -> go.Figure:
     """Share of exact mode's mIoU against the speed-up, with intervals; the front is joined."""
     front = table[table["front"]]
     error = {"array": table["high"] - table["share"], "arrayminus": table["share"] - table["low"], "thickness": 1}
-    colours = ["#d55e00" if each else "#999999" for each in table["front"]]
+    colours = [SHADES[1] if each else GREY for each in table["front"]]
     sides = cycle(("bottom left", "top right"))  # of neighbours on the front, so that names do not meet
     places = [next(sides) if each else "bottom right" for each in table["front"]]
     points = go.Scatter(
         x=table["speedup"], y=table["share"], error_y=error, text=table["mode"].str.replace(", ", "<br>"),
-        mode="markers+text", marker={"color": colours, "size": 9}, textfont={"size": 9},
-        textposition=places,
+        mode="markers+text", marker={"color": colours, "size": 9}, textfont={"size": 9}, textposition=places,
     )  # fmt: skip
-    line = go.Scatter(x=front["speedup"], y=front["share"], mode="lines", line={"color": "#d55e00"})
+    line = go.Scatter(x=front["speedup"], y=front["share"], mode="lines", line={"color": SHADES[1]})
     return go.Figure([line, points]).update_layout(
         title=f"Approximations of EmerDiff, K = {clusters}; orange: none is faster and better",
         xaxis={"title": "times as fast as exact mode", "type": "log", "tickvals": [1, 2, 3, 5, 10, 20, 50]},
@@ -179,10 +179,7 @@ def main(
     segment(probed, draw_scene(seed).image, configs[EXACT])  # the first run of a process is slower
     table = report(measure(probed, range(seed, seed + scenes), configs, store))
     figure = store / f"pareto-{clusters}.html"
-    drawn = pareto_figure(table, clusters)
-    drawn.write_html(figure, include_plotlyjs="cdn")
-    if png is not None:
-        to_png(drawn, png)
+    write_figure(pareto_figure(table, clusters), figure, png)
     print(f"majority protocol, {scenes} held-out scenes from seed {seed}, K = {clusters}, {probed!r}\n")
     print(f"{table.to_string(index=False)}\n\n{figure}\n")
     print(json.dumps({"clusters": clusters, "scenes": scenes, "rows": table.to_dict("records")}))

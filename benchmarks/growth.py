@@ -25,6 +25,7 @@ import plotly.graph_objects as go
 import typer
 from plotly.subplots import make_subplots
 
+from benchmarks.drawing import GREY, write_figure
 from benchmarks.emerdiff import held
 from benchmarks.shapes import SD14_SHAPE, load
 from emerdiff_probe.correspondence import difference_maps
@@ -34,7 +35,7 @@ from emerdiff_probe.features import one_hot_masks
 from emerdiff_probe.models import ProbeModel
 from emerdiff_probe.pocket.world import draw_scene
 from emerdiff_probe.segmentation import EmerDiffConfig, resolve_modulation, segment, segment_all
-from emerdiff_probe.viz.figures import to_png
+from emerdiff_probe.viz.figures import SHADES
 
 CLUSTERS = 12
 AXES: Mapping[str, tuple[int, ...]] = {
@@ -118,9 +119,9 @@ def growth_figure(table: pd.DataFrame, title: str) -> go.Figure:
         for row, (name, units) in enumerate((("seconds", "seconds"), ("mebibytes", "MiB")), start=1):
             if (axis, name) != ("batch", "seconds"):  # the work is the same in whatever batches
                 proportional = part[name].iloc[0] * part["value"] / part["value"].iloc[0]
-                figure.add_scatter(x=part["value"], y=proportional, mode="lines", line={"width": 1, "color": "#999999"},
+                figure.add_scatter(x=part["value"], y=proportional, mode="lines", line={"width": 1, "color": GREY},
                     hoverinfo="skip", row=row, col=column)  # fmt: skip
-            figure.add_scatter(x=part["value"], y=part[name], mode="lines+markers", line={"color": "#0072b2"},
+            figure.add_scatter(x=part["value"], y=part[name], mode="lines+markers", line={"color": SHADES[0]},
                 name=name, row=row, col=column)  # fmt: skip
             figure.update_yaxes(type="log", tickvals=ROUND, title=units if column == 1 else None, row=row, col=column)
         figure.update_xaxes(type="log", tickvals=list(part["value"]), col=column)
@@ -173,12 +174,8 @@ def main(
     table = pd.DataFrame(rows)
     table["order"] = order(table)
     title = f"{'Fast' if fast else 'Exact'} EmerDiff, {model}"
-    out.mkdir(parents=True, exist_ok=True)
     figure = out / f"{model}-{'fast' if fast else 'exact'}.html".replace("/", "_")
-    drawn = growth_figure(table, title)
-    drawn.write_html(figure, include_plotlyjs="cdn")
-    if png is not None:
-        to_png(drawn, png)
+    write_figure(growth_figure(table, title), figure, png)
     print(f"\n{title}, {precision}\n{table.to_string(index=False)}\n\n{figure}\n")
     print(json.dumps({"model": model, "fast": fast, "rows": json.loads(table.to_json(orient="records"))}))
 
