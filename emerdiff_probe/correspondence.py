@@ -26,6 +26,8 @@ PRIOR_CELLS = 1.0
 """Standard deviation, in cells, of the Gaussian that blurs a mask to where its response is expected."""
 UNEXPLAINED = 0.1
 """Variance of a response that the masks do not explain, where that of a pixel inside one mask is 1."""
+MASKS_AT_ONCE = 8
+"""Masks whose images are held at once: what is kept of them is one map a mask."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def modulated_images(
     _require_masks(masks)
     exact = replace(modulation, readout=Readout())
     minus, plus = _both_sides(model, trajectory, masks, exact, batch_size, progress)
-    return minus.cpu(), plus.cpu()
+    return model.decode(minus).cpu(), model.decode(plus).cpu()
 
 
 def _both_sides(
@@ -141,7 +143,7 @@ def _both_sides(
     batch_size: int | None,
     progress: bool,
 ) -> tuple[Tensor, Tensor]:
-    """What is compared, on the model's device: (mask, channel, …) twice; one-sided, the first is of one row."""
+    """Latents (mask, channel, latent_height, latent_width) of I- and I+; one-sided, the first are of one row."""
     readout = modulation.readout
     signs = (1.0,) if readout.one_sided else (-1.0, 1.0)
     variants = [modulation.variant(mask, sign) for mask in masks for sign in signs]
@@ -159,8 +161,7 @@ def _both_sides(
         batch_size=batch_size,
         progress=progress,
     )
-    compared = model.decode(latents) if readout.compare == "pixels" else latents
-    return (compared[:1], compared[1:]) if readout.one_sided else (compared[0::2], compared[1::2])
+    return (latents[:1], latents[1:]) if readout.one_sided else (latents[0::2], latents[1::2])
 
 
 def difference_map(minus: Tensor, plus: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -218,10 +219,15 @@ def difference_maps(
     codes = sign_codes(len(masks), readout.sign_patterns, seed=readout.seed)
     together = masks if codes is None else einsum(codes, masks, "pattern mask, mask h w -> pattern h w")
     minus, plus = _both_sides(model, trajectory, together, modulation, batch_size, progress)
+    seen = model.decode if readout.compare == "pixels" else nn.Identity()
     if codes is not None:
-        plus = untangle(plus - minus, codes, masks)
-        minus = torch.zeros_like(plus[:1])
-    maps = difference_map(minus, plus)
+        maps = magnitude(untangle(seen(plus) - seen(minus), codes, masks))
+    elif readout.one_sided:
+        unchanged = seen(minus)
+        maps = torch.cat([difference_map(unchanged, seen(some)) for some in plus.split(MASKS_AT_ONCE)])
+    else:
+        sides = zip(minus.split(MASKS_AT_ONCE), plus.split(MASKS_AT_ONCE), strict=True)
+        maps = torch.cat([difference_map(seen(before), seen(after)) for before, after in sides])
     if readout.compare == "latents":
         maps = _enlarged(maps, [side * model.factor for side in maps.shape[1:]])
     return smoothed(maps, smoothing).cpu()

@@ -15,12 +15,12 @@ from tqdm.auto import tqdm
 
 from emerdiff_probe.batching import rows_that_fit, run_in_batches
 from emerdiff_probe.errors import InputError, TimestepError
-from emerdiff_probe.hooks import Edit, Injection, attached
+from emerdiff_probe.hooks import Capture, Edit, Injection, attached
 from emerdiff_probe.interventions import Intervention
-from emerdiff_probe.layers import coarsest_blocks
+from emerdiff_probe.layers import Site, coarsest_blocks
 from emerdiff_probe.models import Conditioning, ProbeModel
 
-MAX_ROWS = {"cpu": 24, "mps": 32, "cuda": 128}
+MAX_ROWS = {"cpu": 40, "mps": 32, "cuda": 128}
 """Variants a batch beyond which no device of the kind gets faster."""
 
 
@@ -209,8 +209,8 @@ def denoise(
     Args:
         model: to run.
         trajectory: of one image; its residuals are added at every step.
-        variants: for each result a list of interventions; an empty list replays the reference. The same
-            intervention object in several variants runs as one.
+        variants: for each result a list of interventions, which apply in order; an empty list replays the reference.
+            The same object at the same place of several variants runs as one.
         steps: stop after so many and give the x_0 that the denoiser then predicts; replay to the end when None.
         shared_levels: coarsest levels of the denoiser that after the first step run on the unchanged row alone, whose
             features all variants then take: approximate, and cheap. (DeepCache, Ma et al. 2024, takes them from an
@@ -222,9 +222,40 @@ def denoise(
         x_0 of every variant, (variant, channel, latent_height, latent_width) float32.
 
     Raises:
-        InterventionError: an intervention that never took effect.
-        InputError: a trajectory of several images, no variants, more steps than the trajectory has, or shared levels
-            that the denoiser does not have, with guidance, or in a single step.
+        InterventionError: an intervention that did not take effect, or not at each of its timesteps.
+        InputError: a trajectory of several images, no variants, more steps than the trajectory has, a batch of none,
+            or shared levels that the denoiser does not have, with guidance, or in a single step.
+    """
+    latents, _ = replay(
+        model,
+        trajectory,
+        variants,
+        steps=steps,
+        shared_levels=shared_levels,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    return latents
+
+
+def replay(
+    model: ProbeModel,
+    trajectory: Trajectory,
+    variants: Sequence[Sequence[Intervention]],
+    captures: Sequence[Capture] = (),
+    *,
+    steps: int | None = None,
+    shared_levels: int = 0,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> tuple[Tensor, dict[tuple[Site, int], Tensor]]:
+    """`denoise`, which has the arguments, that also records what sites hold under every variant.
+
+    Returns:
+        x_0 of every variant, and for every captured (site, timestep) its activations (variant, …) on the CPU.
+
+    Raises:
+        TimestepError: a capture at a timestep that is not run; and what `denoise` raises.
     """
     if trajectory.batch != 1 or not variants:
         raise InputError(
@@ -233,6 +264,8 @@ def denoise(
         )
     if steps is not None and not 1 <= steps <= len(trajectory.timesteps):
         raise InputError(f"{steps} steps of a trajectory of {len(trajectory.timesteps)}; accepted: 1 to that, or None")
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"batches of {batch_size} variants; accepted: 1 or more, or None")
     told = conditionings(model, trajectory.final, trajectory.prompt, trajectory.guidance)
     passes = len(trajectory.timesteps) if steps is None else steps
     coarse = coarsest_blocks(model, shared_levels)
@@ -242,23 +275,28 @@ def denoise(
             "steps or more, without guidance (1)"
         )
     first_row = dict.fromkeys(coarse, frozenset(trajectory.timesteps[1:]))
+    records: list[dict[tuple[Site, int], Tensor]] = []
     with tqdm(total=len(variants) * passes, disable=not progress, desc="denoise") as bar:
-        return run_in_batches(
-            lambda some: _replay(model, trajectory, some, told, steps, first_row, bar),
-            variants,
-            batch_size or _rows_that_fit(model, trajectory.final),
-        )
+
+        def run(some: Sequence[Sequence[Intervention]]) -> Tensor:
+            latents, record = _replay(model, trajectory, some, captures, told, steps, first_row, bar)
+            records.append(record)
+            return latents
+
+        latents = run_in_batches(run, variants, batch_size or _rows_that_fit(model, trajectory.final))
+    return latents, {key: torch.cat([record[key] for record in records]) for key in records[0]}
 
 
 def _replay(
     model: ProbeModel,
     trajectory: Trajectory,
     variants: Sequence[Sequence[Intervention]],
+    captures: Sequence[Capture],
     told: tuple[Conditioning, Conditioning | None],
     steps: int | None,
     first_row: Mapping[str, frozenset[int]],
     bar: tqdm,
-) -> Tensor:
+) -> tuple[Tensor, dict[tuple[Site, int], Tensor]]:
     scheduler, _ = make_scheduler(model, trajectory.steps)
     conditioning, free = told
     changed = [variant for variant in variants if variant]
@@ -269,32 +307,36 @@ def _replay(
     halves = 1 if free is None else 2
     edits = list(_edits(model, changed, batch, halves))
     equal_at = trajectory.timesteps[0] if free is None else None
-    with attached(model, edits=edits, equal_at=equal_at, first_row=first_row):
+    with attached(model, edits=edits, captures=captures, equal_at=equal_at, first_row=first_row) as record:
         for step, timestep in enumerate(trajectory.timesteps, start=1):
             prediction = predict(
                 model, latents, timestep, conditioning, unconditional=free, guidance=trajectory.guidance
             )
             bar.update(len(variants))
             if step == steps:
-                return scheduler.step(prediction, timestep, latents).pred_original_sample[rows]
+                latents = scheduler.step(prediction, timestep, latents).pred_original_sample
+                break
             to = trajectory.timesteps[step] if step < len(trajectory.timesteps) else None
             mean = reverse_mean(scheduler, prediction, timestep, latents, trajectory.eta, to)
             if trajectory.residuals is None:
                 latents = mean + (trajectory.latents[step] - mean[:1])
             else:
                 latents = mean + trajectory.residuals[step - 1]
-    return latents[rows]
+    return latents[rows], {key: record[key][rows].cpu() for key in record.tensors}
 
 
 def _edits(
     model: ProbeModel, variants: Sequence[Sequence[Intervention]], batch: int, halves: int
 ) -> Iterator[Edit | Injection]:
-    """Edits of all variants; row 0 is the reference, and guidance repeats all rows in a second half."""
-    rows_of: dict[int, tuple[Intervention, list[int]]] = {}
+    """Edits of all variants; row 0 is the reference, and guidance repeats all rows in a second half.
+
+    An intervention runs as one where it has the same place in several variants: elsewhere their order differs.
+    """
+    rows_of: dict[tuple[int, int], tuple[Intervention, list[int]]] = {}
     for row, variant in enumerate(variants, start=1):
-        for intervention in variant:
-            rows_of.setdefault(id(intervention), (intervention, []))[1].append(row)
-    for intervention, rows in rows_of.values():
+        for place, intervention in enumerate(variant):
+            rows_of.setdefault((place, id(intervention)), (intervention, []))[1].append(row)
+    for _, (intervention, rows) in sorted(rows_of.items(), key=lambda item: item[0][0]):
         both = [row + half * batch for half in range(halves) for row in rows]
         references = [half * batch for half in range(halves) for _ in rows]
         yield from intervention.edits(model, both, references)

@@ -34,6 +34,7 @@ class Edit:
             as a list and the site's grid (grid_height, grid_width); returns the new values of those rows. It must
             not write into the activation.
         label: names the intervention in errors.
+        copies: the new values are another row's, so that nothing changes where one row stands for all.
     """
 
     site: Site
@@ -41,6 +42,7 @@ class Edit:
     timesteps: frozenset[int] | None
     replace: Callable[[Tensor, list[int], tuple[int, int]], Tensor]
     label: str
+    copies: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +73,8 @@ class Injection:
         def replace(activation: Tensor, chosen: list[int], grid: tuple[int, int]) -> Tensor:
             return activation[[self.sources[row] for row in chosen]]
 
-        return [Edit(site, tuple(self.sources), self.timesteps, replace, self.label) for site in (self.query, self.key)]
+        rows = tuple(self.sources)
+        return [Edit(site, rows, self.timesteps, replace, self.label, copies=True) for site in (self.query, self.key)]
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,9 @@ class _Pass:
         candidates = range(batch) if rows is None else rows
         return [row for row in candidates if timesteps is None or self.timesteps[row] in timesteps]
 
+    def reached(self, rows: Collection[int]) -> set[int]:
+        return {self.timesteps[row] for row in rows}
+
 
 @contextmanager
 def attached(
@@ -129,29 +135,31 @@ def attached(
 
     Raises:
         ModelError: the denoiser is compiled, or its attention projections are fused, so that hooks would be bypassed.
-        InterventionError: on leaving without an exception, an edit that never took effect, or an edit that
-            returned another shape; at once, an edit or capture inside what runs on the first row alone.
+        InterventionError: on leaving without an exception, an edit that did not take effect, or not at each of its
+            timesteps; at once, an edit that returned another shape, or an edit or capture inside what runs on the
+            first row alone.
         TimestepError: on leaving without an exception, a capture that never saw one of its timesteps.
     """
     replaced, injections = _divide(model, edits, captures)
     changes: list[Edit | Injection] = [*replaced, *injections]
     _require_hookable(model, [change.site for change in changes] + [capture.site for capture in captures])
     record, current = Record(), _Pass()
-    fired: set[int] = set()
+    fired: dict[int, set[int]] = defaultdict(set)
     taps: dict[Site, _Tap] = {}
     for order, edit in enumerate(replaced):
         taps.setdefault(edit.site, _Tap(edit.site, current, record, fired)).edits.append((order, edit))
     for capture in captures:
         taps.setdefault(capture.site, _Tap(capture.site, current, record, fired)).captures.append(capture)
+    apart: list[Edit | Capture] = [*(edit for edit in replaced if not edit.copies), *captures]
     last = max((capture.site for capture in captures), default=None) if stop_early else None
 
     with ExitStack() as undo:
         undo.callback(_read_pass(model.denoiser, current).remove)
         if equal_at is not None:
-            for path in _before_any(model, [*replaced, *captures], equal_at):
+            for path in _before_any(model, apart, equal_at):
                 _run_on_one_row(model.denoiser.get_submodule(path), current, frozenset({equal_at}), undo)
         for path, timesteps in (first_row or {}).items():
-            _require_outside(path, timesteps, [*replaced, *captures])
+            _require_outside(path, timesteps, apart)
             _run_on_one_row(model.denoiser.get_submodule(path), current, timesteps, undo)
         for site, tap in taps.items():
             undo.callback(tap.register(model.denoiser, stop=site == last).remove)
@@ -162,7 +170,7 @@ def attached(
         except _StopEarly as stop:
             if stop.args[0] is not current:  # it ends a run around this one
                 raise
-    _require_fired([change for order, change in enumerate(changes) if order not in fired])
+    _require_fired(changes, fired)
     _require_seen(captures, record)
 
 
@@ -171,22 +179,28 @@ def _divide(
 ) -> tuple[list[Edit], list[Injection]]:
     """Injections that a shared processor can carry out, and all else as edits.
 
-    It needs a layer of the known kind, whose queries and keys nothing but this one injection reads or changes.
+    It needs a layer of the known kind, whose queries and keys nothing else reads or changes; injections into one layer
+    at the same timesteps are one.
     """
-    uses = Counter([edit.site for edit in edits if isinstance(edit, Edit)] + [capture.site for capture in captures])
-    uses.update(site for edit in edits if isinstance(edit, Injection) for site in (edit.query, edit.key))
+    used = {edit.site for edit in edits if isinstance(edit, Edit)} | {capture.site for capture in captures}
+    kinds = {(edit.query, edit.timesteps) for edit in edits if isinstance(edit, Injection)}
+    alone = Counter(query for query, _ in kinds)
     replaced: list[Edit] = []
-    injections: list[Injection] = []
+    injections: dict[Site, Injection] = {}
     for edit in edits:
         if isinstance(edit, Edit):
             replaced.append(edit)
-        elif uses[edit.query] == uses[edit.key] == 1 and SharedAttention.serves(
-            model.denoiser.get_submodule(edit.query.attention)
-        ):
-            injections.append(edit)
+        elif alone[edit.query] == 1 and not used & {edit.query, edit.key} and _is_plain(model, edit.query):
+            others = injections[edit.query].sources if edit.query in injections else {}
+            sources = {**others, **edit.sources}
+            injections[edit.query] = Injection(edit.query, edit.key, sources, edit.timesteps, edit.label)
         else:
             replaced.extend(edit.edits())
-    return replaced, injections
+    return replaced, list(injections.values())
+
+
+def _is_plain(model: ProbeModel, site: Site) -> bool:
+    return SharedAttention.serves(model.denoiser.get_submodule(site.attention))
 
 
 @contextmanager
@@ -195,15 +209,14 @@ def _shared(
     injection: Injection,
     order: int,
     current: _Pass,
-    fired: set[int],
+    fired: dict[int, set[int]],
     tapped: Collection[Site],
 ) -> Iterator[None]:
     """Carry out an injection by a processor in the layer's own place."""
 
     def sources(batch: int) -> list[int]:
         rows = set(current.select(batch, tuple(injection.sources), injection.timesteps))
-        if rows:
-            fired.add(order)
+        fired[order] |= current.reached(rows)
         if batch < len(current.timesteps):  # the one row that stands for equal rows
             return [0]
         return [injection.sources[row] if row in rows else row for row in range(batch)]
@@ -268,7 +281,7 @@ def _each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 class _Tap:
     """All edits and captures of one site, as one hook."""
 
-    def __init__(self, site: Site, current: _Pass, record: Record, fired: set[int]) -> None:
+    def __init__(self, site: Site, current: _Pass, record: Record, fired: dict[int, set[int]]) -> None:
         self.site, self.current, self.record, self.fired = site, current, record, fired
         self.edits: list[tuple[int, Edit]] = []
         self.captures: list[Capture] = []
@@ -295,18 +308,30 @@ class _Tap:
 
     def __call__(self, activation: Tensor) -> Tensor:
         grid = self.site.grid(*self.current.latent_size)
+        shared = len(activation) < len(self.current.timesteps)
         for order, edit in self.edits:
             rows = self.current.select(len(activation), edit.rows, edit.timesteps)
-            if rows:
+            if shared and rows and not edit.copies:
+                raise self._shared(edit.label)
+            if rows and not shared:
                 activation = _replace_rows(activation, rows, edit, grid)
-                self.fired.add(order)
+            self.fired[order] |= self.current.reached(rows)
         for capture in self.captures:
             by_timestep = defaultdict(list)
-            for row in self.current.select(len(activation), None, capture.timesteps):
+            rows = self.current.select(len(activation), None, capture.timesteps)
+            if shared and rows:
+                raise self._shared("a capture")
+            for row in rows:
                 by_timestep[self.current.timesteps[row]].append(row)
             for timestep, rows in by_timestep.items():
                 self.record.tensors[self.site, timestep].append(activation[rows].detach())
         return activation
+
+    def _shared(self, what: str) -> InterventionError:
+        return InterventionError(
+            f"{what} at {self.site}: a run inside this one lets one row stand for several there; accepted: the edit or "
+            "capture given to that run itself (`denoise`, `replay`)"
+        )
 
 
 def _replace_rows(activation: Tensor, rows: list[int], edit: Edit, grid: tuple[int, int]) -> Tensor:
@@ -363,11 +388,16 @@ def _require_outside(path: str, timesteps: frozenset[int], taps: Sequence[Edit |
             )
 
 
-def _require_fired(idle: Sequence[Edit | Injection]) -> None:
+def _require_fired(changes: Sequence[Edit | Injection], fired: Mapping[int, set[int]]) -> None:
+    idle = [
+        (change, (change.timesteps or frozenset()) - fired[order])
+        for order, change in enumerate(changes)
+        if not fired[order] or (change.timesteps or frozenset()) - fired[order]
+    ]
     if not idle:
         return
-    edit = idle[0]
-    when = "any timestep" if edit.timesteps is None else f"timestep {', '.join(map(str, sorted(edit.timesteps)))}"
+    edit, missed = idle[0]
+    when = f"timestep {', '.join(map(str, sorted(missed)))}" if missed else "any timestep"
     more = f" (and {len(idle) - 1} more)" if len(idle) > 1 else ""
     raise InterventionError(
         f"{edit.label} never took effect: {edit.site} was not run at {when} for the rows it names{more}. "

@@ -80,7 +80,7 @@ class Modulate:
             raise InterventionError(
                 f"Modulate: direction of {len(direction)} channels at {target}; accepted: {target.channels}"
             )
-        mask = torch.as_tensor(self.mask)
+        mask = torch.as_tensor(self.mask).cpu()
         offset = self.strength * rearrange(mask, "h w -> (h w) 1") * direction.cpu().float()
         offset = offset.to(model.device)
 
@@ -117,18 +117,22 @@ class InjectAttention:
             raise InterventionError("InjectAttention: no site given; accepted: one or more, or None for all")
         for site in self.sites or ():
             _require_attention(site, "InjectAttention")
+            if site.kind not in self.kinds:
+                raise InterventionError(f"InjectAttention: {site} is not of the kinds {self.kinds!r}; accepted: those")
         if self.timesteps is not None:
             object.__setattr__(self, "timesteps", _timesteps(self.timesteps, "InjectAttention"))
 
     def edits(self, model: ProbeModel, rows: Sequence[int], references: Sequence[int]) -> list[Injection]:
         """One injection a layer."""
         sources = dict(zip(rows, references, strict=True))
-        layers = None if self.sites is None else {site.attention for site in self.sites}
+        wanted = [site for site in list_sites(model, part="query") if site.kind in self.kinds]
+        if self.sites is not None:
+            wanted = list(dict.fromkeys(attention_part(model, site, "query") for site in self.sites))
+        if not wanted:
+            raise InterventionError(f"InjectAttention: {model.name} has no attention of the kinds {self.kinds!r}")
         when = None if self.timesteps is None else frozenset(self.timesteps)
         return [
-            Injection(site, attention_part(model, site, "key"), sources, when, "InjectAttention")
-            for site in list_sites(model, part="query")
-            if site.kind in self.kinds and (layers is None or site.attention in layers)
+            Injection(site, attention_part(model, site, "key"), sources, when, "InjectAttention") for site in wanted
         ]
 
 

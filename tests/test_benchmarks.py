@@ -126,7 +126,7 @@ def test_the_front_holds_what_nothing_faster_equals():
         ("clusters", 3, DRAWS + OWN_FAST_STEPS * (1 + 3)),
         ("images", 2, 2 * (DRAWS + OWN_FAST_STEPS * (1 + 2))),
         ("width", 2, DRAWS + OWN_FAST_STEPS * (1 + 2)),
-        ("batch", 16, OWN_FAST_STEPS * ((1 + 15) + (1 + 9))),
+        ("batch", 16, OWN_FAST_STEPS * ((1 + 12) + (1 + 12))),
     ],
 )
 def test_a_point_of_growth_counts_what_it_asks_for(folder, monkeypatch, axis, value, passes):

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
+from emerdiff_probe import correspondence
 from emerdiff_probe.correspondence import (
     Modulation,
     Readout,
@@ -147,6 +148,16 @@ def test_smoothing_of_maps_that_are_not_square_and_none_at_all():
 def by_hand(model, trajectory, masks, modulation, signs, steps=None):
     variants = [modulation.variant(mask, sign) for mask in masks for sign in signs]
     return denoise(model, trajectory, variants, steps=steps)
+
+
+@pytest.mark.parametrize("changes", [{}, {"one_sided": True}, {"compare": "latents"}])
+def test_maps_do_not_depend_on_how_many_images_are_held_at_once(
+    model, trajectory, masks, modulation, monkeypatch, changes
+):
+    modulation = replace(modulation, readout=Readout(**changes))
+    whole = difference_maps(model, trajectory, masks, modulation)
+    monkeypatch.setattr(correspondence, "MASKS_AT_ONCE", 3)
+    assert torch.allclose(difference_maps(model, trajectory, masks, modulation), whole, atol=1e-5)
 
 
 def test_latents_compared_are_those_before_decoding_enlarged(model, trajectory, masks, modulation):

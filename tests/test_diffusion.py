@@ -6,10 +6,11 @@ import pytest
 import tiny
 import torch
 
-from emerdiff_probe.diffusion import conditionings, denoise, generate, make_scheduler, predict
+from emerdiff_probe.batching import run_in_batches
+from emerdiff_probe.diffusion import conditionings, denoise, generate, make_scheduler, predict, replay
 from emerdiff_probe.errors import InputError, InterventionError, TimestepError
-from emerdiff_probe.hooks import Edit
-from emerdiff_probe.interventions import InjectAttention, Modulate, Noise, Scale
+from emerdiff_probe.hooks import Capture, Edit, attached
+from emerdiff_probe.interventions import InjectAttention, Modulate, Noise, Replace, Scale
 from emerdiff_probe.inversion import invert
 from emerdiff_probe.layers import Site, coarsest_blocks, find_site
 from emerdiff_probe.models import load_model
@@ -68,6 +69,76 @@ def test_a_variant_does_not_depend_on_its_neighbours(model, trajectory, variants
     crowd = denoise(model, trajectory, [[Scale(site, 0.0)], variants[0], [Noise(site, 50.0)], []])
     assert torch.allclose(crowd[1], alone, atol=1e-4)
     assert torch.allclose(crowd[3], trajectory.final[0], atol=1e-4)
+
+
+def test_interventions_of_a_variant_apply_in_its_own_order(model, trajectory, site):
+    """Whatever the order, and the number of times, in which another variant has the same objects."""
+    half, put = Scale(site, 0.5), Replace(site, torch.ones(64, site.channels))
+    variants = [[half], [put, half], [half, put], [half, half]]
+    together = denoise(model, trajectory, variants)
+    for variant, result in zip(variants, together, strict=True):
+        assert torch.allclose(denoise(model, trajectory, [variant])[0], result, atol=1e-5)
+    quarter = denoise(model, trajectory, [[Scale(site, 0.25)]])[0]
+    assert torch.allclose(together[3], quarter, atol=1e-5)
+    assert (together[1] - together[2]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_injections_are_one_whoever_asks_for_them(model, variants, latents, slow):
+    """Equal objects at other places in other variants, under any processor, and where a level is shared."""
+    model = load_model(tiny.pocket(), device="cpu")
+    if slow:
+        model.pipeline.enable_attention_slicing(1)
+    trajectory = invert(model, latents, start=301, steps=10)
+    modulations = [variant[0] for variant in variants]
+    mixed = [[modulations[0], InjectAttention()], [InjectAttention(), modulations[1]], [variants[0][1]]]
+    expected = denoise(model, trajectory, [[modulations[0], variants[0][1]], [modulations[1], variants[0][1]], []])
+    assert torch.allclose(denoise(model, trajectory, mixed), expected, atol=1e-4)
+    shared = [denoise(model, trajectory, some, shared_levels=1) for some in (variants[:2], mixed[:2])]
+    assert torch.allclose(*shared, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 2])
+def test_a_replay_records_what_sites_hold_under_every_variant(model, trajectory, variants, site, batch_size):
+    query = find_site(model, "up16.resnet0.output")
+    early = find_site(model, "down16.resnet0.output")
+    some = [[], variants[0], variants[1][:1]]
+    captures = [Capture(query), Capture(early, frozenset({301}))]
+    latents, record = replay(model, trajectory, some, captures, batch_size=batch_size)
+    assert torch.allclose(latents, denoise(model, trajectory, some), atol=1e-4)
+    assert set(record) == {*((query, timestep) for timestep in trajectory.timesteps), (early, 301)}
+    with attached(model, captures=captures) as unchanged:
+        conditioning, _ = conditionings(model, trajectory.final, "", 1.0)
+        predict(model, trajectory.at(301), 301, conditioning)
+    assert torch.allclose(record[query, 301][:1], unchanged[query, 301], atol=1e-4)
+    assert torch.allclose(record[early, 301], unchanged[early, 301].expand_as(record[early, 301]), atol=1e-4)
+    assert len(record[query, 1]) == 3
+    assert all((record[query, 301][0] - changed).abs().max() > 1e-3 for changed in record[query, 301][1:])
+    with pytest.raises(TimestepError, match="281"):
+        replay(model, trajectory, some, [Capture(query, frozenset({281}))])
+
+
+def test_what_would_see_one_row_for_many_is_refused(model, trajectory, variants):
+    """From outside of a run, where it lets one row stand for all."""
+    query = find_site(model, "up8.self0.query")
+    with pytest.raises(InterventionError, match="stand for several"), attached(model, captures=[Capture(query)]):
+        denoise(model, trajectory, variants[:2])
+    change = Edit(query, (2,), None, lambda activation, rows, grid: activation[rows], "Test")
+    with pytest.raises(InterventionError, match="stand for several"), attached(model, edits=[change]):
+        denoise(model, trajectory, variants[:2])
+    assert not tiny.hooks_of(model.denoiser)
+
+
+def test_a_batch_of_none_is_refused(model, trajectory):
+    with pytest.raises(InputError, match="batches of 0 variants; accepted: 1 or more"):
+        denoise(model, trajectory, [[]], batch_size=0)
+
+
+@pytest.mark.parametrize(("rows", "size", "batches"), [(60, 40, [30, 30]), (7, 3, [3, 2, 2]), (4, 9, [4])])
+def test_batches_are_as_even_as_they_can_be(rows, size, batches):
+    seen = []
+    run_in_batches(lambda some: seen.append(len(some)) or some, torch.zeros(rows), size)
+    assert seen == batches
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,7 @@
 """Laws of the interventions, checked against plain arithmetic and an independent slow implementation."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emerdiff_probe.diffusion import conditionings, denoise, predict
-from emerdiff_probe.errors import InterventionError
+from emerdiff_probe.errors import InterventionError, SiteError
 from emerdiff_probe.features import capture
 from emerdiff_probe.hooks import Capture, attached
 from emerdiff_probe.interventions import InjectAttention, Modulate, Noise, Replace, Scale, attention_part
@@ -296,14 +297,16 @@ def test_a_mask_over_tokens_is_refused(model, trajectory):
     [
         lambda site: Modulate(site, MASK, modulate_at=(281,)),
         lambda site: Modulate(site, MASK, modulate_at=(401, 501)),
+        lambda site: Modulate(site, MASK, modulate_at=(301, 281)),
         lambda site: InjectAttention(timesteps=(281,)),
+        lambda site: InjectAttention(timesteps=(301, 281)),
         lambda site: Scale(site, 0.0, timesteps=(281,)),
         lambda site: Noise(site, 1.0, timesteps=(281,)),
         lambda site: Replace(site, torch.ones(64, site.channels), timesteps=(281,)),
     ],
 )
 def test_an_intervention_that_never_takes_effect_is_an_error(model, trajectory, site, make):
-    """281 is not on the grid of ten steps."""
+    """281 is not on the grid of ten steps; one timestep of two that is never run is as wrong."""
     with pytest.raises(InterventionError, match="never took effect"):
         denoise(model, trajectory, [[], [make(site)]])
     assert not tiny.hooks_of(model.denoiser)
@@ -315,6 +318,17 @@ def test_timesteps_are_kept_as_integers_alone_or_in_a_tuple(model, timestep, kin
     site = find_site(model, "up8.cross2.output")
     assert Modulate(site, MASK, modulate_at=(kind(timestep),)).modulate_at == (timestep,)
     assert Modulate(site, MASK, modulate_at=timestep).modulate_at == (timestep,)
+
+
+def test_an_injection_into_no_layer_is_refused(model):
+    query = find_site(model, "up8.cross0.query")
+    with pytest.raises(InterventionError, match="kinds"):
+        InjectAttention(("self",), (query,))
+    elsewhere = replace(query, resolution=64)
+    with pytest.raises(SiteError, match="no site"):
+        InjectAttention(sites=(query, elsewhere)).edits(model, [1], [0])
+    twice = InjectAttention(sites=(query, find_site(model, "up8.cross0.key"))).edits(model, [1], [0])
+    assert [injection.query for injection in twice] == [query]
 
 
 def test_every_attention_layer_is_injected(model):

@@ -60,7 +60,8 @@ def test_what_is_known_is_not_asked_again(model, passes):
         ({"denoising_steps": 2}, [1] + 2 * [1 + 2 * 3]),
         ({"skip_after": 1}, [1] + 3 * [1 + 2 * 3]),  # 301, 201, 1
         ({"one_sided": True}, [1] + STEPS * [1 + 3]),
-        ({"clusters": 20}, [1] + STEPS * [1 + 24] + STEPS * [1 + 16]),
+        ({"clusters": 20}, [1] + STEPS * [1 + 40]),
+        ({"clusters": 24}, [1] + 2 * STEPS * [1 + 24]),  # two batches as even as they can be
         ({"clusters": 20, "sign_patterns": 7, "denoising_steps": 1}, [1, 1 + 2 * 7]),
     ],
 )
