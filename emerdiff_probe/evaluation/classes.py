@@ -52,12 +52,13 @@ person, pottedplant, sheep, sofa, train, tvmonitor
 """Labels 0 … 20 of PASCAL VOC 2012; 255 is the band around objects."""
 
 PASCAL_CONTEXT_59 = _names("""
-aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, table, dog, horse, motorbike, person,
-pottedplant, sheep, sofa, train, tvmonitor, bag, bed, bench, book, building, cabinet, ceiling, cloth, computer, cup,
-door, fence, floor, flower, food, grass, ground, keyboard, light, mountain, mouse, curtain, platform, sign, plate,
-road, rock, shelves, sidewalk, sky, snow, bedclothes, track, tree, truck, wall, water, window, wood
+aeroplane, bag, bed, bedclothes, bench, bicycle, bird, boat, book, bottle, building, bus, cabinet, car, cat,
+ceiling, chair, cloth, computer, cow, cup, curtain, dog, door, fence, floor, flower, food, grass, ground, horse,
+keyboard, light, motorbike, mountain, mouse, person, plate, platform, pottedplant, road, rock, sheep, shelves,
+sidewalk, sign, sky, snow, sofa, table, track, train, tree, truck, tvmonitor, wall, water, window, wood
 """)
-"""Labels 1 … 59 of the most frequent classes of PASCAL Context; 0 is everything else."""
+"""Labels 1 … 59 of the most frequent classes of PASCAL Context in the files of MMSegmentation's converter, which sorts
+the names; 0 is everything else."""
 
 CITYSCAPES_27 = _names("""
 road, sidewalk, parking, rail track, building, wall, fence, guard rail, bridge, tunnel, pole, polegroup, traffic

@@ -8,9 +8,9 @@ from __future__ import annotations
 import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Literal, Protocol, Self, overload
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, Protocol, Self, overload
 
 import numpy as np
 from scipy.io import loadmat
@@ -78,6 +78,19 @@ class DataSet(Sequence[Sample]):
     @abstractmethod
     def names(self) -> tuple[str, ...]:
         """Names of all samples, without reading them."""
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for results on it to be used again, as JSON values; samples may come and go."""
+        return {"data": self.name}
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """Where every sample comes from, the same for the same sample of another data set."""
+        return tuple(f"{self.name}: {name}" for name in self.names)
+
+    def stamp(self, place: int) -> tuple[int, ...]:
+        """Something that changes with the files of a sample, without reading them; empty where there are none."""
+        return ()
 
     @abstractmethod
     def _read(self, place: int) -> Sample: ...
@@ -340,12 +353,41 @@ class FolderDataset(DataSet):
         """Names of all samples, without reading them."""
         return tuple(pair.name for pair in self.pairs)
 
+    def identity(self) -> dict[str, Any]:
+        """As `DataSet.identity`: also how label files are read, and the folders that names are relative to."""
+        reader = {"class": type(self.reader).__name__}
+        if is_dataclass(self.reader) and not isinstance(self.reader, type):
+            reader |= asdict(self.reader)
+        found = super().identity() | {"reader": reader}
+        for pair in self.pairs[:1]:
+            found |= {"image_folder": _folder(pair.image, pair.name), "label_folder": _folder(pair.labels, pair.name)}
+        return found
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """The image files, whatever they are called by."""
+        return tuple(str(pair.image.resolve()) for pair in self.pairs)
+
+    def stamp(self, place: int) -> tuple[int, ...]:
+        """Size and time of change of both files; empty where one is missing."""
+        pair = self.pairs[place]
+        try:
+            stats = pair.image.stat(), pair.labels.stat()
+        except OSError:
+            return ()
+        return tuple(number for stat in stats for number in (stat.st_size, stat.st_mtime_ns))
+
     def _read(self, place: int) -> Sample:
         pair = self.pairs[place]
         return Sample(pair.name, pair.image, self.reader(pair.labels, len(self.classes)))
 
     def _part(self, places: slice) -> Self:
         return replace(self, pairs=self.pairs[places])
+
+
+def _folder(path: Path, name: str) -> str:
+    """The folder that the name of a sample is relative to."""
+    return str(path.absolute().parents[len(PurePosixPath(name).parts) - 1].resolve())
 
 
 def _pair_up(

@@ -14,7 +14,7 @@ from PIL import Image
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.evaluation.metrics import assigned_confusion, mean_iou
 from emerdiff_probe.evaluation.protocols import Judged
-from emerdiff_probe.evaluation.report import Report
+from emerdiff_probe.evaluation.report import Report, html_table
 from emerdiff_probe.evaluation.run import EvaluationResult
 from emerdiff_probe.evaluation.store import Cell, write_whole
 from emerdiff_probe.images import colour_labels, contours, palette
@@ -58,7 +58,7 @@ def write_gallery(result: EvaluationResult, report: Report, path: str | Path) ->
         "<h2>Best, median and worst image of every method: image, truth, segmentation</h2>",
         _classes(result.data.classes),
         *(_section(result, report, some[(len(some) - 1) // 2]) for some in cells.values()),
-        *(f"<h2>{html.escape(name)}</h2>{_table(header, body)}" for name, header, body in report.tables()),
+        *(f"<h2>{html.escape(name)}</h2>{html_table(header, body)}" for name, header, body in report.tables()),
     ]
     path = Path(path)
     write_whole(path, lambda partial: partial.write_text("\n".join(parts) + "</html>\n", encoding="utf-8"))
@@ -130,13 +130,6 @@ def _picture(pixels: np.ndarray, name: str) -> str:
     picture.save(buffer, kind)
     data = base64.b64encode(buffer.getvalue()).decode()
     return f"<img alt='{name}' title='{name}' src='data:image/{kind.lower()};base64,{data}'>"
-
-
-def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    def row(tag: str, texts: Sequence[str]) -> str:
-        return f"<tr>{''.join(f'<{tag}>{html.escape(text)}</{tag}>' for text in texts)}</tr>"
-
-    return f"<table>{row('th', header)}{''.join(row('td', line) for line in body)}</table>"
 
 
 def _skipped(report: Report) -> str:

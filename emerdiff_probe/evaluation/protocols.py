@@ -8,7 +8,7 @@ Numbers of different protocols cannot be compared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol
 
@@ -294,12 +294,16 @@ def confusions(images: Sequence[Overlap], protocol: Matching) -> list[np.ndarray
     Raises:
         InputError: no images, images with different numbers of classes, or as the protocol says.
     """
+    return list(_confusions(images, protocol))
+
+
+def _confusions(images: Sequence[Overlap], protocol: Matching) -> Iterator[np.ndarray]:
+    """One after the other, so that those of many classes are never held together."""
     counts = {overlap.classes for overlap in images}
     if len(counts) != 1:
         raise InputError(f"images with {sorted(counts) or 'no'} classes; accepted: one or more images, one class list")
-    return [
-        assigned_confusion(overlap, assigned) for overlap, assigned in zip(images, protocol.assign(images), strict=True)
-    ]
+    for overlap, assigned in zip(images, protocol.assign(images), strict=True):
+        yield assigned_confusion(overlap, assigned)
 
 
 def evaluate(
@@ -409,7 +413,7 @@ def _statistic(images: Sequence[Overlap], protocol: Matching, metric: Metric) ->
     """A metric as a function of how often each image was drawn: (draw, image) -> (draw,)."""
     if metric not in METRICS:
         raise InputError(f"metric {metric!r}; accepted: {', '.join(METRICS)}")
-    tally = np.stack([tallies(confusion) for confusion in confusions(images, protocol)]).astype(np.float64)
+    tally = np.stack([tallies(confusion) for confusion in _confusions(images, protocol)]).astype(np.float64)
     return lambda weights: METRICS[metric](np.tensordot(weights.astype(np.float64), tally, 1))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -49,10 +50,12 @@ class Reference:
     def identity(self) -> dict[str, Any]:
         """What must be the same for a trained segmenter and its results to be used again, as JSON values."""
         names = self.data.names
+        stamps = [self.data.stamp(place) for place in range(len(names))]
         return {
             "training": asdict(self.training),
-            "data": self.data.name,
+            **self.data.identity(),
             "images": [names[0], names[-1], len(names)],
+            "files": hashlib.sha256(str(stamps).encode()).hexdigest()[:16] if any(stamps) else None,
         }
 
     def trained(

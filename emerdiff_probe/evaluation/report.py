@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -86,7 +87,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Gain:
-    """How much higher one method's mIoU is than another's, on the same images with equal numbers of segments.
+    """How much higher one method's mIoU is than another's, on the same images with the same number asked for.
+
+    Methods that choose their number each have another, and protocols such as majority favour more segments: there is
+    no gain between them. Words favour none, so that a namer gains inside segments of any number.
 
     Attributes:
         method: EmerDiff, or a namer inside segments.
@@ -103,7 +107,7 @@ class Gain:
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """All tables of an evaluation; prints as Markdown.
+    """All tables of an evaluation; prints as Markdown, shows itself in a notebook.
 
     Attributes:
         title: of the data set.
@@ -127,6 +131,11 @@ class Report:
         return "\n\n".join(
             f"### {title}\n\n{markdown_table(header, body)}" if title else markdown_table(header, body)
             for title, header, body in self.tables()
+        )
+
+    def _repr_html_(self) -> str:
+        return "".join(
+            f"<p><b>{html.escape(title)}</b></p>{html_table(header, body)}" for title, header, body in self.tables()
         )
 
     def tables(self) -> list[Table]:
@@ -159,7 +168,9 @@ class Report:
                 for gain in self.gains
             ]
             header = ("method", "over", "K", "mIoU points", "paired 95% interval", "it is", "protocol")
-            tables.append(("Gains on the same images", header, body))
+            unequal = any(line.cell.clusters is None for line in self.lines)
+            title = "Gains on the same images, asked for equal numbers of segments"
+            tables.append((title + "; those of K auto are left out" * unequal, header, body))
         header = ("method", "K", *FIGURES, *(() if self.rows else _COSTS))
         body = [
             (
@@ -216,8 +227,8 @@ def make_report(result: EvaluationResult, protocols: Sequence[str] = ("majority"
     """Score the records of an evaluation.
 
     Methods that name classes are scored by their names, whatever the protocols. EmerDiff is compared with every method
-    of the same number of segments under each protocol, and on average over the numbers; a namer inside segments with
-    the namer by itself.
+    of the same number of segments under each protocol, and on average over the numbers, but not where methods choose
+    the number themselves; a namer inside segments with the namer by itself.
 
     Args:
         result: from `run_evaluation`.
@@ -245,10 +256,10 @@ def make_report(result: EvaluationResult, protocols: Sequence[str] = ("majority"
         images = [record.overlap for record in records if record.overlap is not None]
         if not images:
             continue
+        light = [_light(overlap) for overlap in images]
         for matching in _matchings(result, method, protocols, images):
             found = judged(images, matching)
-            # embeddings have done their work and are the most of it
-            found = found._replace(images=[replace(overlap, embeddings=None) for overlap in images])
+            found = found._replace(images=light)
             rows.append(Row(line, evaluate(*found), evaluate(*found, "pixel accuracy")))
             scored[found.protocol.name, cell.method, cell.clusters] = found
             pictured.setdefault(cell, found)
@@ -261,6 +272,12 @@ def make_report(result: EvaluationResult, protocols: Sequence[str] = ("majority"
         tuple(_gains(result.evaluation, scored)),
         pictured,
     )
+
+
+def _light(overlap: Overlap) -> Overlap:
+    """What scores need once segments have their classes: no embeddings, and counts in as few bytes as hold them."""
+    kind = np.min_scalar_type(int(overlap.counts.max(initial=0)))
+    return replace(overlap, counts=overlap.counts.astype(kind), embeddings=None)
 
 
 def _matchings(
@@ -297,11 +314,13 @@ def _gains(evaluation: Evaluation, scored: _Scored) -> Iterable[Gain]:
 
 
 def _gain(scored: _Scored, protocol: str, method: str, over: str, *, whole: bool = False) -> Iterable[Gain]:
-    """For every number of segments that both have, and on average; `whole`: the other has no segments."""
+    """For every number of segments asked of both, and on average; `whole`: the other has no segments."""
     pairs = {
         clusters: (ours, scored[other])
         for (said, name, clusters), ours in scored.items()
-        if (said, name) == (protocol, method) and (other := (protocol, over, None if whole else clusters)) in scored
+        if (said, name) == (protocol, method)
+        and (whole or clusters is not None)  # numbers of their own differ, and protocols favour more segments
+        and (other := (protocol, over, None if whole else clusters)) in scored
     }
     for clusters, pair in pairs.items():
         yield Gain(method, over, (clusters,), average_difference([pair]))
@@ -351,6 +370,15 @@ def _points(score: Score, sign: str = "") -> tuple[str, str]:
 def _json(score: Score) -> dict[str, float]:
     figures = {"miou": score.value, "low": score.low, "high": score.high}
     return {name: round(100 * figure, 2) for name, figure in figures.items()}
+
+
+def html_table(header: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    """The same table in HTML."""
+
+    def row(tag: str, texts: Sequence[str]) -> str:
+        return f"<tr>{''.join(f'<{tag}>{html.escape(text)}</{tag}>' for text in texts)}</tr>"
+
+    return f"<table>{row('th', header)}{''.join(row('td', line) for line in body)}</table>"
 
 
 def markdown_table(header: Sequence[str], body: Iterable[Sequence[str]]) -> str:

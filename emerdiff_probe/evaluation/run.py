@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from einops import rearrange
 from tqdm.auto import tqdm
 
 from emerdiff_probe.checks import is_integer
-from emerdiff_probe.errors import InputError
+from emerdiff_probe.errors import InputError, ProbeError
 from emerdiff_probe.evaluation.cost import Cost, measured, on_host, together
 from emerdiff_probe.evaluation.datasets import IGNORED, DataSet
 from emerdiff_probe.evaluation.methods import Method, configured, identity
@@ -30,7 +30,7 @@ from emerdiff_probe.evaluation.open_vocabulary.naming import Naming
 from emerdiff_probe.evaluation.protocols import concept_embeddings, region_sums
 from emerdiff_probe.evaluation.references import Reference
 from emerdiff_probe.evaluation.resizing import Resizing
-from emerdiff_probe.evaluation.rivals.interface import Segmenter
+from emerdiff_probe.evaluation.rivals.interface import Bounded, Segmenter
 from emerdiff_probe.evaluation.store import Cell, Record, RecordStore
 from emerdiff_probe.layers import Site
 from emerdiff_probe.models import ProbeModel
@@ -92,7 +92,7 @@ class Evaluation:
 
 @dataclass(frozen=True, eq=False)
 class EvaluationResult:
-    """Records of every method on every image that could be read.
+    """Records of every method on every image that could be read and segmented by all.
 
     Attributes:
         evaluation: what was run.
@@ -148,9 +148,10 @@ def run_evaluation(
     """Segment every image by every method and keep what scores are made of.
 
     An image is inverted once for all methods. A run that was stopped goes on: records that are there are used, and the
-    result equals that of a run in one piece to the bit, but for times and memory. Embeddings of segments, for the
-    protocols that ask for them, are means over pixels of bilinearly upsampled features, of the site that EmerDiff
-    clusters, for all methods alike.
+    result equals that of a run in one piece to the bit, but for times and memory. An image that cannot be read, or that
+    a method fails on, is skipped. One whose files changed since is read and must be the same. Embeddings of segments,
+    for the protocols that ask for them, are means over pixels of bilinearly upsampled features, of the site that
+    EmerDiff clusters, for all methods alike.
 
     Args:
         model: that all methods share.
@@ -161,8 +162,9 @@ def run_evaluation(
         warn: told of every image that cannot be used and is skipped.
 
     Raises:
-        InputError: a store of something else, no image that can be used, settings that do not fit the model, or a
-            trained method that has seen an image.
+        InputError: a store of something else, an image or truth that is another than it was, no image that can be
+            used, settings that do not fit the model, more segments than a method's grid has cells, or a trained method
+            that has seen an image.
         SiteError, TimestepError: as `check_config`.
     """
     largest = max((count for count in evaluation.clusters if count is not None), default=1)
@@ -171,43 +173,65 @@ def run_evaluation(
     for method in evaluation.methods:
         if isinstance(method, Reference):
             _require_apart(method, data)
+    _require_capacity(model, evaluation)
     kept = RecordStore(store, _identity(model, data, evaluation))
     for method in evaluation.methods:
         kept.require_method(method.name, identity(method))
     run = _Run(model, evaluation, kept, site, data.classes, progress, warn)
     cells = evaluation.cells
-    images, skipped, computed = [], {}, 0
+    images, skipped, computed, reused = [], {}, 0, 0
     with tqdm(total=len(data) * len(cells), disable=not progress, desc=data.name, unit="record") as bar:
+
+        def skip(place: int, error: ProbeError) -> None:
+            skipped[data.names[place]] = str(error)
+            warn(f"{data.names[place]} is skipped: {error}")
+            bar.update((place + 1) * len(cells) - bar.n)
+
         for place, name in enumerate(data.names):
             missing = [cell for cell in cells if not kept.has(name, cell)]
             bar.update(len(cells) - len(missing))
-            if missing:
+            stamp = data.stamp(place)
+            if missing or not kept.unchanged(name, stamp):
                 try:
                     seen = _see(data, place, evaluation.resizing)
                 except InputError as error:
-                    skipped[name] = str(error)
-                    warn(f"{name} is skipped: {error}")
-                    bar.update(len(missing))
+                    skip(place, error)
                     continue
-                for _ in run.measure(name, seen, missing):
-                    bar.update()
-                    computed += 1
+                kept.require_image(name, seen.digest, stamp)
+            if missing:
+                run.prepare(missing)
+                try:
+                    for _ in run.measure(name, seen, stamp, missing):
+                        bar.update()
+                        computed += 1
+                except ProbeError as error:
+                    skip(place, error)
+                    continue
             images.append(name)
+            reused += len(cells) - len(missing)
     if not images:
         raise InputError(f"{data!r}: none of its images can be used; the first: {next(iter(skipped.values()), 'none')}")
-    return EvaluationResult(
-        evaluation, data, kept, tuple(images), skipped, computed, len(images) * len(cells) - computed
-    )
+    return EvaluationResult(evaluation, data, kept, tuple(images), skipped, computed, reused)
 
 
 def _require_apart(method: Reference, data: DataSet) -> None:
     if method.data.classes != data.classes:
         raise InputError(f"{method.name}: trained on classes of {method.data!r}, asked for those of {data!r}")
-    both = set(method.data.names) & set(data.names) if method.data.name == data.name else set()
+    both = set(method.data.origins) & set(data.origins)
     if both:
         raise InputError(
             f"{method.name}: {len(both)} images are trained on and evaluated, such as {min(both)}; accepted: none"
         )
+
+
+def _require_capacity(model: ProbeModel, evaluation: Evaluation) -> None:
+    for cell, method in evaluation.cells.items():
+        masks = method.masks if isinstance(method, Naming) else method
+        if cell.clusters is None or not isinstance(masks, Bounded):
+            continue
+        most = masks.capacity(model)
+        if cell.clusters > most:
+            raise InputError(f"{method.name}: {cell.clusters} clusters of {most} cells; accepted: 1 to {most}")
 
 
 def _identity(model: ProbeModel, data: DataSet, evaluation: Evaluation) -> dict[str, Any]:
@@ -216,7 +240,7 @@ def _identity(model: ProbeModel, data: DataSet, evaluation: Evaluation) -> dict[
     del configuration["clusters"]
     return {
         "format": FORMAT,
-        "data": data.name,
+        **data.identity(),
         "classes": list(data.classes),
         "fingerprint": model.fingerprint,
         "precision": str(model.dtype),
@@ -232,6 +256,11 @@ class _Seen(NamedTuple):
     image: np.ndarray
     truth: np.ndarray
     size: tuple[int, int]
+
+    @property
+    def digest(self) -> str:
+        """Of the pixels and the truth."""
+        return hashlib.sha256(self.image.tobytes() + self.truth.astype(np.int32).tobytes()).hexdigest()[:16]
 
 
 def _see(data: DataSet, place: int, resizing: Resizing) -> _Seen:
@@ -259,17 +288,28 @@ class _Run:
     ready: dict[str, Segmenter] = field(default_factory=dict)
     """Methods that had to be trained, or to meet the model, by name."""
 
-    def measure(self, name: str, seen: _Seen, missing: Sequence[Cell]) -> Iterator[None]:
-        """Make the missing records of an image one by one."""
+    def prepare(self, cells: Iterable[Cell]) -> None:
+        """Ready methods before an image is worked on: what goes wrong here is wrong for every image."""
+        for cell in cells:
+            self._ready(self.evaluation.cells[cell])
+
+    def measure(self, name: str, seen: _Seen, stamp: Sequence[int], missing: Sequence[Cell]) -> Iterator[None]:
+        """Make the missing records of an image one by one.
+
+        Raises:
+            ProbeError: a method that fails on this image; the message names it.
+        """
         config = self.evaluation.config
         probed, inversion = measured(partial(config.probe, self.model, seen.image), self.model.device)
         cells = probed.features(self.site, config.feature_timestep)
         features = rearrange(cells, "(h w) c -> h w c", h=probed.grid(self.site)[0]).numpy()
-        digest = hashlib.sha256(seen.image.tobytes() + seen.truth.astype(np.int32).tobytes()).hexdigest()[:16]
-        self.store.require_image(name, digest, partial(self._about, probed, seen.truth, features))
+        self.store.keep_image(name, seen.digest, stamp, partial(self._about, probed, seen.truth, features))
         for cell in missing:
             segmenter = self._ready(self.evaluation.cells[cell])
-            labels, own = measured(partial(segmenter.segment, probed.afresh(), cell.clusters), self.model.device)
+            try:
+                labels, own = measured(partial(segmenter.segment, probed.afresh(), cell.clusters), self.model.device)
+            except ProbeError as error:
+                raise ProbeError(f"{cell.method}: {error}") from error
             labels = self.evaluation.resizing.restore(labels, *seen.size)
             cost = together(inversion, own) if segmenter.probes else on_host(own, self.model.device)
             self.store.write(name, cell, labels, self._record(labels, seen.truth, features, cost))

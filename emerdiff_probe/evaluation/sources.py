@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -43,8 +44,8 @@ def folder(
     images: str = "images",
     labels: str = "labels",
     classes: str = "classes.txt",
-    ignore: int | None = 255,
-    offset: int = 0,
+    ignore: Option = 255,
+    offset: Option = 0,
     image_ending: str | None = None,
     label_ending: str | None = None,
     names: str | None = None,
@@ -52,6 +53,8 @@ def folder(
 ) -> FolderDataset:
     """A folder with images, label maps, and a file of class names, one a line; see `FolderDataset.from_folders`."""
     root = Path(path)
+    start = _integer("folder: offset", offset)
+    ignored = None if ignore is None else _integer("folder: ignore", ignore)
     try:
         listed = [line.strip() for line in (root / classes).read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
@@ -60,13 +63,13 @@ def folder(
         root / images,
         root / labels,
         [name for name in listed if name],
-        ignore_index=ignore,
-        offset=offset,
+        ignore_index=ignored,
+        offset=start,
         image_ending=image_ending,
         label_ending=label_ending,
         names=None if names is None else root / names,
         variable=variable,
-        name=f"folder {path}",
+        name=f"folder {root.resolve()}",
     )
 
 
@@ -92,7 +95,7 @@ def open_data(spec: str, *, side: int) -> DataSet:
     Args:
         spec: PLACE is a folder, or of the world the number of scenes. `first` and `count` take a part of the data set:
             `world:200,first=1000` are 200 scenes from seed 1000 on, `ade20k:PATH,split=training,count=500` the first
-            500 images. A value "none" is None.
+            500 images. A value "none" is None where the default is no text.
         side: pixels of drawn scenes.
 
     Raises:
@@ -103,16 +106,18 @@ def open_data(spec: str, *, side: int) -> DataSet:
     if kind not in SOURCES or not place:
         raise InputError(f"data {spec!r}; accepted: {', '.join(SOURCES)}, each with a colon and a place or number")
     source = SOURCES[kind]
-    own = [name for name, given in inspect.signature(source).parameters.items() if given.default is not given.empty]
-    known = [name for name in own if name != "side"] if kind == "world" else [*own, "first", "count"]
+    parameters = inspect.signature(source).parameters.items()
+    own = {name: given.default for name, given in parameters if given.default is not given.empty}
+    own |= {} if kind == "world" else {"first": 0, "count": 0}
+    known = [name for name in own if name != "side"]
     options = {}
     for part in parts:
         name, given, value = part.partition("=")
         if not given or name not in known:
             raise InputError(f"data {spec!r}: option {part!r}; accepted: {', '.join(known)}, each as name=value")
-        options[name] = _value(value)
+        options[name] = _value(value, own[name])
     if kind == "world":
-        return source(_value(place), side=side, **options)
+        return source(_value(place, 0), side=side, **options)
     first, count = options.pop("first", 0), options.pop("count", None)
     start = _integer(f"data {spec!r}: first", first, 0)
     stop = None if count is None else start + _integer(f"data {spec!r}: count", count, 1)
@@ -122,13 +127,16 @@ def open_data(spec: str, *, side: int) -> DataSet:
     return data[start:stop]
 
 
-def _integer(name: str, given: Option, low: int) -> int:
-    if not isinstance(given, int) or given < low:
-        raise InputError(f"{name} {given!r}; accepted: an integer, {low} or more")
+def _integer(name: str, given: Option, low: int | None = None) -> int:
+    if not isinstance(given, int) or (low is not None and given < low):
+        raise InputError(f"{name} {given!r}; accepted: an integer" + ("" if low is None else f", {low} or more"))
     return given
 
 
-def _value(text: str) -> Option:
+def _value(text: str, default: Option) -> Option:
+    """What is written, of the kind of the default; text that is no number is left for its owner to refuse."""
+    if isinstance(default, str):
+        return text
     if text == "none":
         return None
-    return int(text) if text.isdecimal() else text
+    return int(text) if isinstance(default, int) and re.fullmatch(r"[+-]?[0-9]+", text) else text

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,22 +79,42 @@ class RecordStore:
             raise InputError(f"{path}: cannot be read ({error})") from error
         require_same(path, stored, identity, "the same, or a new folder")
 
-    def require_image(self, image: str, digest: str, about: Callable[[], Mapping[str, np.ndarray]]) -> None:
-        """Keep what is known of an image before any method, or refuse if it was kept of another.
+    def require_image(self, image: str, digest: str, stamp: Sequence[int]) -> None:
+        """Refuse an image of which another is kept; of the same one, remember its files as they are now.
 
         Args:
             image: its name.
             digest: of its pixels and truth.
-            about: finds out what is to be kept, where it is not yet.
+            stamp: of its files, see `DataSet.stamp`.
 
         Raises:
             InputError: the image of this name had other pixels or another truth.
         """
         path = self._image(image)
         if not path.exists():
-            _save(path, {"digest": np.array(digest), **about()})
-        if str(_load(path, "digest")["digest"]) != digest:
+            return
+        held = _load(path)
+        if str(held["digest"]) != digest:
             raise InputError(f"{path}: image {image} had other pixels or another truth; accepted: the same images")
+        if not self.unchanged(image, stamp):
+            _save(path, held | {"stamp": np.array(stamp, np.int64)})
+
+    def unchanged(self, image: str, stamp: Sequence[int]) -> bool:
+        """Whether the files of an image that is kept are as they were; true where nothing is known of them."""
+        return not stamp or self.image(image, "stamp")["stamp"].tolist() == list(stamp)
+
+    def keep_image(
+        self, image: str, digest: str, stamp: Sequence[int], about: Callable[[], Mapping[str, np.ndarray]]
+    ) -> None:
+        """Keep what is known of an image before any method, where it is not yet kept.
+
+        Args:
+            image, digest, stamp: as in `require_image`.
+            about: finds out what is to be kept.
+        """
+        path = self._image(image)
+        if not path.exists():
+            _save(path, {"digest": np.array(digest), "stamp": np.array(stamp, np.int64), **about()})
 
     def image(self, image: str, *names: str) -> dict[str, np.ndarray]:
         """Some of what was kept of an image."""

@@ -1,5 +1,6 @@
 """Protocols against exhaustive search, brute force and cases worked out by hand; laws of all of them."""
 
+import tracemalloc
 from itertools import permutations
 
 import numpy as np
@@ -310,6 +311,15 @@ def test_the_average_of_differences_is_between_them_and_of_one_pair_is_its_diffe
         average_difference([])
     with pytest.raises(InputError, match="one protocol"):
         average_difference([(one, judged(made(fair, truth), OpenVocabulary()))])
+
+
+def test_a_score_holds_one_confusion_matrix_at_a_time():
+    one, classes, images = made(np.zeros((1, 2, 2), int), np.zeros((1, 2, 2), int), 300)[0], 300, 60
+    tracemalloc.start()
+    evaluate([one] * images, Majority(), draws=10)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < images * classes**2 * 8 / 4
 
 
 def test_classes_that_are_given_once_score_as_those_given_anew():

@@ -5,8 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tiny
+from PIL import Image
 
 from emerdiff_probe.errors import InputError
+from emerdiff_probe.evaluation.datasets import FolderDataset
 from emerdiff_probe.evaluation.references import Reference
 from emerdiff_probe.evaluation.rivals.supervised import ProbeTraining, UNetTraining, train_linear_probe, train_unet
 from emerdiff_probe.evaluation.sources import open_data
@@ -43,6 +45,23 @@ def test_a_reference_is_what_training_gives_and_is_read_again(training, model, s
     again = Reference(replace(training, steps=1), scenes).trained(model, config, path)
     assert np.array_equal(again.segment(image), first.segment(image))
     assert path.read_bytes() == written
+
+
+def test_what_it_was_trained_on_has_one_identity_until_labels_or_their_reading_change(tmp_path):
+    for kind, values in (("images", tiny.picture()), ("labels", np.zeros((64, 64), np.uint8))):
+        (tmp_path / kind).mkdir()
+        Image.fromarray(values).save(tmp_path / kind / "a.png")
+    folders = tmp_path / "images", tmp_path / "labels"
+
+    def identity(**changes):
+        return Reference(UNET, FolderDataset.from_folders(*folders, ("sky", "sea"), **changes)).identity()
+
+    first = identity()
+    assert identity() == first
+    assert identity(offset=1) != first
+    assert identity(ignore_index=None) != first
+    Image.fromarray(np.eye(64, dtype=np.uint8)).save(folders[1] / "a.png")
+    assert identity() != first
 
 
 def test_training_images_that_cannot_be_read_are_left_out_and_told(model, scenes, config, tmp_path):

@@ -1,5 +1,6 @@
 """Tables of an evaluation: every figure with its protocol, the same as when it is worked out by hand."""
 
+import html
 import re
 from dataclasses import replace
 
@@ -23,7 +24,10 @@ from emerdiff_probe.evaluation.store import Cell, Record
 from emerdiff_probe.viz.figures import report_figure
 
 CLASSES, IMAGES = 3, 6
-CELLS = [Cell("emerdiff", 2), Cell("emerdiff", 4), Cell("bilinear", 2), Cell("bilinear", 4), Cell("diffcut", None)]
+CELLS = [
+    *(Cell(name, count) for name in ("emerdiff", "bilinear") for count in (2, 4)),
+    *(Cell(name, None) for name in ("emerdiff", "diffcut")),
+]
 
 
 class Stored(EvaluationResult):
@@ -169,6 +173,28 @@ def test_every_printed_line_of_scores_has_its_protocol(report):
         wanted = re.compile(rf"\| {row.line.cell.method} +\| {count} +\| {figure} +\|.*{re.escape(row.miou.protocol)}")
         assert any(wanted.match(line) for line in lines)
     assert sum("| mean of 2, 4" in line for line in lines) == 4
+
+
+def test_methods_that_choose_their_number_gain_nothing_and_the_table_says_so(report):
+    assert {gain.over for gain in report.gains} == {"bilinear"}
+    assert all(None not in gain.clusters for gain in report.gains)
+    assert "asked for equal numbers of segments; those of K auto are left out" in str(report)
+
+
+def test_what_is_kept_of_segments_fits_their_pixels_and_scores_the_same(result, report):
+    for cell, held in report.judged.items():
+        images = [record.overlap for record in result.records(cell)]
+        assert all(kept.counts.dtype == np.uint8 and kept.embeddings is None for kept in held.images)
+        assert evaluate(*held) == evaluate(images, Majority())
+
+
+def test_a_notebook_shows_what_is_printed(report):
+    shown = report._repr_html_()
+    assert shown.count("<table>") == len(report.tables())
+    for title, header, body in report.tables():
+        assert all(html.escape(text) in shown for text in (title, *header, *(text for line in body for text in line)))
+    odd = replace(report, title="<b>mine</b>")._repr_html_()
+    assert "<b>mine" not in odd
 
 
 def test_a_method_gains_nothing_over_one_with_its_own_segments():

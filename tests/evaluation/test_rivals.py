@@ -12,10 +12,12 @@ from emerdiff_probe.evaluation.methods import METHODS
 from emerdiff_probe.evaluation.rivals.colour import CoordinateKMeans, Felzenszwalb, RgbKMeans, Slic
 from emerdiff_probe.evaluation.rivals.diffcut import DiffCut, assigned, last_of_encoder
 from emerdiff_probe.evaluation.rivals.diffseg import DiffSeg
+from emerdiff_probe.evaluation.rivals.interface import Bounded
 from emerdiff_probe.evaluation.rivals.upsampling import Bilinear, DenseCrf, Guided, Nearest
 from emerdiff_probe.evaluation.rivals.walking import RandomWalk
 from emerdiff_probe.features import upsampled
 from emerdiff_probe.layers import find_site
+from emerdiff_probe.pocket.world import draw_scene
 from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.segmentation import EmerDiffConfig
 
@@ -133,7 +135,7 @@ def test_graph_rivals_find_two_clearly_separate_clusters(probed, clusters, monke
     truth[:, truth.shape[1] // 2 :] = 1
     names = [f"up16.self0.{part}" for part in ("query", "key")]
     planted(probed, [find_site(probed.model, name) for name in names], truth, monkeypatch)
-    planted(probed, [last_of_encoder(probed)], truth, monkeypatch)
+    planted(probed, [last_of_encoder(probed.model)], truth, monkeypatch)
     rivals = [
         DiffCut(),
         DiffSeg(sites=(names[0],)),
@@ -147,8 +149,17 @@ def test_graph_rivals_find_two_clearly_separate_clusters(probed, clusters, monke
         assert max(agreement, 1 - agreement) > 0.93, rival
 
 
+@pytest.mark.parametrize("name", [name for name, rival in METHODS.items() if isinstance(rival, Bounded)])
+def test_a_capacity_is_the_largest_number_that_is_taken(name, model):
+    rival, probed = METHODS[name], ProbedImage(model, tiny.picture(), start=301, steps=10)
+    most = rival.capacity(model)
+    rival.segment(probed, most)
+    with pytest.raises(InputError, match=f"{most + 1} .*accepted"):
+        rival.segment(probed, most + 1)
+
+
 def test_diffcut_reads_the_last_self_attention_of_the_encoder(probed):
-    site = last_of_encoder(probed)
+    site = last_of_encoder(probed.model)
     assert (site.stage, site.kind, site.part) == ("down", "self", "output")
     assert site.name == "down4.self1.output"
     named = DiffCut(site=site.name, timestep=1)
@@ -183,9 +194,11 @@ def test_colour_rivals_find_patches_of_colour():
 @pytest.mark.parametrize("clusters", [2, 5, 9, 20])
 def test_superpixels_come_near_to_the_number_asked_for(clusters):
     image = np.random.default_rng(0).integers(0, 256, (12, 16, 3)).repeat(8, 0).repeat(8, 1).astype(np.uint8)
-    found = len(np.unique(Felzenszwalb().segment(Picture(image), clusters)))
-    assert abs(found - clusters) <= max(2, clusters // 4)
-    assert 1 <= len(np.unique(Slic().segment(Picture(image), clusters))) <= 2 * clusters
+    scene = draw_scene(500_000, height=256, width=256).image
+    for rival in (Felzenszwalb(), Slic()):
+        for picture in (image, scene):
+            found = len(np.unique(rival.segment(Picture(picture), clusters)))
+            assert abs(found - clusters) <= max(2, clusters // 4), rival
 
 
 def test_fewer_colours_than_clusters_give_fewer_labels_without_a_warning(recwarn):
@@ -221,6 +234,7 @@ def test_a_rival_without_a_criterion_of_its_own_asks_for_a_number(name, probed):
         (lambda: RgbKMeans(restarts=0), "restarts"),
         (lambda: CoordinateKMeans(seed=-1), "seed"),
         (lambda: Slic(compactness=0), "compactness"),
+        (lambda: Slic(evaluations=0), "evaluations"),
         (lambda: Felzenszwalb(scale=np.inf), "scale"),
         (lambda: Felzenszwalb(evaluations=0), "evaluations"),
         (lambda: Nearest(timestep=-1), "timestep"),

@@ -1,19 +1,23 @@
 """An evaluation: resumed to the same bits, independent of what else is run, and honest about images it cannot use."""
 
 import json
-from dataclasses import replace
+import os
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import tiny
 from PIL import Image
 
-from emerdiff_probe.errors import InputError, TimestepError
+from emerdiff_probe.errors import InputError, ModelError, TimestepError
 from emerdiff_probe.evaluation import run
 from emerdiff_probe.evaluation.cost import measured
-from emerdiff_probe.evaluation.datasets import IGNORED, FolderDataset, Pair
+from emerdiff_probe.evaluation.datasets import IGNORED, FolderDataset, LabelMap, Pair
 from emerdiff_probe.evaluation.emerdiff import EmerDiff
 from emerdiff_probe.evaluation.metrics import covering, overlaps
+from emerdiff_probe.evaluation.open_vocabulary.naming import Naming
+from emerdiff_probe.evaluation.open_vocabulary.vocabulary import Vocabulary
 from emerdiff_probe.evaluation.protocols import concept_embeddings, region_sums
 from emerdiff_probe.evaluation.references import Reference
 from emerdiff_probe.evaluation.report import make_report
@@ -193,6 +197,39 @@ def test_a_store_of_something_else_is_refused(change, model, pictures, config, t
         run_evaluation(probed, data, other, store=tmp_path / "store")
 
 
+@pytest.mark.parametrize("change", ["reader", "folder", "labels", "image"])
+def test_records_that_are_all_there_are_of_the_same_files_read_the_same_way(change, model, config, tmp_path):
+    labels = np.arange(64).repeat(64).reshape(64, 64) // 32
+    for place in ("one", "two"):
+        (tmp_path / place).mkdir()
+        data = folder_of(tmp_path / place, {name: (tiny.picture(), labels) for name in "ab"})
+    some = Evaluation((RgbKMeans(), Bilinear()), (2,), config)
+    run_evaluation(model, data, some, store=tmp_path / "store")
+    if change == "reader":
+        data, message = replace(data, reader=LabelMap(ignore=())), "reader was .* there and is"
+    elif change == "folder":
+        data, message = folder_of(tmp_path / "one", {"a": (tiny.picture(), labels)}), "image_folder was .*two there"
+    elif change == "labels":
+        Image.fromarray(1 - labels.astype(np.uint8)).save(data.pairs[1].labels)
+        message = "image b had other pixels or another truth"
+    elif change == "image":
+        Image.fromarray(tiny.picture(seed=9)).save(data.pairs[1].image)
+        message = "image b had other pixels or another truth"
+    with pytest.raises(InputError, match=message):
+        run_evaluation(model, data, some, store=tmp_path / "store")
+
+
+def test_files_that_were_written_again_are_read_once_more(model, pictures, config, tmp_path, monkeypatch):
+    some, seen, genuine = Evaluation((RgbKMeans(),), (2,), config), [], run._see
+    first = run_evaluation(model, pictures, some, store=tmp_path / "store")
+    os.utime(pictures.pairs[2].labels, ns=(1, 1))
+    monkeypatch.setattr(run, "_see", lambda data, place, resizing: seen.append(place) or genuine(data, place, resizing))
+    for _ in range(2):
+        again = run_evaluation(model, pictures, some, store=tmp_path / "store")
+        assert (again.images, again.computed, seen) == (first.images, 0, [2])
+    assert np.array_equal(again.concepts, first.concepts, equal_nan=True)
+
+
 def test_a_folder_of_something_else_is_left_alone(model, pictures, config, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(InputError, match="holds no evaluation"):
@@ -217,6 +254,50 @@ def test_images_that_cannot_be_used_are_reported_and_counted_until_they_can(mode
     pictures.pairs[1].image.write_bytes(whole)
     repaired = run_evaluation(model, pictures, some, store=tmp_path / "store", warn=warned.append)
     assert (repaired.images, repaired.computed) == (("a", "b"), 2)
+
+
+@dataclass(frozen=True)
+class Fragile:
+    """Fails where an image is darker than it should be, until it is mended."""
+
+    darkest: float
+    name: ClassVar[str] = "fragile"
+    counts: ClassVar[str] = "given"
+    probes: ClassVar[bool] = False
+    mended: ClassVar[bool] = False
+
+    def segment(self, probed, clusters=None):
+        if probed.image.mean() < self.darkest and not self.mended:
+            raise ModelError("the denoiser overflowed")
+        return np.zeros(probed.image.shape[:2], int)
+
+
+def test_an_image_that_a_method_fails_on_is_skipped_and_the_others_go_on(
+    model, pictures, config, tmp_path, monkeypatch
+):
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(pictures.pairs[1].image)
+    some, warned = Evaluation((RgbKMeans(), Fragile(1), Bilinear()), (2,), config), []
+    found = run_evaluation(model, pictures, some, store=tmp_path / "store", warn=warned.append)
+    assert found.images == ("a", "c", "d")
+    assert found.skipped == {"b": "fragile: the denoiser overflowed"}
+    assert warned == ["b is skipped: fragile: the denoiser overflowed"]
+    assert make_report(found).to_json()["skipped"] == 1
+    again = run_evaluation(model, pictures, some, store=tmp_path / "store", warn=str)
+    assert (again.images, again.computed, again.reused) == (found.images, 0, 9)
+    monkeypatch.setattr(Fragile, "mended", True)
+    mended = run_evaluation(model, pictures, some, store=tmp_path / "store")
+    assert (len(mended.images), mended.skipped, mended.computed, mended.reused) == (4, {}, 2, 10)
+
+
+def test_a_method_that_cannot_be_trained_stops_at_once(model, scenes, config, tmp_path):
+    class Torn(type(scenes)):
+        def _read(self, place):
+            raise InputError("truncated")
+
+    data = Torn(scenes.draw, scenes.classes, range(500_000, 500_002))
+    some = Evaluation((Reference(UNetTraining(width=4, levels=2, crop=16, steps=1, batch=1), data),), (3,), config)
+    with pytest.raises(InputError, match="no samples"):
+        run_evaluation(model, scenes, some, store=tmp_path / "store", warn=str)
 
 
 def test_no_usable_image_is_an_error(model, pictures, config, tmp_path):
@@ -278,6 +359,12 @@ def test_what_cannot_be_run_is_refused(evaluation, change, message):
 def test_settings_that_do_not_fit_the_model_are_refused_before_it_runs(model, scenes, evaluation, tmp_path):
     with pytest.raises(InputError, match="100 clusters, but"):
         run_evaluation(model, scenes, replace(evaluation, clusters=(100,)), store=tmp_path / "store")
+    with pytest.raises(InputError, match="diffcut: 17 clusters of 16 cells; accepted: 1 to 16"):
+        run_evaluation(model, scenes, replace(evaluation, clusters=(17,)), store=tmp_path / "store")
+    naming = Naming("cross-attention", Vocabulary.of(scenes.classes), DiffCut())
+    named = replace(evaluation, methods=(naming,), clusters=(17,))
+    with pytest.raises(InputError, match="cross-attention \\+ diffcut: 17 clusters of 16 cells"):
+        run_evaluation(model, scenes, named, store=tmp_path / "store")
     wrong = replace(evaluation, config=replace(evaluation.config, modulate_at=100))
     with pytest.raises(TimestepError, match="near ones"):
         run_evaluation(model, scenes, wrong, store=tmp_path / "store")
@@ -287,13 +374,26 @@ def test_settings_that_do_not_fit_the_model_are_refused_before_it_runs(model, sc
 def test_a_trained_method_has_never_seen_what_it_is_scored_on(model, scenes, config, tmp_path):
     training = UNetTraining(width=4, levels=2, crop=16, steps=1, batch=1)
     seen = Evaluation((Reference(training, open_data("world:5,first=2", side=64)),), (3,), config)
-    with pytest.raises(InputError, match="1 images are trained on and evaluated, such as scene-000002"):
+    with pytest.raises(InputError, match="1 images are trained on and evaluated, such as world parts: scene-000002"):
         run_evaluation(model, scenes, seen, store=tmp_path / "store")
     objects = replace(seen, methods=(Reference(training, open_data("world:5,first=9,labels=objects", side=64)),))
     with pytest.raises(InputError, match="trained on classes of"):
         run_evaluation(model, scenes, objects, store=tmp_path / "store")
     with pytest.raises(InputError, match="accepted: images as they are"):
         replace(seen, resizing=Resizing(32))
+
+
+def test_a_folder_that_is_trained_on_is_known_by_its_files(model, pictures, config, tmp_path):
+    training = UNetTraining(width=4, levels=2, crop=16, steps=1, batch=1)
+    renamed = replace(pictures, name="holidays", pairs=(replace(pictures.pairs[2], name="x"),))
+    seen = Evaluation((Reference(training, renamed),), (3,), config)
+    with pytest.raises(InputError, match=r"1 images are trained on and evaluated, such as .*c\.png"):
+        run_evaluation(model, pictures, seen, store=tmp_path / "store")
+    place = tmp_path / "others"
+    place.mkdir()
+    others = folder_of(place, {"a": (tiny.picture(seed=8), np.zeros((64, 64)))})
+    apart = replace(seen, methods=(Reference(training, others),))
+    assert run_evaluation(model, pictures[:1], apart, store=tmp_path / "store").computed == 1
 
 
 def test_trained_methods_are_trained_once_and_name_classes(model, scenes, config, tmp_path, monkeypatch):

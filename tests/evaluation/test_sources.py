@@ -47,6 +47,19 @@ def test_a_folder_has_images_labels_and_a_list_of_classes(folder):
         open_data(f"folder:{folder},ignore=none", side=64)[2]
 
 
+def test_numbers_of_a_folder_may_be_negative(folder):
+    labels = np.repeat(np.arange(-2, 2), 16)[:, None] * np.ones((1, 64))
+    Image.fromarray(labels.astype(np.float32)).save(folder / "labels" / "a.tif")
+    (folder / "labels" / "a.png").unlink()
+    data = open_data(f"folder:{folder},offset=-1,ignore=-2", side=64)
+    assert data[0].labels[::16, 0].tolist() == [IGNORED, 0, 1, 2]
+
+
+def test_a_folder_is_the_same_however_it_is_written(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    assert open_data(f"folder:{folder.name}", side=64).name == open_data(f"folder:{folder}", side=64).name
+
+
 def test_public_data_sets_are_opened_with_their_options(tmp_path):
     for kind, ending, values in (
         ("images", "jpg", tiny.picture()),
@@ -70,7 +83,13 @@ def test_public_data_sets_are_opened_with_their_options(tmp_path):
         ("moon:3", "accepted: world, folder"),
         ("world:0", "number of scenes 0"),
         ("world:many", "number of scenes 'many'"),
-        ("world:3,first=-1", "first '-1'"),
+        ("world:3,first=-1", "first -1; accepted: an integer, 0 or more"),
+        ("FOLDER,offset=x", "offset 'x'; accepted: an integer"),
+        ("FOLDER,offset=none", "offset None; accepted: an integer"),
+        ("FOLDER,offset=1.5", "offset '1.5'; accepted: an integer"),
+        ("FOLDER,ignore=x", "ignore 'x'; accepted: an integer"),
+        ("FOLDER,labels=7", "no such folder"),
+        ("FOLDER,labels=none", "no such folder"),
         ("world:3,labels=colours", "accepted: 'parts', 'objects'"),
         ("world:3,side=9", "option 'side=9'; accepted: first, labels, each as name=value"),
         ("world:3,first", "option 'first'"),

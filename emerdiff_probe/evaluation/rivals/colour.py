@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import ClassVar
 
 import numpy as np
@@ -91,11 +92,14 @@ def _tiles(height: int, width: int, count: int, restarts: int, seed: int) -> np.
 
 @dataclass(frozen=True)
 class Slic:
-    """SLIC superpixels (Achanta et al. 2012), by scikit-image, which treats the number of segments as approximate.
+    """SLIC superpixels (Achanta et al. 2012), by scikit-image, which often gives half the number that it is told.
+
+    So that rivals are compared at equal numbers, the number that it is told is searched as `Felzenszwalb`'s scale is.
 
     Attributes:
         compactness: weight of nearness in space against nearness in colour, above 0.
         smoothing: standard deviation in pixels of a Gaussian over the image before, 0 or more.
+        evaluations: halvings of the search.
 
     Raises:
         InputError: a value out of range.
@@ -103,6 +107,7 @@ class Slic:
 
     compactness: float = 10.0
     smoothing: float = 0.0
+    evaluations: int = 16
     name: ClassVar[str] = "slic"
     counts: ClassVar[Counts] = "given"
     probes: ClassVar[bool] = False
@@ -113,14 +118,24 @@ class Slic:
             [
                 ("compactness", is_positive(self.compactness), "a finite number above 0"),
                 ("smoothing", self.smoothing == 0 or is_positive(self.smoothing), "a finite number, 0 or more"),
+                ("evaluations", is_integer(self.evaluations, 1), "an integer, 1 or more"),
             ],
         )
 
     def segment(self, probed: Pictured, clusters: int | None = None) -> np.ndarray:
-        """As `Segmenter.segment`."""
+        """As `Segmenter.segment`; the number is only approached."""
         count = given(self, clusters)
-        _require_pixels(count, *probed.image.shape[:2])
-        return slic(probed.image, n_segments=count, compactness=self.compactness, sigma=self.smoothing, start_label=0)
+        height, width, _ = probed.image.shape
+        _require_pixels(count, height, width)
+
+        @cache  # the search ends among few integers
+        def told(number: int) -> np.ndarray:
+            return slic(
+                probed.image, n_segments=number, compactness=self.compactness, sigma=self.smoothing, start_label=0
+            )
+
+        pixels = height * width
+        return _searched(lambda size: told(round(pixels / size)), (1, pixels), count, self.evaluations)
 
 
 @dataclass(frozen=True)
@@ -166,23 +181,38 @@ class Felzenszwalb:
         if count is None:
             return self._at(probed.image, self.scale)
         _require_pixels(count, *probed.image.shape[:2])
-        low, high = np.log(SCALES)
-        best: np.ndarray | None = None
-        for _ in range(self.evaluations):
-            middle = (low + high) / 2
-            labels = self._at(probed.image, float(np.exp(middle)))
-            found = int(labels.max()) + 1
-            if best is None or _nearer(found, int(best.max()) + 1, count):
-                best = labels
-            if found == count:
-                break
-            low, high = (middle, high) if found > count else (low, middle)
-        assert best is not None
-        return best
+        return _searched(lambda scale: self._at(probed.image, scale), SCALES, count, self.evaluations)
 
     def _at(self, image: np.ndarray, scale: float) -> np.ndarray:
         smallest = self.smallest or max(1, image.shape[0] * image.shape[1] // 300)
         return numbered(felzenszwalb(image, scale=scale, sigma=self.smoothing, min_size=smallest))
+
+
+def _searched(
+    at: Callable[[float], np.ndarray], bounds: tuple[float, float], wanted: int, evaluations: int
+) -> np.ndarray:
+    """Labels whose number is nearest to the one wanted, the coarser of two equally near.
+
+    Args:
+        at: labels at a size of segments, fewer at larger ones, by and large.
+        bounds: of the size, above 0; the interval of its logarithms is halved.
+        wanted: number of labels.
+        evaluations: how many sizes are tried at most.
+    """
+    low, high = np.log(bounds)
+    best: np.ndarray | None = None
+    nearest = 0
+    for _ in range(evaluations):
+        middle = (low + high) / 2
+        labels = at(float(np.exp(middle)))
+        found = len(np.unique(labels))
+        if best is None or _nearer(found, nearest, wanted):
+            best, nearest = labels, found
+        if found == wanted:
+            break
+        low, high = (middle, high) if found > wanted else (low, middle)
+    assert best is not None
+    return best
 
 
 def _nearer(found: int, before: int, wanted: int) -> bool:

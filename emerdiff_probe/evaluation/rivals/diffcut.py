@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -12,10 +13,11 @@ from torch import Tensor, nn
 
 from emerdiff_probe.checks import is_integer, is_positive, require
 from emerdiff_probe.errors import SiteError
-from emerdiff_probe.evaluation.rivals.choices import feature_site, timestep_near
+from emerdiff_probe.evaluation.rivals.choices import feature_site, native_grid, timestep_near
 from emerdiff_probe.evaluation.rivals.interface import Counts, optional
 from emerdiff_probe.features import mask_embeddings, upsampled
 from emerdiff_probe.layers import Site, list_sites
+from emerdiff_probe.models import ProbeModel
 from emerdiff_probe.ncut import cosine_affinity, recursive_cut
 from emerdiff_probe.probe import ProbedImage
 
@@ -71,7 +73,7 @@ class DiffCut:
     def segment(self, probed: ProbedImage, clusters: int | None = None) -> np.ndarray:
         """As `Segmenter.segment`; a number asked for is reached by the cheapest cuts, which is ours."""
         count = optional(self, clusters)
-        site = last_of_encoder(probed) if self.site is None else feature_site(probed, self.site)
+        site = self._site(probed.model)
         features = probed.features(site, timestep_near(probed, self.timestep, TIMESTEP))
         affinity = cosine_affinity(features.numpy(), self.alpha)
         labels = recursive_cut(affinity, threshold=self.tau, clusters=count, thresholds=self.thresholds)
@@ -81,16 +83,23 @@ class DiffCut:
             return assigned(features, coarse, height, width)
         return upsampled(coarse, height, width, self.assignment)
 
+    def capacity(self, model: ProbeModel) -> int:
+        """As `Bounded.capacity`: the cells of the features."""
+        return prod(native_grid(model, self._site(model)))
 
-def last_of_encoder(probed: ProbedImage) -> Site:
+    def _site(self, model: ProbeModel) -> Site:
+        return last_of_encoder(model) if self.site is None else feature_site(model, self.site)
+
+
+def last_of_encoder(model: ProbeModel) -> Site:
     """The output of the last self-attention layer of the downward blocks.
 
     Raises:
         SiteError: they have none.
     """
-    sites = list_sites(probed.model, stage="down", kind="self", part="output")
+    sites = list_sites(model, stage="down", kind="self", part="output")
     if not sites:
-        raise SiteError(f"{probed.model.name} has no self-attention in its downward blocks; name a site")
+        raise SiteError(f"{model.name} has no self-attention in its downward blocks; name a site")
     return sites[-1]
 
 

@@ -16,8 +16,9 @@ from torch import nn
 from emerdiff_probe.checks import is_integer, is_positive, require
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.evaluation.rivals.attention import WEIGHTINGS, Weighting, aggregated_attention
-from emerdiff_probe.evaluation.rivals.choices import self_attention_sites, timestep_near
+from emerdiff_probe.evaluation.rivals.choices import native_grid, self_attention_sites, timestep_near
 from emerdiff_probe.evaluation.rivals.interface import Counts, optional
+from emerdiff_probe.models import ProbeModel
 from emerdiff_probe.probe import ProbedImage
 
 TIMESTEP = 300
@@ -68,11 +69,16 @@ class DiffSeg:
     def segment(self, probed: ProbedImage, clusters: int | None = None) -> np.ndarray:
         """As `Segmenter.segment`; for a number asked for the nearest proposals are merged one by one, which is ours."""
         count = optional(self, clusters)
-        sites = self_attention_sites(probed, self.sites)
+        sites = self_attention_sites(probed.model, self.sites)
         timestep = timestep_near(probed, self.timestep, TIMESTEP)
         grid = max((probed.grid(site) for site in sites), key=lambda sides: sides[0] * sides[1])
         attention = aggregated_attention(probed, sites, timestep, weighting=self.weighting).double().numpy()
         return highest(self.proposals(attention, grid, count), grid, *probed.image.shape[:2])
+
+    def capacity(self, model: ProbeModel) -> int:
+        """As `Bounded.capacity`: the anchors."""
+        grid = native_grid(model, *self_attention_sites(model, self.sites))
+        return len(anchor_cells(grid, self.points))
 
     def proposals(self, attention: np.ndarray, grid: tuple[int, int], clusters: int | None = None) -> np.ndarray:
         """Merged maps (proposal, cell) of aggregated attention (cell, cell); each sums to 1.

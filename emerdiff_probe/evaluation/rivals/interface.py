@@ -5,7 +5,7 @@ Loads no torch, so that worker processes can run the rivals that need no model.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from emerdiff_probe.checks import is_integer
 from emerdiff_probe.errors import InputError
 
 if TYPE_CHECKING:
+    from emerdiff_probe.models import ProbeModel
     from emerdiff_probe.probe import ProbedImage
 
 Counts = Literal["given", "either", "own"]
@@ -59,6 +60,19 @@ class Segmenter(Protocol):
         Raises:
             InputError: a number that the method does not take (see `counts`), or more than the image can have.
             SiteError, TimestepError: a layer or timestep that the model or its trajectory does not have.
+        """
+        ...
+
+
+@runtime_checkable
+class Bounded(Protocol):
+    """A method that can tell from the model alone how many segments are too many."""
+
+    def capacity(self, model: ProbeModel) -> int:
+        """The most segments of a square image of the model's native size; one of another shape can have more.
+
+        Raises:
+            SiteError: a layer that the model does not have.
         """
         ...
 

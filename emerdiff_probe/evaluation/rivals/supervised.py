@@ -93,7 +93,7 @@ class LinearProbe:
         """As `Segmenter.segment`; labels are classes."""
         none(self, clusters)
         height, width = probed.image.shape[:2]
-        sites = [feature_site(probed, name) for name in self.sites]
+        sites = [feature_site(probed.model, name) for name in self.sites]
         probed.capture(sites, self.timestep)
         scores = self.bias[:, None, None].expand(-1, height, width)
         for site, weights in zip(sites, self.weights, strict=True):
@@ -136,7 +136,7 @@ def train_linear_probe(
     timestep = 0
     for probed, labels in samples:
         _require_labels(probed.image, labels, classes, ignore_index)
-        sites = [feature_site(probed, name) for name in training.sites or (None,)]
+        sites = [feature_site(probed.model, name) for name in training.sites or (None,)]
         timestep = feature_timestep(probed, training.timestep)
         probed.capture(sites, timestep)
         counted = np.flatnonzero(labels.ravel() != ignore_index)

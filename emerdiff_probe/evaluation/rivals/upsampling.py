@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import ClassVar
 
 import numpy as np
@@ -10,10 +11,11 @@ import torch
 from torch import nn
 
 from emerdiff_probe.checks import is_integer, is_positive, require
-from emerdiff_probe.evaluation.rivals.choices import feature_site, feature_timestep
+from emerdiff_probe.evaluation.rivals.choices import feature_site, feature_timestep, native_grid
 from emerdiff_probe.evaluation.rivals.interface import Counts, given
 from emerdiff_probe.evaluation.rivals.refinement import BilateralKernel, guided_filter, mean_field
 from emerdiff_probe.features import one_hot_masks, upsampled
+from emerdiff_probe.models import ProbeModel
 from emerdiff_probe.probe import ProbedImage
 
 
@@ -42,8 +44,12 @@ class Clustered:
 
     def low_resolution_masks(self, probed: ProbedImage, clusters: int) -> np.ndarray:
         """Labels (grid_height, grid_width); kept by the probed image, so that rivals share them."""
-        site, timestep = feature_site(probed, self.site), feature_timestep(probed, self.timestep)
+        site, timestep = feature_site(probed.model, self.site), feature_timestep(probed, self.timestep)
         return probed.low_resolution_masks(site, clusters, timestep)
+
+    def capacity(self, model: ProbeModel) -> int:
+        """As `Bounded.capacity`: the cells of the features."""
+        return prod(native_grid(model, feature_site(model, self.site)))
 
 
 @dataclass(frozen=True)

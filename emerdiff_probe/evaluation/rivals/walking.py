@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -10,9 +11,10 @@ import numpy as np
 from emerdiff_probe.checks import is_integer, is_positive, require
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.evaluation.rivals.attention import WEIGHTINGS, Weighting, aggregated_attention
-from emerdiff_probe.evaluation.rivals.choices import self_attention_sites, timestep_near
+from emerdiff_probe.evaluation.rivals.choices import native_grid, self_attention_sites, timestep_near
 from emerdiff_probe.evaluation.rivals.interface import Counts, optional
 from emerdiff_probe.features import Upsampling, upsampled
+from emerdiff_probe.models import ProbeModel
 from emerdiff_probe.ncut import cosine_affinity, recursive_cut
 from emerdiff_probe.probe import ProbedImage
 
@@ -75,7 +77,7 @@ class RandomWalk:
     def segment(self, probed: ProbedImage, clusters: int | None = None) -> np.ndarray:
         """As `Segmenter.segment`; a number asked for is reached by the cheapest cuts."""
         count = optional(self, clusters)
-        sites = self_attention_sites(probed, self.sites)
+        sites = self_attention_sites(probed.model, self.sites)
         timestep = timestep_near(probed, self.timestep, TIMESTEP)
         transition = aggregated_attention(probed, sites, timestep, weighting=self.weighting).numpy()
         walked = walk(transition, self.steps)
@@ -84,6 +86,10 @@ class RandomWalk:
         grid = max((probed.grid(site) for site in sites), key=lambda sides: sides[0] * sides[1])
         height, width = probed.image.shape[:2]
         return upsampled(labels.reshape(grid), height, width, self.upsampling)
+
+    def capacity(self, model: ProbeModel) -> int:
+        """As `Bounded.capacity`: the cells of the finest layer."""
+        return prod(native_grid(model, *self_attention_sites(model, self.sites)))
 
 
 def walk(transition: np.ndarray, steps: int) -> np.ndarray:
