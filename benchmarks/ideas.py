@@ -84,7 +84,7 @@ def _under(change: Callable[[], AbstractContextManager[Any]], way: Way) -> Tenso
 
 
 def _one_at_a_time() -> AbstractContextManager[Any]:
-    return patch.object(diffusion, "_rows_that_fit", lambda model, latents: 1)
+    return patch.object(diffusion, "denoiser_rows_that_fit", lambda model, latents: 1)
 
 
 def _first_step_of_every_row() -> AbstractContextManager[Any]:

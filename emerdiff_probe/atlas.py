@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -34,7 +34,9 @@ class ResponseAtlas:
     Attributes:
         responses: (cell, 3, height, width) float16, (I+ - I-) / 2 in units where black to white is 2.
         grid: grid_height and grid_width; cells are numbered in reading order.
-        settings: what it was made with: model, fingerprint, layer, strength, modulate_at, placement, injection.
+        settings: what it was made with: model, fingerprint, layer, strength, modulate_at, placement, direction (None
+            for all ones), injection (kinds), injection_sites, injection_timesteps (None for all), and the trajectory's
+            steps, eta, prompt and guidance.
     """
 
     responses: Tensor
@@ -63,23 +65,22 @@ class ResponseAtlas:
         """
         if masks.ndim != 3 or tuple(masks.shape[1:]) != self.grid:
             raise InputError(f"masks of shape {tuple(masks.shape)}; accepted: (mask, {self.grid[0]}, {self.grid[1]})")
-        responses = torch.sparse.mm(masks.flatten(1).float().to_sparse(), self._matrix)
-        return responses.unflatten(1, self.responses.shape[1:])
+        weights = masks.flatten(1)
+        responses = self.responses.new_zeros(len(masks), *self.responses.shape[1:], dtype=torch.float32)
+        for mask, cell in weights.nonzero().tolist():  # as fast as a sparse product, and no float32 copy of all cells
+            responses[mask].add_(self.responses[cell], alpha=float(weights[mask, cell]))
+        return responses
 
     def difference_maps(self, masks: Tensor, *, smoothing: float = 0.0) -> Tensor:
         """Difference maps of masks (mask, grid_height, grid_width): (mask, height, width), as by running them."""
         return 2 * magnitude(self.respond(masks), smoothing)  # I+ and I- are a response away, on either side
 
-    @cached_property
-    def _matrix(self) -> Tensor:
-        """Responses as (cell, pixel value) float32: converting them costs more than the product."""
-        return self.responses.float().flatten(1)
-
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file; the grid and the settings are in its metadata."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        metadata = {"grid": json.dumps(self.grid), "settings": json.dumps(dict(self.settings))}
+        settings = json.dumps(dict(self.settings), default=np.generic.item)
+        metadata = {"grid": json.dumps(self.grid, default=np.generic.item), "settings": settings}
         partial = path.with_name(f".{path.name}.partial")
         save_file({"responses": self.responses.contiguous()}, partial, metadata=metadata)
         partial.replace(path)
@@ -134,7 +135,8 @@ def response_atlas(
             minus, plus = modulated_images(model, trajectory, masks, modulation, batch_size=batch_size)
             responses.append(((plus - minus) / 2).half())
             bar.update(len(masks))
-    injection = modulation.injection
+    injection, direction = modulation.injection, modulation.direction
+    sites, timesteps = (None, None) if injection is None else (injection.sites, injection.timesteps)
     settings = {
         "model": model.name,
         "fingerprint": model.fingerprint,
@@ -142,7 +144,13 @@ def response_atlas(
         "strength": modulation.strength,
         "modulate_at": modulation.modulate_at,
         "placement": modulation.placement,
+        "direction": None if direction is None else torch.as_tensor(direction).tolist(),
         "injection": [] if injection is None else list(injection.kinds),
+        "injection_sites": None if sites is None else [site.name for site in sites],
+        "injection_timesteps": None if timesteps is None else list(timesteps),
         "steps": trajectory.steps,
+        "eta": trajectory.eta,
+        "prompt": trajectory.prompt,
+        "guidance": trajectory.guidance,
     }
     return ResponseAtlas(torch.cat(responses), grid, settings)

@@ -25,6 +25,11 @@ def is_integer(value: object, low: int) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= low)
 
 
+def is_one_of(value: object, accepted: Iterable[str]) -> bool:
+    """Whether this is one of the accepted words."""
+    return isinstance(value, str) and value in accepted
+
+
 def is_positive(value: object) -> bool:
     """Whether this is a finite number above 0."""
     return isinstance(value, (int, float, np.integer, np.floating)) and bool(np.isfinite(value) and value > 0)

@@ -76,7 +76,7 @@ def segment(
 ) -> None:
     """Segment images by EmerDiff; settings that are not given are the best known ones for the model."""
     from emerdiff_probe.models import load_model
-    from emerdiff_probe.segmentation import EmerDiffConfig, segment_all
+    from emerdiff_probe.segmentation import EmerDiffConfig, require_replaceable, segment_all
 
     names = _folder_names(images)
     given: dict[str, Any] = {
@@ -97,6 +97,8 @@ def segment(
     changes = {name: value for name, value in given.items() if value is not None}
     EmerDiffConfig(**changes)  # refuses values out of range before a model is loaded
     _require_folder(out)
+    for name in names:
+        require_replaceable(out / name)
     probed = load_model(model, device=device, dtype=precision)
     config = (EmerDiffConfig.fast if fast else EmerDiffConfig.for_model)(probed, **changes)
     results = segment_all(probed, images, config, progress=sys.stderr.isatty())

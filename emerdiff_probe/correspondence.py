@@ -13,7 +13,7 @@ from einops import einsum, rearrange
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor, nn
 
-from emerdiff_probe.checks import is_integer, require
+from emerdiff_probe.checks import is_integer, is_one_of, require
 from emerdiff_probe.diffusion import Trajectory, denoise
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.interventions import InjectAttention, Intervention, Modulate, Placement
@@ -66,7 +66,7 @@ class Readout:
             [
                 ("denoising_steps", steps is None or is_integer(steps, 1), "an integer, 1 or more, or None"),
                 ("skip_after", skip is None or is_integer(skip, 1), "an integer, 1 or more, or None"),
-                ("compare", self.compare in {"pixels", "latents"}, "'pixels', 'latents'"),
+                ("compare", is_one_of(self.compare, ("pixels", "latents")), "'pixels', 'latents'"),
                 ("one_sided", isinstance(self.one_sided, bool), "True, False"),
                 ("sign_patterns", patterns is None or is_integer(patterns, 1), "an integer, 1 or more, or None"),
                 ("shared_levels", is_integer(self.shared_levels, 0), "an integer, 0 or more"),

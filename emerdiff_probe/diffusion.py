@@ -283,7 +283,7 @@ def replay(
             records.append(record)
             return latents
 
-        latents = run_in_batches(run, variants, batch_size or _rows_that_fit(model, trajectory.final))
+        latents = run_in_batches(run, variants, batch_size or denoiser_rows_that_fit(model, trajectory.final))
     return latents, {key: torch.cat([record[key] for record in records]) for key in records[0]}
 
 
@@ -342,8 +342,8 @@ def _edits(
         yield from intervention.edits(model, both, references)
 
 
-def _rows_that_fit(model: ProbeModel, latents: Tensor) -> int:
-    """Variants a batch, by an estimate of the activations of the widest layers and the skips that wait."""
+def denoiser_rows_that_fit(model: ProbeModel, latents: Tensor) -> int:
+    """Rows of the denoiser a batch, by an estimate of the activations of the widest layers and the skips that wait."""
     cells = latents.shape[-2] * latents.shape[-1]
     row_bytes = 48 * model.denoiser.config.block_out_channels[0] * cells * model.dtype.itemsize
     return rows_that_fit(model.device, row_bytes, MAX_ROWS[model.device.type])

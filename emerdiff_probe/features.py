@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -14,7 +15,8 @@ from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from emerdiff_probe.diffusion import Trajectory, conditionings, predict
+from emerdiff_probe.batching import rows_that_fit, run_in_batches
+from emerdiff_probe.diffusion import Trajectory, conditionings, denoiser_rows_that_fit, predict
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.hooks import Capture, attached
 from emerdiff_probe.images import numbered
@@ -34,6 +36,8 @@ def capture(
 ) -> Mapping[tuple[Site, int], Tensor]:
     """Features of a trajectory at sites and timesteps, in one batched pass that ends after the last site.
 
+    More passes only where memory asks for them.
+
     Args:
         model: to run.
         trajectory: of one or more images.
@@ -51,15 +55,26 @@ def capture(
     """
     if not sites or not timesteps:
         raise InputError(f"{len(sites)} sites at {len(timesteps)} timesteps; accepted: one or more of each")
+    sites, timesteps = list(dict.fromkeys(sites)), list(dict.fromkeys(timesteps))
     latents = torch.cat([trajectory.at(timestep) for timestep in timesteps])
     asked = torch.tensor(timesteps, device=model.device).repeat_interleave(trajectory.batch)
-    if conditioning is None:
-        conditioning, _ = conditionings(model, latents, trajectory.prompt, 1.0)
-    wanted = frozenset(timesteps)
-    with attached(model, captures=[Capture(site, wanted) for site in sites], stop_early=True) as record:
-        predict(model, latents, asked, conditioning)
+    told = conditioning or conditionings(model, latents, trajectory.prompt, 1.0)[0]
+    records: list[dict[tuple[Site, int], Tensor]] = []
+
+    def run(rows: Tensor) -> Tensor:
+        reached = frozenset(asked[rows].tolist())
+        with attached(model, captures=[Capture(site, reached) for site in sites], stop_early=True) as record:
+            predict(model, latents[rows], asked[rows], told)
+        records.append({key: _cells_first(record[key]).cpu().float() for key in record.tensors})
+        return rows
+
+    held = sum(site.channels * math.prod(site.grid(*latents.shape[-2:])) for site in sites) * model.dtype.itemsize
+    size = min(denoiser_rows_that_fit(model, latents), rows_that_fit(model.device, held, len(latents)))
+    run_in_batches(run, torch.arange(len(latents)), size)
     return {
-        (site, timestep): _cells_first(record[site, timestep]).float().cpu() for site in sites for timestep in timesteps
+        (site, timestep): torch.cat([record[site, timestep] for record in records if (site, timestep) in record])
+        for site in sites
+        for timestep in timesteps
     }
 
 

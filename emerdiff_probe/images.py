@@ -30,7 +30,8 @@ def load_image(source: str | Path | Image.Image | np.ndarray) -> np.ndarray:
 
     Args:
         source: a file, a Pillow image, or an array (height, width), (height, width, 1), (height, width, 3) or
-            (height, width, 4): uint8, uint16, bool, or floats in [0, 1]. Transparency is laid over white.
+            (height, width, 4): uint16, other integers in 0 … 255, bool, or floats in [0, 1]. Transparency is laid over
+            white.
 
     Returns:
         (height, width, 3) uint8.
@@ -80,7 +81,8 @@ def _to_rgb(picture: Image.Image, where: str) -> Image.Image:
     try:
         picture = ImageOps.exif_transpose(picture)
         if picture.mode.startswith("I;16") or picture.mode in {"I", "F"}:
-            return Image.fromarray(_array_to_uint8(np.asarray(picture))).convert("RGB")
+            # "I" is what Pillow widens 16 bits to
+            return Image.fromarray(_array_to_uint8(np.asarray(picture), top=65535)).convert("RGB")
         if picture.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in picture.info:
             picture = picture.convert("RGBA")
             white = Image.new("RGBA", picture.size, "white")
@@ -92,7 +94,8 @@ def _to_rgb(picture: Image.Image, where: str) -> Image.Image:
         raise InputError(f"{where}: cannot be read as an image ({error})") from error
 
 
-def _array_to_uint8(array: np.ndarray) -> np.ndarray:
+def _array_to_uint8(array: np.ndarray, *, top: int = 255) -> np.ndarray:
+    """Of integers other than uint8 and uint16, `top` is white."""
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.ndim not in {2, 3} or (array.ndim == 3 and array.shape[2] not in {3, 4}):
@@ -108,11 +111,12 @@ def _array_to_uint8(array: np.ndarray) -> np.ndarray:
         return array
     if array.dtype == bool:
         return array.astype(np.uint8) * 255
-    if np.issubdtype(array.dtype, np.integer):
+    if array.dtype.kind in "iu":
+        top = 65535 if array.dtype.newbyteorder("=") == np.uint16 else top
         low, high = int(array.min()), int(array.max())
-        if low < 0 or high > 65535:
-            raise InputError(f"image values span {low} to {high}; accepted for integers: 0 to 65535 (16-bit)")
-        return (array.astype(np.uint32) // 257).astype(np.uint8)
+        if low < 0 or high > top:
+            raise InputError(f"image values span {low} to {high}; accepted for {array.dtype}: 0 to {top}")
+        return (array // (top // 255)).astype(np.uint8)
     if not np.isfinite(array).all():
         raise InputError("the image holds NaN or infinite values; accepted: finite values in [0, 1]")
     darkest, brightest = float(array.min()), float(array.max())

@@ -9,9 +9,11 @@ import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 from torch import Tensor
 
+from emerdiff_probe.batching import run_in_batches
 from emerdiff_probe.diffusion import (
     Trajectory,
     conditionings,
+    denoiser_rows_that_fit,
     make_scheduler,
     predict,
     require_on_grid,
@@ -51,7 +53,7 @@ def invert(
         method: "ddpm" (the paper's) or "ddim".
         prompt: the text for all images; the paper's is empty.
         seed: of the noise; every image of a batch gets the same draw, as if it were alone.
-        batch_size: denoiser rows a pass; bounded for memory when None.
+        batch_size: denoiser rows a pass; chosen by the device when None.
         residuals: find them now, so that they can be looked at or replayed under another prompt; else they are left
             to the replay, which is the same at no pass of its own.
 
@@ -74,7 +76,7 @@ def invert(
         path = _integrate_path(model, scheduler, latents.float(), timesteps, prompt)
     if not residuals:
         return Trajectory(timesteps, path, None, steps, eta, prompt)
-    predictions = _predict_all(model, path[:-1], timesteps, prompt, batch_size or 16)
+    predictions = _predict_all(model, path[:-1], timesteps, prompt, batch_size)
     means = torch.stack(
         [
             reverse_mean(scheduler, prediction, timestep, x, eta)
@@ -109,14 +111,17 @@ def _integrate_path(
     return torch.stack(path[::-1])
 
 
-def _predict_all(model: ProbeModel, path: Tensor, timesteps: Sequence[int], prompt: str, batch_size: int) -> Tensor:
+def _predict_all(
+    model: ProbeModel, path: Tensor, timesteps: Sequence[int], prompt: str, batch_size: int | None
+) -> Tensor:
     """The denoiser's output at every (timestep, image) of a path, in batches; shaped as the path."""
     steps, batch = path.shape[:2]
     conditioning, _ = conditionings(model, path, prompt, 1.0)
     rows = path.flatten(0, 1)
     asked = torch.tensor(timesteps, device=model.device).repeat_interleave(batch)
-    outputs = [
-        predict(model, rows[i : i + batch_size], asked[i : i + batch_size], conditioning)
-        for i in range(0, steps * batch, batch_size)
-    ]
-    return torch.cat(outputs).unflatten(0, (steps, batch))
+    outputs = run_in_batches(
+        lambda some: predict(model, rows[some], asked[some], conditioning),
+        torch.arange(steps * batch),
+        batch_size or denoiser_rows_that_fit(model, rows),
+    )
+    return outputs.unflatten(0, (steps, batch))

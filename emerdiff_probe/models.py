@@ -84,10 +84,20 @@ class ProbeModel:
                 f"{name}: the denoiser is {type(denoiser).__name__}; accepted: pipelines with a "
                 "UNet2DConditionModel (Stable Diffusion 1.x, 2.x, XL, the pocket model)"
             )
+        autoencoder = getattr(pipeline, "vae", None)
+        if not isinstance(autoencoder, diffusers.AutoencoderKL):
+            raise ModelError(
+                f"{name}: the autoencoder is {type(autoencoder).__name__}; accepted: pipelines with an AutoencoderKL"
+            )
+        if denoiser.config.in_channels != autoencoder.config.latent_channels:
+            raise ModelError(
+                f"{name}: the denoiser takes {denoiser.config.in_channels} channels, as for inpainting, depth or "
+                f"upscaling; accepted: the {autoencoder.config.latent_channels} of its autoencoder's latents"
+            )
         self.pipeline = pipeline
         self.name = name
         self.denoiser = denoiser.eval().requires_grad_(False)
-        self.autoencoder = pipeline.vae.eval().requires_grad_(False)
+        self.autoencoder = autoencoder.eval().requires_grad_(False)
         self.scheduler = DDIMScheduler.from_config(
             pipeline.scheduler.config,
             timestep_spacing="leading",
@@ -132,9 +142,9 @@ class ProbeModel:
         """Image sides must be a multiple of this many pixels, so that every layer's grid is whole."""
         return self.factor * 2 ** (len(self.denoiser.config.block_out_channels) - 1)
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that change with the configuration or with the weights.
+        """16 hexadecimal digits that change with the configuration or with the weights; computed anew each time.
 
         Every tensor enters by its name, shape and up to 64 evenly spaced values, so that it stays cheap for
         models of gigabytes.
@@ -144,8 +154,8 @@ class ProbeModel:
         for component in (part for part in parts if isinstance(part, nn.Module)):
             digest.update(json.dumps(_settings(component), sort_keys=True, default=str).encode())
             for name, tensor in sorted(component.state_dict().items()):
-                flat = tensor.detach().flatten()
-                picked = flat[:: max(1, flat.numel() // 64)][:64].float().cpu().numpy()
+                places = torch.arange(0, tensor.numel(), max(1, tensor.numel() // 64), device=tensor.device)[:64]
+                picked = tensor.take(places).float().cpu().numpy()  # flattening would copy what is channels last
                 digest.update(f"{name}{tuple(tensor.shape)}".encode() + picked.tobytes())
         return digest.hexdigest()[:16]
 
@@ -171,7 +181,7 @@ class ProbeModel:
             return tensor
         return nn.functional.interpolate(tensor, size=size, mode="bilinear", antialias=True)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Encode images to latents, the mode of the autoencoder's distribution.
 
@@ -192,10 +202,10 @@ class ProbeModel:
         if not torch.isfinite(images).all():
             raise InputError("the images hold NaN or infinite values")
         config = self.autoencoder.config
-        latents = self.autoencoder.encode(images.to(self.autoencoder.dtype)).latent_dist.mode().float()
+        latents = self.autoencoder.encode(images.to(self.device, self.autoencoder.dtype)).latent_dist.mode().float()
         return (latents - (config.shift_factor or 0)) * config.scaling_factor
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents (batch, channel, latent_height, latent_width) to images (batch, 3, height, width).
 
@@ -203,24 +213,26 @@ class ProbeModel:
         clipped: differences between them stay linear.
         """
         config, dtype = self.autoencoder.config, self.autoencoder.dtype
-        scaled = (latents / config.scaling_factor + (config.shift_factor or 0)).to(dtype)
+        scaled = (latents / config.scaling_factor + (config.shift_factor or 0)).to(self.device, dtype)
         pixels = scaled.shape[2] * scaled.shape[3] * self.factor**2
         row_bytes = 4 * config.block_out_channels[min(1, len(config.block_out_channels) - 1)] * pixels * dtype.itemsize
         size = rows_that_fit(self.device, row_bytes, MAX_DECODES[self.device.type])
         return run_in_batches(lambda rows: self.autoencoder.decode(rows).sample.float(), scaled, size)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def embed(self, prompt: str, height: int, width: int) -> Conditioning:
         """Embed one prompt, as one row.
 
         Args:
-            prompt: the text; the empty one is the paper's choice.
+            prompt: the text; the empty one is the paper's choice, and zeros where the pipeline asks for that.
             height, width: of the image in pixels; Stable Diffusion XL is told them.
         """
         if self.family == "sdxl":
             embedding, _, pooled, _ = self.pipeline.encode_prompt(
                 prompt, device=self.device, do_classifier_free_guidance=False
             )
+            if not prompt and self.pipeline.config.get("force_zeros_for_empty_prompt"):
+                embedding, pooled = torch.zeros_like(embedding), torch.zeros_like(pooled)
             sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=self.dtype, device=self.device)
             return Conditioning(embedding.to(self.dtype), {"text_embeds": pooled.to(self.dtype), "time_ids": sizes})
         embedding, _ = self.pipeline.encode_prompt(prompt, self.device, 1, False)
@@ -250,7 +262,8 @@ def load_model(
             for it (Stable Diffusion XL's) stays in float32.
 
     Raises:
-        ModelError: unknown model, pickled weights, NaN in the weights, or no U-Net inside.
+        ModelError: unknown model, pickled weights, NaN in the weights, no U-Net or autoencoder inside, or a U-Net that
+            takes more than latents.
         InputError: a device or precision that is not there.
     """
     place = find_device(device)
@@ -261,15 +274,15 @@ def load_model(
         name = str(source)
         pipeline = _load_pipeline(name, precision)
     _require_finite(pipeline, name)
+    model = ProbeModel(pipeline, name)
     with quiet_loading():
         pipeline.to(place, precision)
-    if getattr(pipeline.vae.config, "force_upcast", False):
-        pipeline.vae.to(torch.float32)
-    for component in (getattr(pipeline, "unet", None), pipeline.vae):
-        if component is not None:
-            component.to(memory_format=torch.channels_last)  # what the fast convolution kernels take
+    if model.autoencoder.config.force_upcast:
+        model.autoencoder.to(torch.float32)
+    for component in (model.denoiser, model.autoencoder):
+        component.to(memory_format=torch.channels_last)  # what the fast convolution kernels take
     pipeline.set_progress_bar_config(disable=True)
-    return ProbeModel(pipeline, name)
+    return model
 
 
 def _settings(component: Any) -> dict[str, Any]:
@@ -295,6 +308,8 @@ def find_device(device: str | torch.device | None = None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"device {str(device)!r} cannot be used here ({reason}); accepted: cpu, cuda, mps") from error
+    if place.type not in MAX_DECODES:
+        raise InputError(f"device {str(device)!r}; accepted: cpu, cuda, mps")
     return place
 
 

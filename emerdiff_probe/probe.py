@@ -16,6 +16,7 @@ from emerdiff_probe.correspondence import Modulation, difference_maps
 from emerdiff_probe.diffusion import Trajectory, denoise
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.features import capture, cluster, one_hot_masks
+from emerdiff_probe.images import load_image
 from emerdiff_probe.inversion import Inversion, invert
 from emerdiff_probe.layers import Site
 from emerdiff_probe.models import ProbeModel
@@ -28,7 +29,7 @@ class ProbedImage:
 
     Args:
         model: to probe.
-        image: (height, width, 3) uint8; run with its shorter side at the model's native size.
+        image: an array that `load_image` takes; run with its shorter side at the model's native size.
         scale: times which the image is larger than that.
         start: the highest timestep that will be asked for.
         steps, method, prompt, seed: as in `invert`.
@@ -37,7 +38,7 @@ class ProbedImage:
 
     Raises:
         TimestepError: `start` is not on the grid.
-        InputError: `draws` below 1, or above 1 for an inversion that draws nothing.
+        InputError: a bad image; `draws` below 1, or above 1 for an inversion that draws nothing.
     """
 
     def __init__(
@@ -54,13 +55,12 @@ class ProbedImage:
         draws: int = 1,
     ) -> None:
         require_draws(draws, method)
-        self.model, self.image, self.seed = model, image, seed
-        height, width = model.working_size(*image.shape[:2])
-        self.latents = model.encode(model.to_tensor(image, (scale * height, scale * width)))
+        self.model, self.image, self.seed = model, load_image(image), seed
+        height, width = model.working_size(*self.image.shape[:2])
+        self.latents = model.encode(model.to_tensor(self.image, (scale * height, scale * width)))
         self.draws = draws
-        inverted = partial(
-            invert, model, self.latents, start=start, steps=steps, method=method, prompt=prompt, residuals=False
-        )
+        self._invert = partial(invert, model, self.latents, start=start, steps=steps, method=method, prompt=prompt)
+        inverted = partial(self._invert, residuals=False)
         self.trajectory: Trajectory = inverted(seed=seed)
         # The trajectory and those of the same image under further noise, as one batch.
         others = np.random.SeedSequence(seed).generate_state(draws)[1:].tolist()
@@ -123,9 +123,13 @@ class ProbedImage:
         return difference_maps(self.model, self.trajectory, masks, modulation, smoothing=smoothing, progress=progress)
 
     def replay_error(self) -> float:
-        """Largest difference between the encoded latent and the end of the replayed trajectory."""
-        replayed = denoise(self.model, self.trajectory, [[]])
-        return float(torch.abs(replayed[0] - self.trajectory.final[0]).max())
+        """Largest difference between the encoded latent and the end of the replayed trajectory.
+
+        With residuals found beforehand: those that are left to the replay lead back whatever it does.
+        """
+        residuals = self._invert(seed=self.seed).residuals
+        replayed = denoise(self.model, replace(self.trajectory, residuals=residuals), [[]])
+        return float(torch.abs(replayed - self.latents).max())
 
 
 def require_draws(draws: int, method: Inversion) -> None:

@@ -6,7 +6,7 @@ import io
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from emerdiff_probe.checks import is_integer
+from emerdiff_probe.checks import is_integer, is_one_of
 from emerdiff_probe.correspondence import Modulation, Readout, Space, assign
 from emerdiff_probe.criteria import CRITERIA, accepted_clusters, find_criterion
 from emerdiff_probe.diffusion import make_scheduler, require_on_grid
@@ -59,7 +59,7 @@ class EmerDiffConfig:
         modulate_at: the paper's t_m; the inversion starts there.
         strength: the paper's lambda, above 0.
         placement: offset "after" or "before" the layer's output projection.
-        injection: kinds of attention layers whose attention is injected; empty for none.
+        injection: kinds of attention layers whose attention is injected; empty, or None, for none.
         smoothing: standard deviation in pixels of the Gaussian over difference maps (width is ours, not the paper's).
         steps: of the scheduler's grid.
         inversion: "ddpm" (edit-friendly, the paper's) or "ddim".
@@ -94,16 +94,29 @@ class EmerDiffConfig:
     shared_levels: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "injection", tuple(self.injection))
+        for known in fields(self):
+            value = getattr(self, known.name)
+            if isinstance(value, np.generic):  # a loop over np.arange gives them, and JSON does not take them
+                object.__setattr__(self, known.name, value.item())
+        kinds = () if self.injection is None else self.injection
+        listed = isinstance(kinds, Collection) and all(is_one_of(kind, ("self", "cross")) for kind in kinds)
+        if listed:
+            object.__setattr__(self, "injection", tuple(kinds))
+        criteria = ("auto", *CRITERIA)
         checks: list[tuple[str, bool, str]] = [
-            ("clusters", is_integer(self.clusters, 1) or self.clusters in ("auto", *CRITERIA), accepted_clusters()),
+            ("clusters", is_integer(self.clusters, 1) or is_one_of(self.clusters, criteria), accepted_clusters()),
+            ("feature_site", isinstance(self.feature_site, str), "the name of a site"),
+            ("layer", isinstance(self.layer, str), "the name of a site"),
+            ("feature_timestep", is_integer(self.feature_timestep, 0), "an integer, 0 or more"),
+            ("modulate_at", is_integer(self.modulate_at, 0), "an integer, 0 or more"),
+            ("prompt", isinstance(self.prompt, str), "text"),
             ("steps", is_integer(self.steps, 1), "an integer, 1 or more"),
             ("seed", is_integer(self.seed, 0), "an integer, 0 or more"),
             ("strength", _is_finite(self.strength) and self.strength > 0, "a finite number above 0"),
             ("smoothing", _is_finite(self.smoothing) and self.smoothing >= 0, "a finite number, 0 or more"),
-            ("placement", self.placement in {"after", "before"}, "'after', 'before'"),
-            ("inversion", self.inversion in {"ddpm", "ddim"}, "'ddpm', 'ddim'"),
-            ("injection", set(self.injection) <= {"self", "cross"}, "any of 'self', 'cross'"),
+            ("placement", is_one_of(self.placement, ("after", "before")), "'after', 'before'"),
+            ("inversion", is_one_of(self.inversion, ("ddpm", "ddim")), "'ddpm', 'ddim'"),
+            ("injection", listed, "any of 'self', 'cross', or None"),
         ]
         for name, holds, accepted in checks:
             if not holds:
@@ -132,7 +145,7 @@ class EmerDiffConfig:
 
         Args:
             model: to probe.
-            image: (height, width, 3) uint8.
+            image: an array that `load_image` takes.
             start: another highest timestep.
             scale: times which the image is run larger than the model's native size.
 
@@ -278,13 +291,13 @@ class Segmentation:
         linkage) and result.json.
 
         Raises:
-            InputError: the folder exists and holds something else.
+            InputError: the folder exists and holds something else, or is or holds the current one.
         """
-        folder = Path(folder)
-        _require_replaceable(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-            partial = Path(scratch) / folder.name
+        require_replaceable(folder)
+        place = Path(folder).resolve()  # of "out/.." the name is not ".."
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as scratch:
+            partial = Path(scratch) / place.name
             partial.mkdir()
             Image.fromarray(self.image).save(partial / "image.png")
             save_labels(self.labels, partial / "labels.png")
@@ -301,10 +314,10 @@ class Segmentation:
             }
             save_file(tensors, partial / "segmentation.safetensors")
             (partial / "result.json").write_text(json.dumps(self.summary(), indent=2) + "\n")
-            if folder.exists():
-                folder.rename(Path(scratch) / "old")
-            partial.rename(folder)
-        return folder
+            if place.exists():
+                place.rename(Path(scratch) / "old")
+            partial.rename(place)
+        return Path(folder)
 
     def summary(self) -> dict[str, Any]:
         """What result.json holds: settings, model fingerprint, seconds, sizes and versions."""
@@ -356,10 +369,18 @@ class Segmentation:
         return f"Segmentation({self.masks} masks, {height} x {width} pixels, model {self.model!r})"
 
 
-def _require_replaceable(folder: Path) -> None:
+def require_replaceable(folder: str | Path) -> None:
+    """Refuse a folder that `Segmentation.save` would not write.
+
+    Raises:
+        InputError: it exists and holds something else, or is or holds the current one.
+    """
+    folder = Path(folder)
     empty = folder.is_dir() and not any(folder.iterdir())
     if folder.exists() and not empty and not (folder / "result.json").is_file():
         raise InputError(f"{folder} exists and holds no segmentation; accepted: a new, empty or earlier result folder")
+    if Path.cwd().is_relative_to(folder.resolve()):  # replaced, it would leave the process in a deleted folder
+        raise InputError(f"{folder} is or holds the current folder, which cannot be replaced; accepted: another folder")
 
 
 class _Stopwatch:
@@ -430,7 +451,7 @@ def segment_probed(probed: ProbedImage, config: EmerDiffConfig, *, progress: boo
     """
     model, pixels = probed.model, probed.image
     height, width = pixels.shape[:2]
-    feature_site, modulation = check_config(model, config, *model.working_size(height, width))
+    feature_site, modulation = check_config(model, config, *(side * model.factor for side in probed.latents.shape[-2:]))
     criterion = find_criterion(config.clusters)
     stage = _Stopwatch(model.device)
     with stage("features"):
@@ -467,9 +488,14 @@ def segment_all(
     *,
     progress: bool = False,
 ) -> Iterator[Segmentation]:
-    """Segment images of any sizes one after the other; every one is read and checked before the first is run."""
-    loaded = [load_image(image) for image in images]
-    return (segment(model, pixels, config, progress=progress) for pixels in loaded)
+    """Segment images of any sizes one after the other; every one is read and checked before the first is run.
+
+    One at a time is held: each is read again when its turn comes.
+    """
+    config = config or EmerDiffConfig.for_model(model)
+    for height, width in {model.working_size(*load_image(image).shape[:2]) for image in images}:
+        check_config(model, config, height, width)
+    return (segment(model, image, config, progress=progress) for image in images)
 
 
 def check_config(model: ProbeModel, config: EmerDiffConfig, height: int, width: int) -> tuple[Site, Modulation]:

@@ -1,5 +1,7 @@
 """The response atlas says what running the masks themselves would."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from emerdiff_probe.atlas import ResponseAtlas, response_atlas
 from emerdiff_probe.correspondence import Modulation, difference_map, modulated_images
 from emerdiff_probe.errors import InputError, TimestepError
+from emerdiff_probe.interventions import InjectAttention
 from emerdiff_probe.layers import find_site
 
 
@@ -61,6 +64,45 @@ def test_a_saved_atlas_reads_back(atlas, tmp_path, halves):
     assert dict(again.settings) == dict(atlas.settings)
     assert again.responses.dtype == torch.float16
     assert torch.equal(again.respond(halves), atlas.respond(halves))
+
+
+def test_an_atlas_says_all_that_made_it(model, trajectory, modulation, tmp_path):
+    layer = modulation.site
+    made = replace(
+        modulation,
+        strength=np.float32(0.5),
+        modulate_at=np.int64(1),
+        direction=torch.arange(float(layer.channels)),
+        injection=InjectAttention(("cross",), (layer,), (1,)),
+    )
+    told = replace(trajectory, prompt="red car", residuals=None)
+    settings = ResponseAtlas.load(response_atlas(model, told, made).save(tmp_path / "atlas")).settings
+    expected = {
+        "model": model.name,
+        "fingerprint": model.fingerprint,
+        "layer": layer.name,
+        "strength": 0.5,
+        "modulate_at": 1,
+        "placement": "after",
+        "direction": list(range(layer.channels)),
+        "injection": ["cross"],
+        "injection_sites": [layer.name],
+        "injection_timesteps": [1],
+        "steps": 10,
+        "eta": 1.0,
+        "prompt": "red car",
+        "guidance": 1.0,
+    }
+    assert settings == expected
+    plain = response_atlas(model, trajectory, replace(modulation, modulate_at=1, injection=None)).settings
+    assert (plain["direction"], plain["injection"], plain["injection_sites"], plain["prompt"]) == (None, [], None, "")
+
+
+def test_responses_are_the_product_of_any_weights_with_all_cells(atlas):
+    weights = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    product = torch.einsum("mhw,hwcyx->mcyx", weights, atlas.responses.float().unflatten(0, (8, 8)))
+    torch.testing.assert_close(atlas.respond(weights), product)
+    assert torch.equal(atlas.respond(weights > 0), atlas.respond((weights > 0).float()))
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (1, 4, 4), (1, 64, 1)])

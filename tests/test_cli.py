@@ -172,12 +172,17 @@ def test_a_wrong_call_is_exit_code_2(run, arguments):
     assert err
 
 
-def test_a_result_folder_that_holds_something_else_is_left_alone(run, folder, image_file, tmp_path):
+def test_a_result_folder_that_holds_something_else_is_left_alone_and_nothing_runs(run, image_file, tmp_path):
     (tmp_path / "photo").mkdir()
     (tmp_path / "photo" / "thesis.tex").write_text("years of work")
-    code, _, err = run("segment", image_file, "--model", folder, *FAST, "--out", tmp_path)
+    first = tmp_path / "first.png"
+    shutil.copy(image_file, first)
+    # a model that is not there: it would be found first
+    code, _, err = run("segment", first, image_file, "--model", "./no-model", *FAST, "--out", tmp_path)
     assert (code, len(err.splitlines())) == (2, 1)
+    assert "holds no segmentation" in err
     assert (tmp_path / "photo" / "thesis.tex").exists()
+    assert not (tmp_path / "first").exists()
 
 
 def test_results_that_are_finished_survive_an_interrupt(run, folder, image_file, tmp_path, monkeypatch):
@@ -317,7 +322,7 @@ def test_evaluate_counts_broken_images_of_a_folder(run, folder, image_file, tmp_
         (("--data", "ade20k:nowhere"), "no such folder"),
         (("--steps", "0"), "steps 0"),
         (("--side", "0"), "side 0"),
-        (("--method", "unet", "--data", "world:1,first=500007"), "such as scene-500007"),
+        (("--method", "unet", "--data", "world:1,first=500007"), "scene-500007; accepted: none"),
     ],
 )
 def test_an_evaluation_that_cannot_run_is_one_line_and_exit_code_2(run, folder, tmp_path, arguments, message):

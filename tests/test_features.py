@@ -49,6 +49,38 @@ def test_a_batch_of_images_keeps_its_order(model):
             assert torch.allclose(together[site, timestep][index], alone[site, timestep][0], atol=1e-5)
 
 
+def test_sites_and_timesteps_named_twice_are_captured_once(model, trajectory):
+    site = find_site(model, "up8.cross0.query")
+    twice = capture(model, trajectory, [site, site], (101, 1, 101))
+    once = capture(model, trajectory, [site], (101, 1))
+    assert set(twice) == set(once)
+    assert all(torch.equal(twice[key], once[key]) for key in once)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 4])
+def test_a_capture_that_runs_out_of_memory_takes_more_passes(model, limit):
+    """Slices cut through the rows of one timestep, and hold some of the timesteps only."""
+    inverted = invert(model, torch.randn(3, 4, 16, 16, generator=torch.Generator().manual_seed(0)), start=201, steps=10)
+    sites = [find_site(model, name) for name in ("up8.cross0.query", "down16.resnet1.output", "up8.cross2.key")]
+    whole = capture(model, inverted, sites, (201, 101, 1))
+    passes = []
+
+    def hungry(_, args):
+        passes.append(len(args[0]))
+        if len(args[0]) > limit:
+            raise torch.OutOfMemoryError("out of memory")
+
+    handle = model.denoiser.conv_in.register_forward_pre_hook(hungry)
+    try:
+        sliced = capture(model, inverted, sites, (201, 101, 1))
+    finally:
+        handle.remove()
+    assert sum(rows for rows in passes if rows <= limit) == 9
+    assert list(sliced) == list(whole)
+    assert all(torch.allclose(sliced[key], whole[key], atol=1e-5) for key in whole)
+    assert not tiny.hooks_of(model.denoiser)
+
+
 def test_every_site_can_be_captured_last_and_first(model, trajectory):
     sites = list_sites(model)
     backwards = capture(model, trajectory, sites[::-1], (1,))

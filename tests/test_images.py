@@ -110,9 +110,16 @@ def test_grey_with_alpha(tmp_path):
     assert tuple(loaded[1, 1]) == (255, 255, 255)
 
 
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.int64, np.uint32, np.uint64])
+def test_integers_that_are_not_sixteen_bit_are_taken_as_they_are(dtype):
+    assert np.array_equal(load_image(RGB.astype(dtype)), RGB)
+
+
 def test_sixteen_bit_grey_keeps_its_range(tmp_path):
     ramp = np.linspace(0, 65535, 400).astype(np.uint16).reshape(20, 20)
-    for source in (saved(Image.fromarray(ramp), tmp_path), Image.fromarray(ramp), ramp):
+    wide = Image.fromarray(ramp.astype(np.int32))
+    assert wide.mode == "I"
+    for source in (saved(Image.fromarray(ramp), tmp_path), Image.fromarray(ramp), ramp, ramp.astype(">u2"), wide):
         loaded = load_image(source)
         assert np.array_equal(loaded[:, :, 0], ramp // 257)
         assert (loaded.min(), loaded.max()) == (0, 255)
@@ -215,8 +222,8 @@ def test_a_damaged_file_loads_or_is_refused_and_nothing_else(scratch, kind, data
         (np.full((20, 20, 3), np.inf), "infinite"),
         (np.full((20, 20), 1.5), "0 to 1"),
         (np.full((20, 20), -0.1), "0 to 1"),
-        (np.full((20, 20), -1), "0 to 65535"),
-        (np.full((20, 20), 70000), "0 to 65535"),
+        (np.full((20, 20), -1), "int64: 0 to 255"),
+        (np.full((20, 20), 256, np.uint32), "uint32: 0 to 255"),
         (np.zeros((20, 20, 2), np.uint8), "1, 3 or 4 channels"),
         (np.zeros((3, 20, 20), np.uint8), "1, 3 or 4 channels"),
         (np.zeros(20, np.uint8), "no image"),

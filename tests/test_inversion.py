@@ -62,6 +62,23 @@ def test_rows_a_pass_do_not_matter(model, batch):
     assert torch.allclose(one.residuals, all_rows.residuals, atol=1e-4)
 
 
+def test_an_inversion_that_runs_out_of_memory_halves_its_batches(model, batch):
+    whole, passes = invert(model, batch, start=201, steps=10), []
+
+    def hungry(_, args):
+        passes.append(len(args[0]))
+        if len(args[0]) > 4:
+            raise torch.OutOfMemoryError("out of memory")
+
+    handle = model.denoiser.conv_in.register_forward_pre_hook(hungry)
+    try:
+        halved = invert(model, batch, start=201, steps=10)
+    finally:
+        handle.remove()
+    assert passes[0] == 9
+    assert torch.allclose(halved.residuals, whole.residuals, atol=1e-4)
+
+
 def test_draws_match_q_and_are_independent_between_timesteps(model):
     """x_t = sqrt(a) x_0 + sqrt(1 - a) noise, with a fresh noise at every t."""
     image = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(3))

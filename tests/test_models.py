@@ -75,6 +75,24 @@ def test_the_fingerprint_changes_with_one_weight(copied, component):
     assert load_model(copied, device="cpu").fingerprint != before
 
 
+def test_the_fingerprint_follows_a_weight_that_is_edited_on_the_live_model():
+    live = load_model(tiny.pocket(), device="cpu")
+    before = live.fingerprint
+    weight = live.denoiser.conv_in.weight
+    old = weight[0, 0, 0, 0].clone()
+    weight[0, 0, 0, 0] += 1
+    assert live.fingerprint != before
+    weight[0, 0, 0, 0] = old
+    assert live.fingerprint == before
+
+
+def test_the_fingerprint_does_not_depend_on_the_order_in_memory():
+    live = load_model(tiny.pocket(), device="cpu")
+    before = live.fingerprint
+    live.denoiser.to(memory_format=torch.contiguous_format)
+    assert live.fingerprint == before
+
+
 def test_the_fingerprint_changes_with_what_the_scheduler_predicts(model):
     assert load_model(tiny.pocket("v_prediction"), device="cpu").fingerprint != model.fingerprint
 
@@ -156,7 +174,22 @@ def test_a_denoiser_of_another_kind_is_refused():
         load_model(pipeline, device="cpu")
 
 
-@pytest.mark.parametrize("device", ["cuda:99", "warp", "meta2", ""])
+def test_a_pipeline_without_an_autoencoder_is_refused():
+    pipeline = tiny.pocket()
+    pipeline.vae = None
+    with pytest.raises(ModelError, match=r"autoencoder is NoneType; accepted: .*AutoencoderKL"):
+        load_model(pipeline, device="cpu")
+
+
+def test_a_denoiser_that_takes_more_than_latents_is_refused():
+    """As inpainting's, which also takes a mask and the masked image."""
+    pipeline = tiny.pocket()
+    pipeline.unet = diffusers.UNet2DConditionModel.from_config(pipeline.unet.config, in_channels=9)
+    with pytest.raises(ModelError, match=r"takes 9 channels.*accepted: the 4"):
+        load_model(pipeline, device="cpu")
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "warp", "meta2", "", "meta", "xpu"])
 def test_a_device_that_is_not_there_is_refused(folder, device):
     with pytest.raises(InputError, match="accepted: cpu, cuda, mps"):
         load_model(folder, device=device)
@@ -217,6 +250,16 @@ def test_encode_and_decode_shapes(model):
     assert (model.factor, model.native_size, model.multiple) == (4, 64, 16)
 
 
+def test_what_the_model_gives_can_be_edited_and_differentiated(model):
+    latents = model.encode(model.to_tensor(tiny.picture()))
+    results = [latents, model.decode(latents), model.embed("red car", 64, 64).hidden_states]
+    for tensor in results:
+        scale = torch.ones(1, requires_grad=True)
+        (scale * tensor).square().sum().backward()
+        assert scale.grad > 0
+        tensor[:] = 0
+
+
 def test_encoding_is_undone_by_the_scaling_of_the_configuration():
     """Decoding divides by what encoding multiplied with, so that only the autoencoder is between them."""
     plain, scaled = tiny.pocket(), tiny.pocket()
@@ -274,6 +317,18 @@ def test_conditioning_expands_and_concatenates_rows(build):
     assert torch.equal(both.hidden_states[[0, 4]], torch.cat([text.hidden_states, empty.hidden_states]))
     assert all(len(value) == 5 for value in both.added.values())
     assert set(both.added) == ({"text_embeds", "time_ids"} if built.family == "sdxl" else set())
+
+
+def test_the_empty_prompt_of_stable_diffusion_xl_is_zeros_as_in_its_own_pipeline():
+    built = load_model(tiny.sdxl(), device="cpu")
+    _, hidden, _, pooled = built.pipeline.encode_prompt("red car", device=built.device)
+    empty = built.embed("", 64, 64)
+    assert torch.equal(empty.hidden_states, hidden)
+    assert torch.equal(empty.added["text_embeds"], pooled)
+    assert not hidden.any()
+    assert built.embed("red car", 64, 64).hidden_states.any()
+    built.pipeline.register_to_config(force_zeros_for_empty_prompt=False)
+    assert built.embed("", 64, 64).hidden_states.any()
 
 
 def test_stable_diffusion_xl_is_told_the_size_of_the_image():

@@ -1,5 +1,8 @@
 """Laws of one image under the probe."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -63,3 +66,36 @@ def test_a_configuration_probes_as_it_says(model):
     probed = config.probe(model, tiny.picture())
     assert (probed.trajectory.timesteps[0], probed.draws, probed.seed) == (301, 2, 3)
     assert config.probe(model, tiny.picture(), start=101).trajectory.timesteps[0] == 101
+
+
+@pytest.mark.parametrize("method", ["ddpm", "ddim"])
+def test_the_replay_error_is_small_and_would_be_large_for_a_broken_trajectory(model, method):
+    probed = ProbedImage(model, tiny.picture(), start=301, steps=10, method=method)
+    assert probed.replay_error() < 1e-4
+    whole = probed.trajectory
+    for broken in (
+        replace(whole, latents=whole.latents * 1.1),
+        replace(whole, prompt="red car"),
+        replace(whole, eta=1 - whole.eta),
+    ):
+        probed.trajectory = broken
+        assert probed.replay_error() > 1e-3
+
+
+def test_pictures_of_every_kind_are_probed_as_load_image_reads_them(model):
+    image = tiny.picture()
+    latents = ProbedImage(model, image, start=1).latents
+    assert torch.equal(ProbedImage(model, image / 255, start=1).latents, latents)
+    flipped = image[:, ::-1]
+    assert torch.equal(
+        ProbedImage(model, flipped, start=1).latents, ProbedImage(model, flipped.copy(), start=1).latents
+    )
+    grey = ProbedImage(model, image[..., 0], start=1)
+    assert torch.equal(grey.latents, ProbedImage(model, np.repeat(image[..., :1], 3, 2), start=1).latents)
+    assert grey.image.shape == image.shape
+
+
+@pytest.mark.parametrize("image", [np.full((64, 64, 3), np.nan), np.zeros((3, 64, 64)), np.zeros((4, 4, 3), np.uint8)])
+def test_what_is_no_image_is_refused(model, image):
+    with pytest.raises(InputError):
+        ProbedImage(model, image, start=1)

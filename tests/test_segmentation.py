@@ -1,8 +1,10 @@
 """The whole job: what comes out, what is refused before any model runs, saving, and interruption."""
 
 import contextlib
+import gc
 import json
 import shutil
+import weakref
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -17,9 +19,10 @@ from emerdiff_probe.criteria import CRITERIA, ResponseOverlap, find_criterion
 from emerdiff_probe.errors import InputError, InterventionError, ModelError, SiteError, TimestepError
 from emerdiff_probe.features import one_hot_masks
 from emerdiff_probe.hierarchy import groups_within, likeness_linkage
+from emerdiff_probe.images import load_image
 from emerdiff_probe.layers import find_site
 from emerdiff_probe.models import load_model
-from emerdiff_probe.segmentation import EmerDiffConfig, Segmentation, check_config, segment, segment_all
+from emerdiff_probe.segmentation import EmerDiffConfig, Segmentation, check_config, segment, segment_all, segment_probed
 
 FAST = {"clusters": 4, "modulate_at": 301, "steps": 10}
 IMAGE = tiny.picture(50, 81)
@@ -173,11 +176,42 @@ def test_the_papers_settings_are_the_defaults():
         ("inversion", "null-text"),
         ("injection", ("joint",)),
         ("injection", "self"),
+        ("injection", 3),
+        ("injection", [["self"]]),
+        ("clusters", np.arange(3)),
+        ("placement", ["after"]),
+        ("inversion", {}),
+        ("prompt", None),
+        ("layer", None),
+        ("feature_site", 3),
+        ("modulate_at", None),
+        ("modulate_at", "281"),
+        ("feature_timestep", 1.5),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(name, value):
     with pytest.raises(InputError, match=rf"{name} .*accepted: "):
         EmerDiffConfig(**{name: value})
+
+
+def test_no_injection_may_be_said_as_none():
+    assert EmerDiffConfig(injection=None) == EmerDiffConfig(injection=())
+
+
+def test_numbers_of_numpy_are_saved_like_any_other(result, tmp_path):
+    numbers = {
+        "clusters": np.arange(5)[4],
+        "seed": np.uint8(0),
+        "modulate_at": np.int32(301),
+        "strength": np.float32(0.5),
+        "smoothing": np.float64(2),
+        "denoising_steps": np.int64(2),
+        "one_sided": np.bool_(True),
+    }
+    made = replace(result.config, **numbers)
+    plain = replace(result.config, **{name: value.item() for name, value in numbers.items()})
+    assert made == plain
+    assert Segmentation.load(replace(result, config=made).save(tmp_path / "photo")).config == plain
 
 
 @pytest.mark.parametrize(
@@ -210,6 +244,15 @@ def test_as_many_clusters_as_cells_is_the_most(model, config):
     check_config(model, replace(config, clusters=rows * columns), 64, 64)
     with pytest.raises(InputError, match=f"accepted: 1 to {rows * columns}"):
         check_config(model, replace(config, clusters=rows * columns + 1), 64, 64)
+
+
+def test_a_larger_image_has_more_cells_to_cluster(model, config):
+    rows, columns = find_site(model, config.feature_site).grid(32, 32)
+    probed = config.probe(model, tiny.picture(), scale=2)
+    many = replace(config, clusters=rows * columns // 4 + 1, denoising_steps=1)
+    assert segment_probed(probed, many).masks == rows * columns // 4 + 1
+    with pytest.raises(InputError, match=f"accepted: 1 to {rows * columns}"):
+        segment_probed(probed, replace(config, clusters=rows * columns + 1))
 
 
 @pytest.mark.parametrize("name", ["auto", *CRITERIA])
@@ -319,6 +362,21 @@ def test_saving_never_replaces_a_folder_that_holds_something_else(result, tmp_pa
         result.save(tmp_path / "file")
 
 
+def test_saving_never_replaces_the_current_folder(result, tmp_path, monkeypatch):
+    """The process would be left in a folder that is deleted."""
+    monkeypatch.chdir(result.save(tmp_path / "photo"))
+    for folder in (".", "../photo", tmp_path / "photo"):
+        with pytest.raises(InputError, match="current folder"):
+            result.save(folder)
+    assert np.array_equal(Segmentation.load(".").labels, result.labels)
+
+
+def test_a_relative_folder_is_written_where_it_says(result, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert str(result.save("photo")) == "photo"
+    assert np.array_equal(Segmentation.load(tmp_path / "photo").labels, result.labels)
+
+
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
 def test_a_save_that_fails_leaves_the_older_result_whole(result, tmp_path, monkeypatch, error):
     folder = result.save(tmp_path / "photo")
@@ -365,6 +423,32 @@ def test_several_images_of_any_size_equal_one_at_a_time(result, model, config):
     both = list(segment_all(model, pictures, config))
     assert np.array_equal(both[0].difference_maps, result.difference_maps)
     assert np.array_equal(both[1].labels, segment(model, pictures[1], config).labels)
+
+
+def test_of_several_images_one_at_a_time_is_held(model, config, tmp_path, monkeypatch):
+    paths = [tmp_path / f"{index}.png" for index in range(4)]
+    for index, path in enumerate(paths):
+        Image.fromarray(tiny.picture(64, 64, index)).save(path)
+    loaded, alive = [], []
+
+    def load(source):
+        image = load_image(source)
+        loaded.append(weakref.ref(image))
+        return image
+
+    monkeypatch.setattr("emerdiff_probe.segmentation.load_image", load)
+    for _ in segment_all(model, paths, config):
+        gc.collect()
+        alive.append(sum(image() is not None for image in loaded))
+    assert max(alive) <= 1
+
+
+def test_settings_that_one_of_several_images_cannot_have_are_refused_before_the_first_runs(model, config):
+    rows, columns = find_site(model, config.feature_site).grid(16, 24)
+    with asleep(model), pytest.raises(InputError, match="clusters, but"):
+        segment_all(
+            model, [tiny.picture(64, 96), IMAGE, tiny.picture(64, 64)], replace(config, clusters=rows * columns)
+        )
 
 
 def test_a_bad_image_among_several_is_refused_before_the_first_runs(model, config):
