@@ -21,6 +21,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
+import torch
 import typer
 from tqdm.auto import tqdm
 
@@ -119,7 +120,7 @@ def main(
     config = EmerDiffConfig.for_model(probed)
     config = replace(config, steps=steps or config.steps, modulate_at=modulate_at or config.modulate_at)
     counts = [int(count) for count in clusters.split(",")]
-    folder = folder_of(store, asdict(config), counts, probed.fingerprint, probed.device.type)
+    folder = folder_of(store, asdict(config), counts, probed.fingerprint, probed.device.type, torch.get_num_threads())
     scores = [
         kept(folder / f"{each}.safetensors", partial(score, probed, each, config, counts))
         for each in tqdm(range(seed, seed + scenes), desc="scenes")

@@ -21,6 +21,7 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+import torch
 import typer
 from tqdm.auto import tqdm
 
@@ -100,7 +101,8 @@ def measure(
     model: ProbeModel, seeds: Sequence[int], modes: Mapping[str, EmerDiffConfig], store: Path
 ) -> dict[str, list[Arrays]]:
     """Scores of every mode and scene, from the store where they are there already; scene by scene, modes in turn."""
-    folders = {name: folder_of(store, asdict(config), model.fingerprint) for name, config in modes.items()}
+    machine = (model.device.type, str(model.dtype), torch.get_num_threads())  # on which the seconds depend
+    folders = {name: folder_of(store, asdict(config), model.fingerprint, *machine) for name, config in modes.items()}
     scores: dict[str, list[Arrays]] = {name: [] for name in modes}
     for seed in tqdm(seeds, desc="scenes"):
         for name, config in modes.items():

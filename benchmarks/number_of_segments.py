@@ -30,7 +30,7 @@ from emerdiff_probe.correspondence import Modulation, assign
 from emerdiff_probe.criteria import CRITERIA, Criterion, find_criterion
 from emerdiff_probe.evaluation.metrics import adjusted_rand, bootstrap, majority_confusion
 from emerdiff_probe.evaluation.report import markdown_table
-from emerdiff_probe.features import mask_embeddings, upsampled
+from emerdiff_probe.features import mask_embeddings
 from emerdiff_probe.hierarchy import SegmentTree, likeness_linkage
 from emerdiff_probe.layers import Site
 from emerdiff_probe.models import ProbeModel, load_model
@@ -44,7 +44,7 @@ ORACLE = "true number"
 FINE = 24
 """Masks that trees begin with."""
 TREES = ("responses, cosine", "responses, correlation", "responses, braycurtis", "mask embeddings, cosine")
-FLAT = "k-means with as many clusters"
+FLAT = "EmerDiff with as many masks"
 RANKS = ("rank_correlation", "rank_correlation_objects")
 
 
@@ -129,7 +129,7 @@ class Measured:
         linkages = [likeness_linkage(maps, distance) for distance in ("cosine", "correlation", "braycurtis")]
         trees = [SegmentTree(labels, linkage) for linkage in (*linkages, likeness_linkage(embeddings))]
         rand = {name: tree.cut(min(objects, tree.masks)) for name, tree in zip(TREES, trees, strict=True)}
-        rand[FLAT] = upsampled(self.masks(objects), *scene.parts.shape)
+        rand[FLAT] = assign(self.maps(objects)).numpy()  # modulated, as the trees' labels are
         return {
             "parts": np.array(in_sight(scene.parts)),
             "objects": np.array(objects),
@@ -159,7 +159,7 @@ def measure(
     model: ProbeModel, seeds: Sequence[int], criteria: Sequence[Criterion], config: EmerDiffConfig, store: Path
 ) -> list[Arrays]:
     """All figures of every scene: its truth, and "criterion/figure" of every criterion and of the true number."""
-    folder = folder_of(store, asdict(config) | {"clusters": "any"}, model.fingerprint, FINE)
+    folder = folder_of(store, asdict(config) | {"clusters": "any"}, model.fingerprint, FINE, FLAT)
     names = [*(criterion.name for criterion in criteria), ORACLE]
     scenes: list[Arrays] = []
     for seed in tqdm(seeds, desc="criteria"):

@@ -12,6 +12,7 @@ from emerdiff_probe.studies.features import clusters, feature_layer, feature_tim
 from emerdiff_probe.studies.modulation import injection, modulate_at, placement, strength
 from emerdiff_probe.studies.responses import additivity, locality
 from emerdiff_probe.studies.study import Study
+from emerdiff_probe.studies.video import video
 
 Maker = Callable[..., Study]
 
@@ -30,6 +31,7 @@ STUDIES: dict[str, Maker] = {
         additivity,
         counterfactual,
         small_parts,
+        video,
     )
 }
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from emerdiff_probe.errors import InputError
@@ -56,7 +58,7 @@ def _with_ray(model: ProbeModel, study: Study, tasks: Iterable[Task], workers: i
     image more than there are workers is drawn ahead of them.
 
     Raises:
-        InputError: `workers` below 1, or Ray is not installed.
+        InputError: `workers` below 1 or more than the cluster has room for, or Ray is not installed.
     """
     if workers < 1:
         raise InputError(f"{workers} workers; accepted: 1 or more")
@@ -69,10 +71,8 @@ def _with_ray(model: ProbeModel, study: Study, tasks: Iterable[Task], workers: i
     if not connected:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
     try:
-        there = ray.cluster_resources()
-        share: dict[str, Any] = {"num_cpus": max(1, int(there.get("CPU", 1)) // workers)}
-        if model.device.type == "cuda":
-            share["num_gpus"] = there.get("GPU", 0) / workers
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        share: dict[str, Any] = equal_share(nodes, workers, cuda=model.device.type == "cuda")
         held = ray.put((model, study))
         worker = ray.remote(_Worker).options(**share)
         pool = ActorPool([worker.remote(held) for _ in range(workers)])
@@ -88,6 +88,35 @@ def _with_ray(model: ProbeModel, study: Study, tasks: Iterable[Task], workers: i
     finally:
         if not connected:
             ray.shutdown()
+
+
+def equal_share(nodes: Sequence[Mapping[str, float]], workers: int, *, cuda: bool) -> dict[str, float]:
+    """The largest share of a cluster with which every worker has its place; Ray would wait for ever for more.
+
+    Args:
+        nodes: numbers of "CPU" and "GPU" on each machine; a worker is on one.
+        workers: how many.
+        cuda: whether they need GPUs: whole ones, or a part of one.
+
+    Returns:
+        `num_cpus` and, on CUDA, `num_gpus`, as Ray's options.
+
+    Raises:
+        InputError: more workers than there is room for.
+    """
+    cpus, gpus = ([int(node.get(kind, 0)) for node in nodes] for kind in ("CPU", "GPU"))
+
+    def room(cpu: int, gpu: Fraction) -> int:
+        return sum(min(c // cpu, g // gpu) if cuda else c // cpu for c, g in zip(cpus, gpus, strict=True))
+
+    parts = [Fraction(1, sharing) for sharing in range(1, workers + 1)]
+    for gpu in [*map(Fraction, range(max(gpus), 1, -1)), *parts] if cuda else parts[:1]:
+        for cpu in range(max(cpus), 0, -1):
+            if room(cpu, gpu) >= workers:
+                # Ray counts GPUs in ten-thousandths.
+                return {"num_cpus": cpu} | ({"num_gpus": math.floor(gpu * 10_000) / 10_000} if cuda else {})
+    each = "a processor and a part of a GPU" if cuda else "a processor"
+    raise InputError(f"{workers} workers; accepted: {each} for each, on this cluster up to {room(1, parts[-1])}")
 
 
 class _Worker:

@@ -81,7 +81,7 @@ def strength(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) 
 def placement(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) -> Study:
     """Figure 14: which layer is modulated, before or after its output projection, how strongly."""
     sites = list_sites(model, stage="up", resolution=probed_resolution(config), kind="cross", part="output")
-    layers = tuple(site.name for site in sites)[-1 if quick else 0 :]
+    layers = tuple(site.name for site in sites)
     ours = {"layer": layers[-1], "placement": "after"}
     strengths = strengths_around(config, *((1,) if quick else (0.3, 1, 3)))
     claims = [

@@ -67,6 +67,7 @@ def locality(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) 
         measure=measure,
         together=("place",),
         start=max(config.modulate_at, config.feature_timestep),
+        parameters={"masks": count},
         directions=(
             denser("region", "same part", "nearby", "meaning beats nearness: the same part answers more than what is "
                    "merely near"),
@@ -154,6 +155,7 @@ def additivity(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False
         config=config,
         measure=measure,
         start=max(config.modulate_at, config.feature_timestep),
+        parameters={"unions": pairs},
         directions=(
             Direction("responses add up better at low strength than at high: correlation", "correlation",
                       {"strength": strengths[0]}, {"strength": strengths[-1]}),

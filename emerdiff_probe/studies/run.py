@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,11 @@ from emerdiff_probe.studies.execution import Task, Units, measured
 from emerdiff_probe.studies.store import DONE, StudyStore, open_study
 from emerdiff_probe.studies.study import Direction, Study, Value
 
-Verdict = Literal["agrees", "disagrees", "not resolved"]
+Verdict = Literal["agrees", "disagrees", "not resolved", "not comparable"]
+Statistic = Callable[[np.ndarray], np.ndarray]
+"""Figures (draw,) from weights (draw, image), how often each image was drawn."""
+PROTOCOL = "majority (the paper: modified)"
+"""What stands beside verdicts on mIoU."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,13 +53,17 @@ class StudyResult:
 
     def interval(self, measure: str, place: Mapping[str, Value]) -> Interval:
         """A measure at some values of axes, averaged over the other axes, with its 95% interval over images."""
-        mirrored = self.study.measures[measure].kind == "confusion"
-        method: Literal["basic", "percentile"] = "basic" if mirrored else "percentile"
-        return bootstrap(self._statistic(measure, place), self.images, method=method)
+        values = self._values(measure, place)
+        if self.study.measures[measure].kind == "confusion":
+            return bootstrap(self._miou(values), self.images, method="basic")
+        return bootstrap(self._mean(values), self.images)
 
     def difference(self, measure: str, first: Mapping[str, Value], second: Mapping[str, Value]) -> Interval:
-        """How much higher a measure is at one place than at another, paired over the same images."""
-        one, other = self._statistic(measure, first), self._statistic(measure, second)
+        """How much higher a measure is at one place than at another, over the images where both are finite."""
+        values, others = self._values(measure, first), self._values(measure, second)
+        if self.study.measures[measure].kind == "mean":
+            return bootstrap(self._mean(values - others), self.images)
+        one, other = self._miou(values), self._miou(others)
         return bootstrap(lambda weights: one(weights) - other(weights), self.images)
 
     def within(self, place: Mapping[str, Value]) -> StudyResult:
@@ -87,30 +96,51 @@ class StudyResult:
         return pd.DataFrame(rows)
 
     def verdicts(self) -> pd.DataFrame:
-        """What the paper reports beside what this model shows: the difference, its interval, and a verdict."""
+        """What the paper reports beside what this model shows: the difference, its interval, and a verdict.
+
+        `images` counts those where both sides are finite (of the cells averaged over, the fewest).
+        """
         rows = []
         for direction in self.study.directions:
-            found = self.difference(direction.measure, direction.first, direction.second)
-            row = {"claim": direction.claim, "difference": found.value, "low": found.low, "high": found.high}
-            known = self.images >= IMAGES_FOR_A_VERDICT
-            rows.append(row | {"verdict": verdict(direction, found) if known else "not resolved"})
-        return pd.DataFrame(rows, columns=["claim", "difference", "low", "high", "verdict"])
+            asked = direction.measure, direction.first, direction.second
+            found, images = self.difference(*asked), self._paired_images(*asked)
+            rows.append(
+                {
+                    "claim": direction.claim,
+                    "protocol": PROTOCOL if self.study.measures[direction.measure].kind == "confusion" else "",
+                    "images": images,
+                    "difference": found.value,
+                    "low": found.low,
+                    "high": found.high,
+                    "verdict": verdict(direction, found, images),
+                }
+            )
+        columns = ["claim", "protocol", "images", "difference", "low", "high", "verdict"]
+        return pd.DataFrame(rows, columns=columns)
 
-    def _statistic(self, measure: str, place: Mapping[str, Value]) -> Any:
-        """Values (image, …) of a measure at a place, as a function of how often each image was drawn."""
-        chosen = self.dataset[measure].sel(dict(place))
-        inner = tuple(self.study.measures[measure].dimensions)
-        others = [name for name in self.study.axes if name not in place]
-        values = chosen.transpose("image", *others, *inner).to_numpy()
-        if inner:
-            tally = tallies(values.reshape(len(values), -1, *values.shape[-2:]).astype(np.float64))
-            return lambda weights: 100 * tallied_iou(np.tensordot(weights, tally, 1)).mean(-1)
-        flat = values.reshape(len(values), -1).astype(np.float64)
+    def _paired_images(self, measure: str, first: Mapping[str, Value], second: Mapping[str, Value]) -> int:
+        gap = self._values(measure, first) - self._values(measure, second)
+        return int(gap.notnull().sum("image").min())
+
+    def _values(self, measure: str, place: Mapping[str, Value]) -> xr.DataArray:
+        return self.dataset[measure].sel(dict(place), drop=True)
+
+    @staticmethod
+    def _miou(values: xr.DataArray) -> Statistic:
+        confusions = values.transpose("image", ...).to_numpy()
+        tally = tallies(confusions.reshape(len(confusions), -1, *confusions.shape[-2:]).astype(np.float64))
+        return lambda weights: 100 * tallied_iou(np.tensordot(weights, tally, 1)).mean(-1)
+
+    @staticmethod
+    def _mean(values: xr.DataArray) -> Statistic:
+        """Over the images where each cell is finite, then over cells; draws that leave a cell none are left out."""
+        flat = values.transpose("image", ...).to_numpy().reshape(values.sizes["image"], -1).astype(np.float64)
         known = np.isfinite(flat)
 
         def mean(weights: np.ndarray) -> np.ndarray:
             total, count = weights @ np.where(known, flat, 0), weights @ known
-            return np.where(count > 0, total / np.maximum(count, 1), np.nan).mean(-1)
+            means = np.where(count > 0, total / np.maximum(count, 1), np.nan).mean(-1)
+            return means[np.isfinite(means)] if known.any(0).all() else means
 
         return mean
 
@@ -127,8 +157,12 @@ class StudyResult:
         return f"{title}{self.table().round(2).to_html(index=False)}{verdicts}"
 
 
-def verdict(direction: Direction, found: Interval) -> Verdict:
-    """Whether a difference with its interval bears out what the paper reports."""
+def verdict(direction: Direction, found: Interval, images: int) -> Verdict:
+    """Whether a difference with its interval over so many images bears out what the paper reports."""
+    if not direction.comparable:
+        return "not comparable"
+    if images < IMAGES_FOR_A_VERDICT:
+        return "not resolved"
     if direction.within is None:
         return "agrees" if found.low > 0 else "disagrees" if found.high < 0 else "not resolved"
     if -direction.within <= found.low and found.high <= direction.within:
@@ -162,12 +196,12 @@ def run_study(
         progress: show a progress bar over cells with an estimate of the time left.
 
     Raises:
-        InputError: no images, a store of something else, or workers without Ray.
+        InputError: no images, a store of something else, workers without Ray or more than it has processors.
     """
     if not len(images):
         raise InputError("no images to study; accepted: one or more")
-    seeds = [scene.seed for scene in images] if not isinstance(images, WorldScenes) else list(images.seeds)
-    kept = StudyStore(store, study, model, seeds, resume=resume)
+    seeds, digests = zip(*((scene.seed, _digest(scene)) for scene in images), strict=True)
+    kept = StudyStore(store, study, model, seeds, digests, resume=resume)
     undone = {image: _undone(study, kept, image) for image in range(len(images))}
     tasks = (Task(image, images[image], units) for image, units in undone.items() if units)
     total = len(images) * int(np.prod(study.shape))
@@ -176,8 +210,14 @@ def run_study(
         for image, place, values in measured(model, study, tasks, workers):
             kept.write(image, place, values)
             bar.update()
-    dataset = open_study(store).isel(image=slice(len(images)))
+    dataset = open_study(store).isel(image=slice(len(images))).load()
     return StudyResult(study, dataset, Path(store), computed, total - computed)
+
+
+def _digest(scene: Scene) -> int:
+    """64 bits that tell scenes apart whose pixels or truth differ."""
+    arrays = scene.image, scene.parts, scene.objects, scene.instances
+    return int(hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()[:16], 16)
 
 
 def _undone(study: Study, kept: StudyStore, image: int) -> Units:
@@ -219,4 +259,4 @@ def load_result(study: Study, store: str | Path) -> StudyResult:
     complete = dataset[DONE].all([*study.axes]).to_numpy()
     if not complete.any():
         raise InputError(f"{store}: no image is complete yet")
-    return StudyResult(study, dataset.isel(image=np.flatnonzero(complete)), Path(store))
+    return StudyResult(study, dataset.isel(image=np.flatnonzero(complete)).load(), Path(store))

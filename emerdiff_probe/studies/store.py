@@ -21,6 +21,8 @@ from emerdiff_probe.studies.study import Axis, Cell, Direction, Measure, Measure
 
 DONE = "done"
 """Array of what has been measured; a cell's mark is written after all its values."""
+DIGEST = "digest"
+"""Array of what tells images of one seed apart."""
 _DTYPES = {"mean": "float64", "confusion": "int32"}
 
 
@@ -30,7 +32,8 @@ class StudyStore:
     Args:
         path: a new folder, or one that holds the same study of the same model.
         study, model: what is measured.
-        seeds: of the images, in order; more images than are stored make the arrays grow.
+        seeds, digests: of the images, in order; more images than are stored make the arrays grow. Digests are of
+            pixels and truth, which a seed alone does not fix.
         resume: whether stored cells may be used.
 
     Raises:
@@ -38,7 +41,14 @@ class StudyStore:
     """
 
     def __init__(
-        self, path: str | Path, study: Study, model: ProbeModel, seeds: Sequence[int], *, resume: bool = True
+        self,
+        path: str | Path,
+        study: Study,
+        model: ProbeModel,
+        seeds: Sequence[int],
+        digests: Sequence[int],
+        *,
+        resume: bool = True,
     ) -> None:
         self.path, self.study = Path(path), study
         identity = study.identity() | {"model": model.name, "fingerprint": model.fingerprint}
@@ -47,7 +57,7 @@ class StudyStore:
         else:
             self._create(identity)
         self._group = zarr.open_group(self.path, mode="r+")
-        self._grow(list(seeds))
+        self._grow(list(seeds), np.array(digests, np.uint64))
 
     def done(self, image: int, cell: tuple[int, ...]) -> bool:
         """Whether a cell of an image has been measured."""
@@ -93,6 +103,7 @@ class StudyStore:
         group = zarr.open_group(partial, mode="r+")
         dimensions = ("image", *study.axes)
         group.create_array("image", shape=(0,), chunks=(1,), dtype="int64", dimension_names=("image",))
+        group.create_array(DIGEST, shape=(0,), chunks=(1,), dtype="uint64", dimension_names=("image",))
         self._create_array(group, DONE, "uint8", dimensions, {}, {"description": "1 where measured"})
         for name, measure in study.measures.items():
             attributes = {"units": measure.units, "description": measure.description, "kind": measure.kind}
@@ -129,9 +140,9 @@ class StudyStore:
             raise InputError(f"{self.path} holds a study already; accepted without resume: a new folder")
         require_same(self.path, stored, identity, "the same study of the same model, or a new folder")
 
-    def _grow(self, seeds: list[int]) -> None:
+    def _grow(self, seeds: list[int], digests: np.ndarray) -> None:
         """Make room for the images; those that are stored must come first and be the same."""
-        image = self._array("image")
+        image, digest = self._array("image"), self._array(DIGEST)
         stored = [int(seed) for seed in np.asarray(image[:])]
         common = min(len(stored), len(seeds))
         if stored[:common] != seeds[:common]:
@@ -139,10 +150,18 @@ class StudyStore:
                 f"{self.path}: images of seeds {brief(stored)} there and {brief(seeds)} now; "
                 "accepted: the same, or more"
             )
+        other = np.flatnonzero(np.asarray(digest[:common]) != digests[:common])
+        if len(other):
+            raise InputError(
+                f"{self.path}: images of seeds {brief([seeds[index] for index in other])} had other pixels or another "
+                "truth there; accepted: the same images, or a new folder"
+            )
         if len(seeds) > len(stored):
             for name in (DONE, *self.study.measures):
                 array = self._array(name)
                 array.resize((len(seeds), *array.shape[1:]))
+            digest.resize((len(seeds),))
+            digest[len(stored) :] = digests[len(stored) :]
             image.resize((len(seeds),))
             image[len(stored) :] = np.array(seeds[len(stored) :])
         self._done = np.asarray(self._array(DONE)[...]).copy()
@@ -185,6 +204,7 @@ def stored_study(path: str | Path) -> Study:
             measure=_only_shown,
             together=tuple(identity["together"]),
             start=identity["start"],
+            parameters=identity.get("parameters", {}),
             directions=tuple(Direction(**kept) for kept in json.loads(dataset.attrs.get("directions", "[]"))),
         )
     except (KeyError, TypeError, ValueError) as error:

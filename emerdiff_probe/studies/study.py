@@ -70,6 +70,7 @@ class Direction:
         measure: name of the measure.
         first, second: values of some axes; the measure is averaged over the others.
         within: None when `first` is said to exceed `second`; else the two are said to differ by at most this much.
+        comparable: False where the measure differs between the two by construction, whatever the model.
     """
 
     claim: str
@@ -77,6 +78,7 @@ class Direction:
     first: Mapping[str, Value]
     second: Mapping[str, Value]
     within: float | None = None
+    comparable: bool = True
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class Study:
             probed image, its scene and those values, and gives what was measured for each combination of `together`.
         together: axes that are measured in one go, because they share a pass.
         start: the highest timestep that is needed.
+        parameters: whatever else `measure` depends on and cells may differ by, as JSON values.
         directions: what the paper says.
     """
 
@@ -104,6 +107,7 @@ class Study:
     measure: Callable[[ProbedImage, Scene, Mapping[str, Any]], Mapping[Cell, Measured]]
     together: tuple[str, ...] = ()
     start: int = 1
+    parameters: Mapping[str, Any] = field(default_factory=dict)
     directions: tuple[Direction, ...] = field(default=())
 
     def __post_init__(self) -> None:
@@ -151,6 +155,7 @@ class Study:
             "measures": {name: asdict(measure) for name, measure in self.measures.items()},
             "together": list(self.together),
             "start": self.start,
+            "parameters": dict(self.parameters),
             "configuration": asdict(self.config) | {"injection": list(self.config.injection)},
         }
 

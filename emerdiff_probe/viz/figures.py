@@ -187,6 +187,7 @@ def report_figure(report: Report) -> go.Figure:
                 x=values,
                 y=[name(row) for row in shown],
                 error_x={"type": "data", "array": highs - values, "arrayminus": values - lows},
+                orientation="h",  # else markers of one method lie on top of each other
                 name="number of their own" if number is None else f"{number} segments",
                 mode="markers",
                 marker={"color": SHADES[index % len(SHADES)], "symbol": MARKERS[index % len(MARKERS)], "size": 8},

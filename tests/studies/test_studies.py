@@ -1,6 +1,7 @@
 """Studies: resumed halves equal one run, and measurements mean what they say."""
 
 import html
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -12,11 +13,12 @@ import zarr
 
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.evaluation.metrics import Interval
-from emerdiff_probe.pocket.world import draw_scene
+from emerdiff_probe.pocket.world import Factors, draw_scene
 from emerdiff_probe.segmentation import EmerDiffConfig
 from emerdiff_probe.studies import appearance, features, modulation, responses
 from emerdiff_probe.studies.catalogue import STUDIES, make_study
-from emerdiff_probe.studies.run import StudyResult, load_result, run_study, verdict, world_scenes
+from emerdiff_probe.studies.execution import equal_share
+from emerdiff_probe.studies.run import PROTOCOL, StudyResult, load_result, run_study, verdict, world_scenes
 from emerdiff_probe.studies.store import open_study
 from emerdiff_probe.studies.study import Axis, Direction, Measure, Study
 
@@ -106,6 +108,8 @@ def test_workers_of_ray_measure_the_same_to_the_bit(model, scenes, config, tmp_p
     try:
         shared = run_study(model, study, scenes, store=tmp_path / "shared", workers=2)
         again = run_study(model, study, scenes, store=tmp_path / "shared", workers=2)
+        with pytest.raises(InputError, match="3 workers; accepted: a processor for each, on this cluster up to 2"):
+            run_study(model, study, scenes, store=tmp_path / "crowded", workers=3)
     finally:
         ray.shutdown()
     xr.testing.assert_identical(here.dataset.drop_attrs(), shared.dataset.drop_attrs())
@@ -121,6 +125,30 @@ def test_workers_are_counted_and_need_ray(model, scenes, counting, tmp_path, mon
     with pytest.raises(InputError, match=r"pip install 'emerdiff_probe\[ray\]'"):
         run_study(model, study, scenes, store=tmp_path / "none", workers=2)
     assert not calls
+
+
+def test_every_worker_has_its_place_on_a_node():
+    alone, many = [{"CPU": 8.0, "GPU": 8.0}], [{"CPU": 2.0}, {"CPU": 2.0, "GPU": 1.0}, {"CPU": 4.0, "GPU": 1.0}]
+    assert equal_share([{"CPU": 8.0}], 3, cuda=False) == {"num_cpus": 2}
+    assert equal_share(many, 2, cuda=False) == {"num_cpus": 2}, "eight in all, but four on one node only"
+    assert equal_share(alone, 3, cuda=True) == {"num_cpus": 2, "num_gpus": 2}, "Ray takes whole GPUs only above one"
+    assert equal_share(many, 2, cuda=True) == {"num_cpus": 2, "num_gpus": 1}
+    assert equal_share(many, 3, cuda=True) == {"num_cpus": 2, "num_gpus": 0.5}, "no worker lies on parts of two GPUs"
+    for workers in range(1, 9):
+        share = equal_share(alone, workers, cuda=True)
+        assert share["num_gpus"] <= 1 or share["num_gpus"] % 1 == 0
+        assert workers * share["num_gpus"] <= 8
+        assert workers * share["num_cpus"] <= 8
+    for nodes, cuda, room in ((many, False, 8), (many, True, 6), ([{"CPU": 4.0}], True, 0)):
+        with pytest.raises(InputError, match=f"9 workers; accepted: .* up to {room}"):
+            equal_share(nodes, 9, cuda=cuda)
+
+
+@pytest.mark.parametrize("name", list(STUDIES))
+def test_every_study_reaches_rays_workers(model, config, name):
+    study = make_study(name, model, config, quick=True)
+    _, there = ray.cloudpickle.loads(ray.cloudpickle.dumps((model, study)))
+    assert there.identity() == study.identity()
 
 
 def test_a_cell_that_was_cut_off_while_writing_is_measured_again(model, scenes, counting, tmp_path):
@@ -162,6 +190,29 @@ def test_a_store_of_another_study_is_refused_and_kept(model, scenes, counting, t
     assert load_result(study, tmp_path / "store").images == 2
 
 
+def test_cells_of_another_image_of_the_same_seed_are_not_used(model, counting, tmp_path):
+    study, calls = counting
+    plain = [draw_scene(seed, height=64, width=64) for seed in (3, 4)]
+    run_study(model, study, plain, store=tmp_path / "store")
+    calls.clear()
+    painted = [plain[0], draw_scene(4, height=64, width=64, factors=Factors(style="sketch"))]
+    renamed = [plain[0], replace(plain[1], parts=np.zeros_like(plain[1].parts))]
+    for other in (painted, renamed):
+        with pytest.raises(InputError, match=r"images of seeds \[4\] had other pixels or another truth"):
+            run_study(model, study, other, store=tmp_path / "store")
+    assert not calls
+    assert run_study(model, study, plain, store=tmp_path / "store").reused == 12
+
+
+def test_a_result_holds_its_numbers_itself(model, scenes, counting, tmp_path):
+    study, _ = counting
+    ran = run_study(model, study, scenes, store=tmp_path / "store")
+    read, expected = load_result(study, tmp_path / "store"), ran.table()
+    shutil.rmtree(tmp_path / "store")
+    assert ran.table().equals(expected)
+    assert read.table().equals(expected)
+
+
 def test_bad_stores_and_images_are_refused(model, scenes, counting, tmp_path):
     study, _ = counting
     (tmp_path / "full").mkdir()
@@ -201,8 +252,21 @@ def test_every_study_measures_every_cell(model, scenes, config, tmp_path, name):
 def test_full_grids_hold_the_quick_ones_questions(model, config):
     for name in STUDIES:
         full, quick = make_study(name, model, config), make_study(name, model, config, quick=True)
-        assert np.prod(full.shape) >= np.prod(quick.shape), name
         assert list(full.axes) == list(quick.axes)
+        for axis, about in quick.axes.items():
+            assert set(about.values) <= set(full.axes[axis].values), (name, axis)
+
+
+@pytest.mark.parametrize("name", list(STUDIES))
+def test_a_quick_study_and_the_full_one_share_no_cells(model, config, name):
+    full, quick = make_study(name, model, config), make_study(name, model, config, quick=True)
+    assert full.identity() != quick.identity()
+
+
+def test_the_quick_placement_answers_which_layer(model, config):
+    study = make_study("placement", model, config, quick=True)
+    assert study.shape == (3, 2, 1)
+    assert len(study.directions) == 3
 
 
 @pytest.mark.parametrize(
@@ -218,14 +282,97 @@ def test_full_grids_hold_the_quick_ones_questions(model, config):
 )
 def test_verdicts_come_from_intervals(interval, within, expected):
     direction = Direction("claim", "value", {}, {}, within)
-    assert verdict(direction, Interval(*interval)) == expected
+    assert verdict(direction, Interval(*interval), 5) == expected
+    assert verdict(direction, Interval(*interval), 4) == "not resolved"
+    assert verdict(replace(direction, comparable=False), Interval(*interval), 5) == "not comparable"
+
+
+def made_of(first, second, config, tmp_path, **settings):
+    """A result whose measure "value" is as given, one number an image, at the places "a" and "b"."""
+    study = Study(
+        name="made",
+        question="How much?",
+        axes={"way": Axis(("a", "b"))},
+        measures={"value": Measure("a value"), "hits": Measure("hits", "%", "confusion")},
+        config=config,
+        measure=lambda *_: {},
+        directions=(Direction("a is more", "value", {"way": "a"}, {"way": "b"}, **settings),
+                    Direction("a hits more", "hits", {"way": "a"}, {"way": "b"})),
+    )  # fmt: skip
+    hits = np.broadcast_to(np.eye(46), (len(first), 2, 46, 46))
+    arrays = {
+        "value": (("image", "way"), np.stack([first, second], 1)),
+        "hits": (("image", "way", "true_class", "assigned_class"), hits),
+    }
+    return StudyResult(study, xr.Dataset(arrays, {"way": ["a", "b"], "image": range(len(first))}), tmp_path)
+
+
+def test_differences_are_of_the_same_images_where_values_are_missing(config, tmp_path):
+    base = np.linspace(0, 10, 12)
+    first = np.where(base > 5, np.nan, base + 1)  # one more on every image, but known on the low ones only
+    result = made_of(first, base, config, tmp_path)
+    assert result.difference("value", {"way": "a"}, {"way": "b"}) == pytest.approx((1, 1, 1))
+    verdicts = result.verdicts().set_index("claim")
+    assert verdicts.loc["a is more", "verdict"] == "agrees"
+    assert verdicts["images"].to_dict() == {"a is more": 6, "a hits more": 12}
+
+
+def test_differences_are_of_the_same_cells_where_axes_are_averaged_over(config, tmp_path):
+    result = made_of(np.zeros(6), np.zeros(6), config, tmp_path)
+    values = np.linspace(0, 10, 6)[:, None, None] + np.array([[1.0, 101.0], [0.0, 100.0]])
+    values[:3, 0, 0] = np.nan
+    study = replace(result.study, axes={"way": result.study.axes["way"], "speed": Axis((1, 2))}, directions=())
+    dataset = xr.Dataset({"value": (("image", "way", "speed"), values)}, {"way": ["a", "b"], "speed": [1, 2]})
+    found = StudyResult(study, dataset, tmp_path).difference("value", {"way": "a"}, {"way": "b"})
+    assert found == pytest.approx((1, 1, 1))
+
+
+def test_draws_without_a_finite_image_leave_the_interval_finite(config, tmp_path):
+    first = np.full(20, np.nan)
+    first[:2] = 2, 3  # one draw in eight holds neither
+    result = made_of(first, np.zeros(20), config, tmp_path)
+    assert result.interval("value", {"way": "a"}) == pytest.approx((2.5, 2, 3))
+    assert result.difference("value", {"way": "a"}, {"way": "b"}) == pytest.approx((2.5, 2, 3))
+    assert np.isnan(made_of(np.full(6, np.nan), np.zeros(6), config, tmp_path).interval("value", {"way": "a"})).all()
+
+
+def test_only_images_with_both_values_count_towards_a_verdict(config, tmp_path):
+    for known, expected in ((4, "not resolved"), (5, "agrees")):
+        first = np.where(np.arange(20) < known, 1.0, np.nan)
+        assert made_of(first, np.zeros(20), config, tmp_path).verdicts()["verdict"][0] == expected
+
+
+def test_verdicts_on_miou_name_their_protocol_and_the_papers(config, tmp_path):
+    verdicts = made_of(np.ones(6), np.zeros(6), config, tmp_path).verdicts()
+    assert verdicts["protocol"].tolist() == ["", PROTOCOL]
+
+
+def test_what_rises_with_the_number_of_masks_by_construction_gets_no_verdict(model, config, tmp_path):
+    claims = features.clusters(model, config).directions
+    assert claims
+    assert not any(direction.comparable for direction in claims)
+    result = made_of(np.ones(6), np.zeros(6), config, tmp_path, within=2.0, comparable=False)
+    assert result.verdicts()["verdict"][0] == "not comparable"
 
 
 def test_position_and_colour_explain_what_is_made_of_them():
     rng = np.random.default_rng(0)
     position = features.position_of((8, 8))
     assert features.explained(position @ rng.normal(size=(5, 7)), position) == pytest.approx(1)
-    assert features.explained(rng.normal(size=(64, 7)), position) < 0.3
+
+
+@pytest.mark.parametrize("side", [4, 8, 16])
+@pytest.mark.parametrize("predictors", [3, 5])
+def test_position_and_colour_explain_nothing_of_noise_on_any_grid(side, predictors):
+    rng = np.random.default_rng(0)
+    cells = side * side
+    given = features.position_of((side, side)) if predictors == 5 else rng.random((cells, predictors))
+    found = [features.explained(rng.normal(size=(cells, 64)), given) for _ in range(20)]
+    assert np.mean(found) == pytest.approx(0, abs=0.02)
+
+
+def test_too_few_cells_explain_nothing_that_could_be_told():
+    assert np.isnan(features.explained(np.random.default_rng(0).normal(size=(4, 7)), features.position_of((2, 2))))
 
 
 def test_cells_hold_their_own_pixels():
