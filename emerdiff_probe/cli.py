@@ -205,7 +205,7 @@ def evaluate(
     """Score EmerDiff and its rivals on one inverted image each; interrupted at any moment it goes on where it stopped.
 
     Prints Markdown tables with protocols and 95% intervals, writes a gallery page, and ends with one JSON object.
-    Images that cannot be read are reported, skipped and counted.
+    Images that cannot be read, or that a method fails on, are reported, skipped and counted.
     """
     from emerdiff_probe.evaluation.gallery import write_gallery
     from emerdiff_probe.evaluation.methods import find_methods
@@ -383,10 +383,13 @@ def _require_folder(folder: Path) -> None:
 
 
 def main() -> None:
-    """Run the command line: exit code 2 and one line for bad input, 130 for Ctrl-C; finished results are kept."""
+    """Run the command line: exit code 2 and one line for bad input or a place that cannot be written, 130 for Ctrl-C.
+
+    Finished results are kept.
+    """
     try:
         app(standalone_mode=True)
-    except ProbeError as error:
+    except (ProbeError, OSError) as error:
         print(f"emerdiff-probe: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except SystemExit as stop:

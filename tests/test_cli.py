@@ -229,6 +229,14 @@ def test_world_writes_scenes_with_their_ground_truth(run, tmp_path):
                 assert picture.size == (96, 64)
 
 
+def test_a_place_that_cannot_be_written_is_one_line_and_exit_code_2(run, tmp_path):
+    out = tmp_path / ("n" * 300)  # a name that no file system takes
+    code, _, errors = run("world", "--count", "1", "--out", out / "scenes")
+    assert code == 2
+    assert len(errors.splitlines()) == 1
+    assert "too long" in errors
+
+
 def test_world_follows_its_seed(run, tmp_path):
     for name, seed in (("one", 5), ("same", 5), ("other", 6)):
         run("world", "--count", 1, "--seed", seed, "--height", 64, "--width", 64, "--out", tmp_path / name)
