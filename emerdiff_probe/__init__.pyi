@@ -6,7 +6,7 @@ from .evaluation.open_vocabulary.find import Found, find
 from .evaluation.open_vocabulary.maskclip import MaskClip
 from .evaluation.open_vocabulary.vocabulary import ScoreMap, Vocabulary
 from .evaluation.open_vocabulary.words import ClassWords, WordAttention
-from .features import capture, cluster, one_hot_masks, pca_view
+from .features import capture, capture_replayed, cluster, one_hot_masks, pca_view
 from .images import load_image
 from .interventions import InjectAttention, Modulate, Noise, Replace, Scale
 from .inversion import invert
@@ -36,6 +36,7 @@ __all__ = [
     "Vocabulary",
     "WordAttention",
     "capture",
+    "capture_replayed",
     "cluster",
     "compare",
     "denoise",

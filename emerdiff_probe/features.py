@@ -16,10 +16,11 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from emerdiff_probe.batching import rows_that_fit, run_in_batches
-from emerdiff_probe.diffusion import Trajectory, conditionings, denoiser_rows_that_fit, predict
+from emerdiff_probe.diffusion import Trajectory, conditionings, denoiser_rows_that_fit, predict, replay
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.hooks import Capture, attached
 from emerdiff_probe.images import numbered
+from emerdiff_probe.interventions import Intervention
 from emerdiff_probe.layers import Site
 from emerdiff_probe.models import Conditioning, ProbeModel
 
@@ -76,6 +77,42 @@ def capture(
         for site in sites
         for timestep in timesteps
     }
+
+
+def capture_replayed(
+    model: ProbeModel,
+    trajectory: Trajectory,
+    variants: Sequence[Sequence[Intervention]],
+    sites: Sequence[Site],
+    timesteps: Sequence[int] | None = None,
+    *,
+    steps: int | None = None,
+    progress: bool = False,
+) -> Mapping[tuple[Site, int], Tensor]:
+    """What interventions do to features further on: those of a trajectory replayed under every variant.
+
+    Args:
+        model: to run.
+        trajectory: of one image.
+        variants: as in `denoise`; an empty list gives the unchanged features.
+        sites: where; any kind.
+        timesteps: when; every one that is run when None.
+        steps: stop after so many; replay to the end when None.
+        progress: show a progress bar over denoiser passes.
+
+    Returns:
+        For every (site, timestep): (variant, cell, channel) float32 on the CPU, as by `capture`.
+
+    Raises:
+        InputError: no sites; and what `denoise` raises.
+        TimestepError: a timestep that is not run.
+    """
+    if not sites:
+        raise InputError("no sites; accepted: one or more")
+    when = None if timesteps is None else frozenset(timesteps)
+    captures = [Capture(site, when) for site in dict.fromkeys(sites)]
+    _, record = replay(model, trajectory, variants, captures, steps=steps, progress=progress)
+    return {key: _cells_first(activation).float() for key, activation in record.items()}
 
 
 def _cells_first(activation: Tensor) -> Tensor:

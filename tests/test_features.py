@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from emerdiff_probe.diffusion import conditionings, predict
 from emerdiff_probe.errors import InputError, TimestepError
-from emerdiff_probe.features import capture, cluster, mask_embeddings, one_hot_masks, pca_view
+from emerdiff_probe.features import capture, capture_replayed, cluster, mask_embeddings, one_hot_masks, pca_view
 from emerdiff_probe.hooks import Capture, attached
+from emerdiff_probe.interventions import Scale
 from emerdiff_probe.inversion import invert
 from emerdiff_probe.layers import find_site, list_sites
 
@@ -173,3 +174,25 @@ def test_the_pca_view_gives_like_cells_like_colours():
     for label in range(4):
         assert np.ptp(view[labels == label].astype(int), axis=0).max() < 30
     assert len({tuple(view[labels == label][0] // 32) for label in range(4)}) == 4
+
+
+def test_replayed_features_are_those_of_the_trajectory_where_nothing_is_changed(model, trajectory):
+    sites = [find_site(model, name) for name in ("up8.cross0.query", "up16.resnet0.output")]
+    scale = [Scale(find_site(model, "up8.self0.output"), 0.0)]
+    expected = capture(model, trajectory, sites, trajectory.timesteps)
+    found = capture_replayed(model, trajectory, [[], scale], [*sites, sites[0]])
+    assert found.keys() == expected.keys()
+    for key, features in found.items():
+        assert features.shape == (2, *expected[key].shape[1:])
+        assert features.dtype == torch.float32
+        assert torch.allclose(features[:1], expected[key], atol=1e-4)
+        assert (features[1] - features[0]).abs().max() > 1e-3
+    assert set(capture_replayed(model, trajectory, [scale], sites[:1], [201], steps=2)) == {(sites[0], 201)}
+
+
+def test_replayed_features_need_a_site_and_timesteps_that_are_run(model, trajectory):
+    site = find_site(model, "up8.cross0.query")
+    with pytest.raises(InputError, match="no sites"):
+        capture_replayed(model, trajectory, [[]], [])
+    with pytest.raises(TimestepError, match="never run at timestep 101"):
+        capture_replayed(model, trajectory, [[]], [site], [301, 101], steps=2)
