@@ -133,7 +133,7 @@ def response_atlas(
     with tqdm(total=len(cells), disable=not progress, desc="response atlas", unit="cell") as bar:
         for masks in cells.split(CELLS_AT_ONCE):
             minus, plus = modulated_images(model, trajectory, masks, modulation, batch_size=batch_size)
-            responses.append(((plus - minus) / 2).half())
+            responses.append(((plus - minus) / 2).half().contiguous())  # decoders give channels last, read far slower
             bar.update(len(masks))
     injection, direction = modulation.injection, modulation.direction
     sites, timesteps = (None, None) if injection is None else (injection.sites, injection.timesteps)

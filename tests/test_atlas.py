@@ -118,3 +118,8 @@ def test_bad_files_and_timesteps_are_refused(model, trajectory, modulation, tmp_
             ResponseAtlas.load(tmp_path / name)
     with pytest.raises(TimestepError):
         response_atlas(model, trajectory, Modulation(modulation.site, modulate_at=150))
+
+
+def test_responses_lie_cell_by_cell(atlas):
+    """A sum of cells is read several times as slowly where the colours of a pixel lie together."""
+    assert atlas.responses.is_contiguous()
