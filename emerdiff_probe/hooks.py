@@ -389,11 +389,8 @@ def _require_outside(path: str, timesteps: frozenset[int], taps: Sequence[Edit |
 
 
 def _require_fired(changes: Sequence[Edit | Injection], fired: Mapping[int, set[int]]) -> None:
-    idle = [
-        (change, (change.timesteps or frozenset()) - fired[order])
-        for order, change in enumerate(changes)
-        if not fired[order] or (change.timesteps or frozenset()) - fired[order]
-    ]
+    missing = [(change.timesteps or frozenset()) - fired[order] for order, change in enumerate(changes)]
+    idle = [(changes[order], missed) for order, missed in enumerate(missing) if missed or not fired[order]]
     if not idle:
         return
     edit, missed = idle[0]
