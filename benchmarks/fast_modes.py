@@ -46,14 +46,19 @@ STEPS: Mapping[str, dict[str, Any]] = {
     "10 steps": {"denoising_steps": 10},
     "skipping": {"skip_after": 2},
 }
+PATTERNS: Mapping[str, dict[str, Any]] = {
+    "": {},
+    "6 patterns": {"sign_patterns": 6},
+    "8 patterns": {"sign_patterns": 8},
+    "10 patterns": {"sign_patterns": 10},
+    "12 patterns": {"sign_patterns": 12},
+    "16 patterns": {"sign_patterns": 16},
+}
 READINGS: Mapping[str, dict[str, Any]] = {
     "": {},
     "latents": {"compare": "latents"},
     "one-sided": {"one_sided": True},
     "one-sided latents": {"one_sided": True, "compare": "latents"},
-    "6 patterns": {"sign_patterns": 6},
-    "8 patterns": {"sign_patterns": 8},
-    "10 patterns": {"sign_patterns": 10},
 }
 LEVELS: Mapping[str, dict[str, Any]] = {
     "": {},
@@ -63,12 +68,14 @@ LEVELS: Mapping[str, dict[str, Any]] = {
 
 
 def all_modes() -> dict[str, dict[str, Any]]:
-    """Every number of steps with every way of reading the response and every sharing, by name; the first is exact."""
+    """Every choice of steps, sign patterns, reading and sharing with every other, by name; the first is exact."""
     return {
-        ", ".join(filter(None, names)) or EXACT: STEPS[names[0]] | READINGS[names[1]] | LEVELS[names[2]]
-        for names in product(STEPS, READINGS, LEVELS)
-        if names[0] != "1 step" or not names[2]  # what comes after the first step is shared
-    }
+        ", ".join(filter(None, (steps, patterns, reading, levels))) or EXACT: {
+            **STEPS[steps], **PATTERNS[patterns], **READINGS[reading], **LEVELS[levels],
+        }
+        for steps, patterns, reading, levels in product(STEPS, PATTERNS, READINGS, LEVELS)
+        if steps != "1 step" or not levels  # what comes after the first step is shared
+    }  # fmt: skip
 
 
 def some_modes(names: str) -> dict[str, dict[str, Any]]:

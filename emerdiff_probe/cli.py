@@ -74,9 +74,12 @@ def segment(
     precision: PrecisionOption = None,
     out: Annotated[Path, typer.Option(help="Folder for the results, a subfolder an image.")] = Path("out"),
 ) -> None:
-    """Segment images by EmerDiff; settings that are not given are the best known ones for the model."""
+    """Segment images by EmerDiff; settings that are not given are the best known ones for the model.
+
+    Images whose folder holds the same result already are left out, so that an interrupted run goes on.
+    """
     from emerdiff_probe.models import load_model
-    from emerdiff_probe.segmentation import EmerDiffConfig, require_replaceable, segment_all
+    from emerdiff_probe.segmentation import EmerDiffConfig, is_finished, require_replaceable, segment_all
 
     names = _folder_names(images)
     given: dict[str, Any] = {
@@ -101,8 +104,14 @@ def segment(
         require_replaceable(out / name)
     probed = load_model(model, device=device, dtype=precision)
     config = (EmerDiffConfig.fast if fast else EmerDiffConfig.for_model)(probed, **changes)
-    results = segment_all(probed, images, config, progress=sys.stderr.isatty())
-    for name, result in zip(names, results, strict=True):
+    left = {}
+    for name, image in zip(names, images, strict=True):
+        if is_finished(out / name, probed, image, config):
+            print(f"{out / name}: finished before")
+        else:
+            left[name] = image
+    results = segment_all(probed, list(left.values()), config, progress=sys.stderr.isatty())
+    for name, result in zip(left, results, strict=True):
         folder = result.save(out / name)
         print(f"{folder}: {result.masks} masks in {sum(result.seconds.values()):.1f} s")
 

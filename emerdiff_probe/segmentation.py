@@ -234,7 +234,7 @@ class Segmentation:
         mask_embeddings: (mask, channel) float32, the mean feature inside every low-resolution mask.
         linkage: (mask - 1, 4) float64, SciPy's linkage matrix of the difference maps by their cosine; see `tree`.
         config: every setting.
-        model: name of the model; fingerprint: of its weights.
+        model: name of the model; fingerprint: of its weights; precision: of the denoiser.
         seconds: of every stage.
     """
 
@@ -247,6 +247,7 @@ class Segmentation:
     config: EmerDiffConfig
     model: str
     fingerprint: str
+    precision: str
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -320,17 +321,15 @@ class Segmentation:
         return Path(folder)
 
     def summary(self) -> dict[str, Any]:
-        """What result.json holds: settings, model fingerprint, seconds, sizes and versions."""
+        """What result.json holds: settings, model fingerprint, precision, seconds, sizes and versions."""
         return {
             "masks": self.masks,
             "height": self.labels.shape[0],
             "width": self.labels.shape[1],
             "grid": list(self.low_resolution_masks.shape),
             "model": self.model,
-            "fingerprint": self.fingerprint,
-            "configuration": asdict(self.config),
             "seconds": self.seconds,
-            "versions": {name: version(name) for name in ("emerdiff_probe", "torch", "diffusers", "scikit-learn")},
+            **_origin(self.config, self.fingerprint, self.precision),
         }
 
     @classmethod
@@ -354,6 +353,7 @@ class Segmentation:
                 config=EmerDiffConfig(**summary["configuration"]),
                 model=summary["model"],
                 fingerprint=summary["fingerprint"],
+                precision=summary["precision"],
                 seconds=summary["seconds"],
             )
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -381,6 +381,40 @@ def require_replaceable(folder: str | Path) -> None:
         raise InputError(f"{folder} exists and holds no segmentation; accepted: a new, empty or earlier result folder")
     if Path.cwd().is_relative_to(folder.resolve()):  # replaced, it would leave the process in a deleted folder
         raise InputError(f"{folder} is or holds the current folder, which cannot be replaced; accepted: another folder")
+
+
+def is_finished(
+    folder: str | Path,
+    model: ProbeModel,
+    image: str | Path | Image.Image | np.ndarray,
+    config: EmerDiffConfig,
+) -> bool:
+    """Whether a folder holds what `segment` would find: of the same pixels, weights, settings, precision and versions.
+
+    Raises:
+        InputError: a bad image.
+    """
+    pixels = load_image(image)
+    expected = json.loads(json.dumps(_origin(config, model.fingerprint, _precision(model))))
+    try:
+        summary = json.loads((Path(folder) / "result.json").read_text())
+        return summary == summary | expected and np.array_equal(load_image(Path(folder) / "image.png"), pixels)
+    except (OSError, ValueError, TypeError, InputError):
+        return False
+
+
+def _origin(config: EmerDiffConfig, fingerprint: str, precision: str) -> dict[str, Any]:
+    """What a result depends on, but for the image."""
+    return {
+        "fingerprint": fingerprint,
+        "precision": precision,
+        "configuration": asdict(config),
+        "versions": {name: version(name) for name in ("emerdiff_probe", "torch", "diffusers", "scikit-learn")},
+    }
+
+
+def _precision(model: ProbeModel) -> str:
+    return str(model.dtype).removeprefix("torch.")
 
 
 class _Stopwatch:
@@ -477,6 +511,7 @@ def segment_probed(probed: ProbedImage, config: EmerDiffConfig, *, progress: boo
         config=config,
         model=model.name,
         fingerprint=model.fingerprint,
+        precision=_precision(model),
         seconds=stage.seconds,
     )
 

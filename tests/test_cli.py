@@ -204,6 +204,24 @@ def test_results_that_are_finished_survive_an_interrupt(run, folder, image_file,
     assert Segmentation.load(tmp_path / "out" / "photo").masks == 3
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["photo"]
     assert "photo" in out
+    code, out, _ = run("segment", image_file, other, "--model", folder, *FAST, "--out", tmp_path / "out")
+    before, after = out.splitlines()
+    assert (code, len(calls)) == (0, 3)  # the second one only
+    assert (before, "other: 3 masks" in after) == (f"{tmp_path / 'out' / 'photo'}: finished before", True)
+
+
+def test_a_finished_result_counts_for_its_own_pixels_and_settings_only(run, folder, image_file, tmp_path):
+    call = ("segment", image_file, "--model", folder, *FAST, "--out", tmp_path)
+    assert "finished before" not in run(*call)[1]
+    assert "finished before" in run(*call)[1]
+    assert "finished before" not in run(*call, "--seed", 1)[1]
+    assert "finished before" in run(*call, "--seed", 1)[1]
+    assert "finished before" not in run(*call, "--seed", 1, "--precision", "bfloat16")[1]
+    assert "finished before" not in run(*call, "--seed", 1)[1]
+    Image.fromarray(255 - np.array(Image.open(image_file))).save(image_file)
+    assert "finished before" not in run(*call, "--seed", 1)[1]
+    (tmp_path / "photo" / "result.json").write_text("[]")
+    assert "finished before" not in run(*call, "--seed", 1)[1]
 
 
 def test_layers_prints_the_table_of_sites(run, folder):

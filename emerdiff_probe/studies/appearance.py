@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.ndimage import label
+from scipy.spatial.distance import cdist
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
@@ -53,8 +54,7 @@ def counterfactual(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = F
             theirs = other.features(site, config.feature_timestep)
             matched = nearest(features, theirs)
             ours, found = majority_part(scene, cells), majority_part(changed, cells)
-            colours, their_colours = (by_cell(s.image, cells).mean(1) / 255 for s in (scene, changed))
-            closest = np.linalg.norm(colours[:, None] - their_colours[None], axis=-1).argmin(1)
+            closest = nearest_colour(*(by_cell(each.image, cells).mean(1) for each in (scene, changed)))
             carried = nearest(theirs, mask_embeddings(features, coarse)).reshape(cells)
             clusters = other.low_resolution_masks(site, config.given_clusters, config.feature_timestep)
             measured[(factor,)] = {
@@ -105,6 +105,11 @@ def nearest(features: Tensor, others: Tensor) -> np.ndarray:
     """For every row of features (row, channel) the row of others (other, channel) with the highest cosine."""
     unit, other = (torch.nn.functional.normalize(values, dim=1) for values in (features, others))
     return (unit @ other.T).argmax(1).numpy()
+
+
+def nearest_colour(colours: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """For every row of colours (row, 3) the row of others (other, 3) that is least far away."""
+    return cdist(colours, others).argmin(1)
 
 
 def _distance(matched: np.ndarray, grid: tuple[int, int]) -> np.ndarray:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from emerdiff_probe.correspondence import assign
 from emerdiff_probe.evaluation.metrics import majority_confusion
@@ -17,7 +16,7 @@ from emerdiff_probe.models import ProbeModel
 from emerdiff_probe.pocket.world import MOTIONS, PART_NAMES, Scene, draw_clip
 from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.segmentation import EmerDiffConfig, resolve_modulation
-from emerdiff_probe.studies.appearance import nearest
+from emerdiff_probe.studies.appearance import nearest, nearest_colour
 from emerdiff_probe.studies.features import by_cell, majority_part
 from emerdiff_probe.studies.study import Axis, Cell, Direction, Measure, Measured, Study
 
@@ -42,9 +41,10 @@ def video(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) -> 
         masks = {gap: frame.low_resolution_masks(site, config.given_clusters, config.feature_timestep)
                  for gap, frame in frames.items()}  # fmt: skip
         features = {gap: frame.features(site, config.feature_timestep) for gap, frame in frames.items()}
-        colours = {gap: torch.from_numpy(by_cell(clip[gap].image, cells).mean(1)).float() for gap in frames}
+        colours = {gap: by_cell(clip[gap].image, cells).mean(1) for gap in frames}
         parts = {gap: majority_part(clip[gap], cells) for gap in frames}
         whole = segmented(frames[0], masks[0])
+        mask_colours = mask_embeddings(torch.from_numpy(colours[0]).float(), masks[0]).numpy()
         measured: dict[Cell, Measured] = {}
         for gap in gaps:
             matched = {
@@ -54,7 +54,7 @@ def video(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) -> 
             }
             carried = {
                 "feature": nearest(features[gap], mask_embeddings(features[0], masks[0])).reshape(cells),
-                "colour": nearest_colour(colours[gap], mask_embeddings(colours[0], masks[0])).reshape(cells),
+                "colour": nearest_colour(colours[gap], mask_colours).reshape(cells),
                 "place": masks[0],
                 ANEW: masks[gap],
             }
@@ -99,11 +99,6 @@ def video(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) -> 
             beyond(ANEW, "emerdiff", "masks carried by features segment better than the frame's own"),
         ),
     )  # fmt: skip
-
-
-def nearest_colour(colours: Tensor, others: Tensor) -> np.ndarray:
-    """For every row of colours (row, 3) the row of others (other, 3) that is least far away."""
-    return torch.cdist(colours, others).argmin(1).numpy()
 
 
 def kept(labels: np.ndarray, scene: Scene, later_labels: np.ndarray, later: Scene) -> float:

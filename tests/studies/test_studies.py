@@ -398,6 +398,12 @@ def test_agreement_is_perfect_for_equal_responses_only():
     assert responses.agreement(response, -response) == pytest.approx((-1, 2), abs=1e-6)
 
 
+def test_every_colour_is_nearest_to_itself_however_close_the_others_are():
+    sky = 200 + 0.001 * np.arange(256)[:, None] * np.ones(3)
+    order = np.random.default_rng(0).permutation(256)
+    assert np.array_equal(appearance.nearest_colour(sky[order], sky), order)
+
+
 def test_reclustering_splits_every_mask_and_mixes_none():
     coarse = np.repeat([0, 0, 1, 2], 4).reshape(4, 4)
     coarse[3, 1:] = 1
