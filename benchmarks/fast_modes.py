@@ -74,7 +74,8 @@ def all_modes() -> dict[str, dict[str, Any]]:
             **STEPS[steps], **PATTERNS[patterns], **READINGS[reading], **LEVELS[levels],
         }
         for steps, patterns, reading, levels in product(STEPS, PATTERNS, READINGS, LEVELS)
-        if steps != "1 step" or not levels  # what comes after the first step is shared
+        if not (steps == "1 step" and levels)  # what comes after the first step is shared
+        if not (patterns and "one-sided" in reading)  # patterns are run both ways
     }  # fmt: skip
 
 

@@ -26,6 +26,8 @@ PRIOR_CELLS = 1.0
 """Standard deviation, in cells, of the Gaussian that blurs a mask to where its response is expected."""
 UNEXPLAINED = 0.1
 """Variance of a response that the masks do not explain, where that of a pixel inside one mask is 1."""
+RUN_ALONE = 24
+"""Masks up to which patterns of the number that `Readout` finds save no time: a smaller batch takes longer a row."""
 MASKS_AT_ONCE = 8
 """Masks whose images are held at once: what is kept of them is one map a mask."""
 
@@ -40,9 +42,10 @@ class Readout:
         skip_after: after so many steps every second timestep is left out, the last one excepted, and what is compared
             is the x_0 predicted there: a push takes hold in the first steps. None leaves out none.
         compare: the decoded "pixels" (the paper's) or the "latents", enlarged.
-        one_sided: compare I+ with the unchanged image in the place of I-.
-        sign_patterns: number of runs in which all masks are modulated at once with random signs, from which every
-            mask's response is untangled; more where so few cannot tell the masks apart. One mask a run when None.
+        one_sided: compare I+ with the unchanged image in the place of I-; sign patterns are run both ways anyway.
+        sign_patterns: number of patterns of random signs, by each of which all masks are modulated at once, both ways,
+            and from which every mask's response is untangled; more where so few cannot tell the masks apart. "auto"
+            takes one for every three masks, and runs up to 24 masks alone. One mask a run when None.
         shared_levels: coarsest levels of the denoiser whose features all masks take from the unchanged image after
             t_m; see `denoise`.
         seed: of the signs.
@@ -55,7 +58,7 @@ class Readout:
     skip_after: int | None = None
     compare: Space = "pixels"
     one_sided: bool = False
-    sign_patterns: int | None = None
+    sign_patterns: int | Literal["auto"] | None = None
     shared_levels: int = 0
     seed: int = 0
 
@@ -68,11 +71,21 @@ class Readout:
                 ("skip_after", skip is None or is_integer(skip, 1), "an integer, 1 or more, or None"),
                 ("compare", is_one_of(self.compare, ("pixels", "latents")), "'pixels', 'latents'"),
                 ("one_sided", isinstance(self.one_sided, bool), "True, False"),
-                ("sign_patterns", patterns is None or is_integer(patterns, 1), "an integer, 1 or more, or None"),
+                (
+                    "sign_patterns",
+                    patterns is None or is_integer(patterns, 1) or is_one_of(patterns, ("auto",)),
+                    "an integer, 1 or more, 'auto', or None",
+                ),
                 ("shared_levels", is_integer(self.shared_levels, 0), "an integer, 0 or more"),
                 ("seed", is_integer(self.seed, 0), "an integer, 0 or more"),
             ],
         )
+
+    def patterns(self, masks: int) -> int | None:
+        """How many sign patterns are asked for so many masks; None where each runs alone."""
+        if self.sign_patterns != "auto":
+            return self.sign_patterns
+        return math.ceil(masks / 3) if masks > RUN_ALONE else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,8 +229,10 @@ def difference_maps(
     """
     readout = modulation.readout
     _require_masks(masks)
-    codes = sign_codes(len(masks), readout.sign_patterns, seed=readout.seed)
+    codes = sign_codes(len(masks), readout.patterns(len(masks)), seed=readout.seed)
     together = masks if codes is None else einsum(codes, masks, "pattern mask, mask h w -> pattern h w")
+    if codes is not None:  # one way only, what masks answer together is too far from the sum of their answers
+        modulation = replace(modulation, readout=replace(readout, one_sided=False))
     minus, plus = _both_sides(model, trajectory, together, modulation, batch_size, progress)
     seen = model.decode if readout.compare == "pixels" else nn.Identity()
     if codes is not None:

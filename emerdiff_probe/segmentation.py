@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -90,7 +90,7 @@ class EmerDiffConfig:
     skip_after: int | None = None
     compare: Space = "pixels"
     one_sided: bool = False
-    sign_patterns: int | None = None
+    sign_patterns: int | Literal["auto"] | None = None
     shared_levels: int = 0
 
     def __post_init__(self) -> None:
@@ -188,7 +188,13 @@ class EmerDiffConfig:
         return cls.for_model(model, **{**FAST, **changes})
 
 
-FAST: dict[str, Any] = {"skip_after": 2, "compare": "latents", "one_sided": True, "shared_levels": 1}
+FAST: dict[str, Any] = {
+    "skip_after": 2,
+    "compare": "latents",
+    "one_sided": True,
+    "sign_patterns": "auto",
+    "shared_levels": 1,
+}
 """Approximations of the fast mode: the fastest of those that `python -m benchmarks.fast_modes` found to keep 98% of
 the pocket model's mIoU."""
 

@@ -12,6 +12,7 @@ from scipy.ndimage import gaussian_filter
 
 from emerdiff_probe import correspondence
 from emerdiff_probe.correspondence import (
+    RUN_ALONE,
     Modulation,
     Readout,
     assign,
@@ -239,6 +240,21 @@ def test_masks_in_few_runs_give_maps_of_every_mask(model, trajectory, modulation
     assert (middles == torch.arange(8)[:, None]).float().mean() > 0.8
 
 
+def test_patterns_are_run_both_ways_whatever_masks_alone_are(model, trajectory, masks, modulation):
+    both, one = (Readout(sign_patterns=3, one_sided=sided) for sided in (False, True))
+    maps = [difference_maps(model, trajectory, masks, replace(modulation, readout=each)) for each in (both, one)]
+    assert torch.equal(*maps)
+
+
+def test_patterns_found_for_a_number_of_masks_save_a_third_of_the_runs_or_are_none():
+    """Both ways, beside masks that are pushed one way."""
+    for masks in range(1, 300):
+        codes = sign_codes(masks, Readout(sign_patterns="auto").patterns(masks))
+        assert (codes is None) == (masks <= RUN_ALONE)
+        assert codes is None or len(codes) == np.ceil(masks / 3)
+    assert (Readout().patterns(99), Readout(sign_patterns=7).patterns(99)) == (None, 7)
+
+
 @settings(max_examples=50, deadline=None)
 @given(masks=st.integers(1, 70), patterns=st.integers(1, 12), seed=st.integers(0, 5))
 def test_signs_tell_all_masks_apart_in_fewer_runs_than_masks(masks, patterns, seed):
@@ -280,6 +296,7 @@ def test_untangling_finds_which_mask_a_pixel_answers_to():
         {"compare": "features"},
         {"one_sided": 1},
         {"sign_patterns": 2.5},
+        {"sign_patterns": "few"},
         {"shared_levels": -1},
         {"seed": -1},
     ],

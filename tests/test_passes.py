@@ -63,6 +63,8 @@ def test_what_is_known_is_not_asked_again(model, passes):
         ({"clusters": 20}, [1] + STEPS * [1 + 40]),
         ({"clusters": 24}, [1] + 2 * STEPS * [1 + 24]),  # two batches as even as they can be
         ({"clusters": 20, "sign_patterns": 7, "denoising_steps": 1}, [1, 1 + 2 * 7]),
+        ({"clusters": 24, "sign_patterns": "auto", "one_sided": True, "denoising_steps": 1}, [1, 1 + 24]),
+        ({"clusters": 36, "sign_patterns": "auto", "one_sided": True, "denoising_steps": 1}, [1, 1 + 2 * 12]),
     ],
 )
 def test_a_segmentation_asks_once_for_features_and_once_a_step_for_every_mask_and_sign(

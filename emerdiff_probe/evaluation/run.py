@@ -251,16 +251,12 @@ def _identity(model: ProbeModel, data: DataSet, evaluation: Evaluation) -> dict[
 
 
 class _Seen(NamedTuple):
-    """An image as methods get it, and its truth (annotator, height, width) in its own pixels."""
+    """An image as methods get it, its truth (annotator, height, width) in its own pixels, and a digest of both."""
 
     image: np.ndarray
     truth: np.ndarray
     size: tuple[int, int]
-
-    @property
-    def digest(self) -> str:
-        """Of the pixels and the truth."""
-        return hashlib.sha256(self.image.tobytes() + self.truth.astype(np.int32).tobytes()).hexdigest()[:16]
+    digest: str
 
 
 def _see(data: DataSet, place: int, resizing: Resizing) -> _Seen:
@@ -271,7 +267,9 @@ def _see(data: DataSet, place: int, resizing: Resizing) -> _Seen:
     truth = truth if truth.ndim == 3 else truth[None]
     if (truth == IGNORED).all(axis=(1, 2)).any():
         raise InputError(f"{sample.name}: every pixel is ignored")
-    return _Seen(resizing.apply(pixels), truth, (pixels.shape[0], pixels.shape[1]))
+    image = resizing.apply(pixels)
+    digest = hashlib.sha256(image.tobytes() + truth.astype(np.int32).tobytes()).hexdigest()[:16]
+    return _Seen(image, truth, (pixels.shape[0], pixels.shape[1]), digest)
 
 
 @dataclass(eq=False)
