@@ -48,11 +48,7 @@ STEPS: Mapping[str, dict[str, Any]] = {
 }
 PATTERNS: Mapping[str, dict[str, Any]] = {
     "": {},
-    "6 patterns": {"sign_patterns": 6},
-    "8 patterns": {"sign_patterns": 8},
-    "10 patterns": {"sign_patterns": 10},
-    "12 patterns": {"sign_patterns": 12},
-    "16 patterns": {"sign_patterns": 16},
+    **{f"{count} patterns": {"sign_patterns": count} for count in (6, 8, 10, 12, 16)},
 }
 READINGS: Mapping[str, dict[str, Any]] = {
     "": {},
@@ -70,13 +66,13 @@ LEVELS: Mapping[str, dict[str, Any]] = {
 def all_modes() -> dict[str, dict[str, Any]]:
     """Every choice of steps, sign patterns, reading and sharing with every other, by name; the first is exact."""
     return {
-        ", ".join(filter(None, (steps, patterns, reading, levels))) or EXACT: {
-            **STEPS[steps], **PATTERNS[patterns], **READINGS[reading], **LEVELS[levels],
-        }
+        ", ".join(filter(None, (steps, patterns, reading, levels))) or EXACT: (
+            STEPS[steps] | PATTERNS[patterns] | READINGS[reading] | LEVELS[levels]
+        )
         for steps, patterns, reading, levels in product(STEPS, PATTERNS, READINGS, LEVELS)
         if not (steps == "1 step" and levels)  # what comes after the first step is shared
         if not (patterns and "one-sided" in reading)  # patterns are run both ways
-    }  # fmt: skip
+    }
 
 
 def some_modes(names: str) -> dict[str, dict[str, Any]]:

@@ -397,14 +397,13 @@ def is_finished(
 ) -> bool:
     """Whether a folder holds what `segment` would find: of the same pixels, weights, settings, precision and versions.
 
-    Raises:
-        InputError: a bad image.
+    It does not hold what would be found in an image that cannot be read.
     """
-    pixels = load_image(image)
-    expected = json.loads(json.dumps(_origin(config, model.fingerprint, _precision(model))))
     try:
         summary = json.loads((Path(folder) / "result.json").read_text())
-        return summary == summary | expected and np.array_equal(load_image(Path(folder) / "image.png"), pixels)
+        origin = json.loads(json.dumps(_origin(config, model.fingerprint, _precision(model))))
+        before = Path(folder) / "image.png"
+        return summary == summary | origin and np.array_equal(load_image(before), load_image(image))
     except (OSError, ValueError, TypeError, InputError):
         return False
 
@@ -415,8 +414,13 @@ def _origin(config: EmerDiffConfig, fingerprint: str, precision: str) -> dict[st
         "fingerprint": fingerprint,
         "precision": precision,
         "configuration": asdict(config),
-        "versions": {name: version(name) for name in ("emerdiff_probe", "torch", "diffusers", "scikit-learn")},
+        "versions": package_versions(),
     }
+
+
+def package_versions() -> dict[str, str]:
+    """Of this package and those that its results depend on."""
+    return {name: version(name) for name in ("emerdiff_probe", "torch", "diffusers", "scikit-learn")}
 
 
 def _precision(model: ProbeModel) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import zarr
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.evaluation.store import brief, require_same
 from emerdiff_probe.models import ProbeModel
-from emerdiff_probe.segmentation import EmerDiffConfig
+from emerdiff_probe.segmentation import EmerDiffConfig, package_versions
 from emerdiff_probe.studies.study import Axis, Cell, Direction, Measure, Measured, Study
 
 DONE = "done"
@@ -91,12 +90,11 @@ class StudyStore:
             name: xr.Variable(name, _array(axis), {"units": axis.units, "description": axis.description})
             for name, axis in study.axes.items()
         }
-        packages = ("emerdiff_probe", "torch", "diffusers", "scikit-learn")
         attributes = {
             "question": study.question,
             "identity": json.dumps(identity),
             "directions": json.dumps([asdict(direction) for direction in study.directions]),
-            "versions": json.dumps({package: version(package) for package in packages}),
+            "versions": json.dumps(package_versions()),
         }
         partial = self.path.with_name(f".{self.path.name}.partial")
         xr.Dataset(coords=coordinates, attrs=attributes).to_zarr(partial, mode="w", consolidated=False)

@@ -44,6 +44,7 @@ def video(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) -> 
         colours = {gap: by_cell(clip[gap].image, cells).mean(1) for gap in frames}
         parts = {gap: majority_part(clip[gap], cells) for gap in frames}
         whole = segmented(frames[0], masks[0])
+        mask_features = mask_embeddings(features[0], masks[0])
         mask_colours = mask_embeddings(torch.from_numpy(colours[0]).float(), masks[0]).numpy()
         measured: dict[Cell, Measured] = {}
         for gap in gaps:
@@ -53,7 +54,7 @@ def video(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) -> 
                 "place": np.arange(len(parts[0])),
             }
             carried = {
-                "feature": nearest(features[gap], mask_embeddings(features[0], masks[0])).reshape(cells),
+                "feature": nearest(features[gap], mask_features).reshape(cells),
                 "colour": nearest_colour(colours[gap], mask_colours).reshape(cells),
                 "place": masks[0],
                 ANEW: masks[gap],
