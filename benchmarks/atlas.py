@@ -27,12 +27,14 @@ from tqdm.auto import tqdm
 
 from benchmarks.scores import Statistic, difference, miou, rounded
 from benchmarks.store import Arrays, folder_of, kept
-from emerdiff_probe.atlas import ResponseAtlas, response_atlas
-from emerdiff_probe.correspondence import assign
-from emerdiff_probe.evaluation.metrics import bootstrap, majority_confusion
-from emerdiff_probe.models import ProbeModel, load_model
+from emerdiff_probe.metrics.intervals import bootstrap
+from emerdiff_probe.metrics.overlaps import majority_confusion
+from emerdiff_probe.models.loading import load_model
+from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.pocket.world import PART_NAMES, draw_scene
-from emerdiff_probe.segmentation import EmerDiffConfig, check_config
+from emerdiff_probe.reading.atlas import ResponseAtlas, response_atlas
+from emerdiff_probe.reading.correspondence import assign
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig, check_config
 
 ANSWERS = 5
 """Times that an answer is asked for; the fastest is reported."""

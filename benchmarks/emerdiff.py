@@ -31,11 +31,13 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from benchmarks.reference import Paper, Reference
 from benchmarks.shapes import SD14_SHAPE, load
 from emerdiff_probe.evaluation.cost import measured
-from emerdiff_probe.evaluation.metrics import majority_confusion, mean_iou
-from emerdiff_probe.layers import find_site
-from emerdiff_probe.models import ProbeModel, find_device
+from emerdiff_probe.metrics.overlaps import majority_confusion, mean_iou
+from emerdiff_probe.models.loading import find_device
+from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.pocket.world import PART_NAMES, Scene, draw_scene
-from emerdiff_probe.segmentation import LAYERS, PRESETS, EmerDiffConfig, segment
+from emerdiff_probe.segmentation.configuration import LAYERS, PRESETS, EmerDiffConfig
+from emerdiff_probe.segmentation.segment import segment
+from emerdiff_probe.sites import find_site
 
 MODES = ("reference", "exact", "fast")
 SIZE_ON_CPU = 192

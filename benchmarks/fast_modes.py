@@ -29,10 +29,13 @@ from benchmarks.drawing import GREY, write_figure
 from benchmarks.scores import Statistic, miou, rounded
 from benchmarks.store import Arrays, folder_of, kept
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.evaluation.metrics import bootstrap, majority_confusion
-from emerdiff_probe.models import ProbeModel, load_model
+from emerdiff_probe.metrics.intervals import bootstrap
+from emerdiff_probe.metrics.overlaps import majority_confusion
+from emerdiff_probe.models.loading import load_model
+from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.pocket.world import PART_NAMES, draw_scene
-from emerdiff_probe.segmentation import EmerDiffConfig, segment
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig
+from emerdiff_probe.segmentation.segment import segment
 from emerdiff_probe.viz.figures import SHADES
 
 EXACT = "exact"

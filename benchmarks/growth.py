@@ -28,13 +28,14 @@ from plotly.subplots import make_subplots
 from benchmarks.drawing import GREY, write_figure
 from benchmarks.emerdiff import held
 from benchmarks.shapes import SD14_SHAPE, load
-from emerdiff_probe.correspondence import difference_maps
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.evaluation.cost import measured
-from emerdiff_probe.features import one_hot_masks
-from emerdiff_probe.models import ProbeModel
+from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.pocket.world import draw_scene
-from emerdiff_probe.segmentation import EmerDiffConfig, resolve_modulation, segment, segment_all
+from emerdiff_probe.reading.correspondence import difference_maps
+from emerdiff_probe.reading.features import one_hot_masks
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig, resolve_modulation
+from emerdiff_probe.segmentation.segment import segment, segment_all
 from emerdiff_probe.viz.figures import SHADES
 
 CLUSTERS = 12

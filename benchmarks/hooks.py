@@ -20,11 +20,11 @@ from torch import Tensor
 
 from benchmarks.rounds import beside_the_first, seconds_of
 from benchmarks.shapes import load
-from emerdiff_probe.hooks import Capture, Edit, attached
+from emerdiff_probe.hooks.attach import Capture, Edit, attached
 from emerdiff_probe.interventions import attention_part
-from emerdiff_probe.layers import Site, find_site
-from emerdiff_probe.models import ProbeModel
-from emerdiff_probe.segmentation import EmerDiffConfig
+from emerdiff_probe.models.probe_model import ProbeModel
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig
+from emerdiff_probe.sites import Site, find_site
 
 TIMESTEP = 281
 OFFSET = 1.0

@@ -25,11 +25,12 @@ from torch import Tensor, nn
 
 from benchmarks.rounds import beside_the_first, seconds_of
 from benchmarks.shapes import load
-from emerdiff_probe import attention, diffusion
-from emerdiff_probe.inversion import invert
-from emerdiff_probe.models import ProbeModel
+from emerdiff_probe.hooks import shared_attention
+from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.pocket.world import draw_scene
-from emerdiff_probe.segmentation import EmerDiffConfig, check_config
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig, check_config
+from emerdiff_probe.trajectories import denoise
+from emerdiff_probe.trajectories.inversion import invert
 
 Way = Callable[[], Tensor]
 
@@ -84,16 +85,16 @@ def _under(change: Callable[[], AbstractContextManager[Any]], way: Way) -> Tenso
 
 
 def _one_at_a_time() -> AbstractContextManager[Any]:
-    return patch.object(diffusion, "denoiser_rows_that_fit", lambda model, latents: 1)
+    return patch.object(denoise, "denoiser_rows_that_fit", lambda model, latents: 1)
 
 
 def _first_step_of_every_row() -> AbstractContextManager[Any]:
-    attached = diffusion.attached
-    return patch.object(diffusion, "attached", lambda *given, **named: attached(*given, **{**named, "equal_at": None}))
+    attached = denoise.attached
+    return patch.object(denoise, "attached", lambda *given, **named: attached(*given, **{**named, "equal_at": None}))
 
 
 def _own_queries_and_keys() -> AbstractContextManager[Any]:
-    return patch.object(attention.SharedAttention, "serves", staticmethod(lambda layer: False))
+    return patch.object(shared_attention.SharedAttention, "serves", staticmethod(lambda layer: False))
 
 
 def _fused_kernel() -> AbstractContextManager[Any]:
@@ -102,7 +103,7 @@ def _fused_kernel() -> AbstractContextManager[Any]:
         weighed = nn.functional.scaled_dot_product_attention(query.expand(rows), key.expand(rows), values, scale=scale)
         return rearrange(weighed, "batch head cell head_dim -> batch cell (head head_dim)")
 
-    return patch.object(attention, "weigh", weigh)
+    return patch.object(shared_attention, "weigh", weigh)
 
 
 @contextmanager

@@ -26,17 +26,19 @@ from tqdm.auto import tqdm
 
 from benchmarks.scores import difference, miou, rounded
 from benchmarks.store import Arrays, folder_of, kept
-from emerdiff_probe.correspondence import Modulation, assign
-from emerdiff_probe.criteria import CRITERIA, Criterion, find_criterion
-from emerdiff_probe.evaluation.metrics import adjusted_rand, bootstrap, majority_confusion
 from emerdiff_probe.evaluation.report import markdown_table
-from emerdiff_probe.features import mask_embeddings
-from emerdiff_probe.hierarchy import SegmentTree, likeness_linkage
-from emerdiff_probe.layers import Site
-from emerdiff_probe.models import ProbeModel, load_model
+from emerdiff_probe.metrics.intervals import bootstrap
+from emerdiff_probe.metrics.overlaps import adjusted_rand, majority_confusion
+from emerdiff_probe.models.loading import load_model
+from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.pocket.world import PART_NAMES, Scene, draw_scene
 from emerdiff_probe.probe import ProbedImage
-from emerdiff_probe.segmentation import EmerDiffConfig, check_config
+from emerdiff_probe.reading.correspondence import Modulation, assign
+from emerdiff_probe.reading.features import mask_embeddings
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig, check_config
+from emerdiff_probe.segmentation.criteria import CRITERIA, Criterion, find_criterion
+from emerdiff_probe.segmentation.tree import SegmentTree, likeness_linkage
+from emerdiff_probe.sites import Site
 
 IN_SIGHT = 64
 """Pixels from which a part or object counts: a quarter of a cell of the 16 x 16 grid."""

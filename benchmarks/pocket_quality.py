@@ -17,12 +17,12 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.store import folder_of
-from emerdiff_probe.evaluation.methods import METHODS
+from emerdiff_probe.data.sources import open_data
 from emerdiff_probe.evaluation.report import make_report
 from emerdiff_probe.evaluation.run import Evaluation, EvaluationResult, run_evaluation
-from emerdiff_probe.evaluation.sources import open_data
-from emerdiff_probe.models import load_model
-from emerdiff_probe.segmentation import EmerDiffConfig
+from emerdiff_probe.methods.catalogue import METHODS
+from emerdiff_probe.models.loading import load_model
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig
 
 SHOWN = ("rgb k-means", "coordinate k-means", "slic", "nearest", "bilinear", "emerdiff without injection", "emerdiff")
 

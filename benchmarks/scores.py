@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from emerdiff_probe.evaluation.metrics import Interval, tallied_iou, tallies
+from emerdiff_probe.metrics.intervals import Interval
+from emerdiff_probe.metrics.overlaps import tallied_iou, tallies
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 """A figure of each bootstrap draw, from how often every scene was drawn: (draw, scene) -> (draw,)."""

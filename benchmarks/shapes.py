@@ -6,7 +6,8 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from emerdiff_probe.models import ProbeModel, load_model
+from emerdiff_probe.models.loading import load_model
+from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.pocket.architecture import build_tokenizer
 
 SD14_SHAPE = "sd14-shape"

@@ -1,18 +1,23 @@
-from .atlas import ResponseAtlas, response_atlas
-from .clip import Clip, load_clip
-from .correspondence import Modulation, difference_maps, modulated_images
-from .diffusion import Trajectory, denoise, generate
-from .evaluation.open_vocabulary.find import Found, find
-from .evaluation.open_vocabulary.maskclip import MaskClip
-from .evaluation.open_vocabulary.vocabulary import ScoreMap, Vocabulary
-from .evaluation.open_vocabulary.words import ClassWords, WordAttention
-from .features import capture, capture_replayed, cluster, one_hot_masks, pca_view
 from .images import load_image
 from .interventions import InjectAttention, Modulate, Noise, Replace, Scale
-from .inversion import invert
-from .layers import Site, find_site, list_sites
-from .models import ProbeModel, load_model
-from .segmentation import EmerDiffConfig, Segmentation, segment, segment_all
+from .models.clip import Clip, load_clip
+from .models.loading import load_model
+from .models.probe_model import ProbeModel
+from .naming.find import Found, find
+from .naming.maskclip import MaskClip
+from .naming.vocabulary import ScoreMap, Vocabulary
+from .naming.words import ClassWords, WordAttention
+from .reading.atlas import ResponseAtlas, response_atlas
+from .reading.correspondence import Modulation, difference_maps, modulated_images
+from .reading.features import capture, capture_replayed, cluster, one_hot_masks, pca_view
+from .segmentation.configuration import EmerDiffConfig
+from .segmentation.result import Segmentation
+from .segmentation.segment import segment, segment_all
+from .sites import Site, find_site, list_sites
+from .trajectories.denoise import denoise
+from .trajectories.generate import generate
+from .trajectories.inversion import invert
+from .trajectories.trajectory import Trajectory
 from .viz.widgets import compare, explore_layers, explore_modulation, explore_segmentation, explore_study
 
 __all__ = [

@@ -12,9 +12,9 @@ from einops import rearrange
 from torch import Tensor
 
 from emerdiff_probe.errors import InterventionError
-from emerdiff_probe.hooks import Edit, Injection
-from emerdiff_probe.layers import Site, find_site, list_sites
-from emerdiff_probe.models import ProbeModel
+from emerdiff_probe.hooks.attach import Edit, Injection
+from emerdiff_probe.models.probe_model import ProbeModel
+from emerdiff_probe.sites import Site, find_site, list_sites
 
 Placement = Literal["after", "before"]
 AttentionKind = Literal["self", "cross"]

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from emerdiff_probe.checks import is_integer
-from emerdiff_probe.correspondence import Modulation, difference_maps
-from emerdiff_probe.diffusion import Trajectory, denoise
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.features import capture, cluster, one_hot_masks
 from emerdiff_probe.images import load_image
-from emerdiff_probe.inversion import Inversion, invert
-from emerdiff_probe.layers import Site
-from emerdiff_probe.models import ProbeModel
+from emerdiff_probe.models.probe_model import ProbeModel
+from emerdiff_probe.reading.correspondence import Modulation, difference_maps
+from emerdiff_probe.reading.features import capture, cluster, one_hot_masks
+from emerdiff_probe.sites import Site
+from emerdiff_probe.trajectories.denoise import denoise
+from emerdiff_probe.trajectories.inversion import Inversion, invert
+from emerdiff_probe.trajectories.trajectory import Trajectory
 
 
 class ProbedImage:

@@ -8,8 +8,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import tiny
 
-from emerdiff_probe.inversion import invert
-from emerdiff_probe.models import load_model
+from emerdiff_probe.models.loading import load_model
+from emerdiff_probe.trajectories.inversion import invert
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks import fast_modes, number_of_segments
-from emerdiff_probe.segmentation import EmerDiffConfig
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ from benchmarks.emerdiff import MODES, Setup, agreement, rows_of, run
 from benchmarks.hooks import Ways, largest_differences
 from benchmarks.reference import Paper, Reference
 from benchmarks.rounds import beside_the_first, seconds_of
+from emerdiff_probe.data.sources import open_data
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.evaluation.methods import METHODS
 from emerdiff_probe.evaluation.report import make_report
 from emerdiff_probe.evaluation.run import Evaluation, run_evaluation
-from emerdiff_probe.evaluation.sources import open_data
-from emerdiff_probe.models import load_model
-from emerdiff_probe.segmentation import FAST, PRESETS, EmerDiffConfig
+from emerdiff_probe.methods.catalogue import METHODS
+from emerdiff_probe.models.loading import load_model
+from emerdiff_probe.segmentation.configuration import FAST, PRESETS, EmerDiffConfig
 
 STEPS = 6
 """501, 401, 301, 201, 101, 1 of the grid of ten."""

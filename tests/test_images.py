@@ -28,7 +28,7 @@ from emerdiff_probe.images import (
     to_pixels,
     written,
 )
-from emerdiff_probe.models import load_model
+from emerdiff_probe.models.loading import load_model
 
 RGB = tiny.picture(20, 30)
 

@@ -9,13 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emerdiff_probe.diffusion import conditionings, denoise, predict
 from emerdiff_probe.errors import InterventionError, SiteError
-from emerdiff_probe.features import capture
-from emerdiff_probe.hooks import Capture, attached
+from emerdiff_probe.hooks.attach import Capture, attached
 from emerdiff_probe.interventions import InjectAttention, Modulate, Noise, Replace, Scale, attention_part
-from emerdiff_probe.layers import find_site, list_sites
-from emerdiff_probe.models import load_model
+from emerdiff_probe.models.loading import load_model
+from emerdiff_probe.reading.features import capture
+from emerdiff_probe.sites import find_site, list_sites
+from emerdiff_probe.trajectories.denoise import conditionings, denoise, predict
 
 MASK = torch.zeros(8, 8)
 MASK[2:5, 1:7] = 1

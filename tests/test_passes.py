@@ -3,10 +3,11 @@
 import pytest
 import tiny
 
-from emerdiff_probe.features import capture
-from emerdiff_probe.layers import list_sites
 from emerdiff_probe.probe import ProbedImage
-from emerdiff_probe.segmentation import EmerDiffConfig, segment
+from emerdiff_probe.reading.features import capture
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig
+from emerdiff_probe.segmentation.segment import segment
+from emerdiff_probe.sites import list_sites
 from emerdiff_probe.studies.features import layers
 from emerdiff_probe.studies.run import world_scenes
 

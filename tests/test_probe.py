@@ -8,10 +8,11 @@ import tiny
 import torch
 
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.layers import find_site
-from emerdiff_probe.models import ProbeModel, load_model
+from emerdiff_probe.models.loading import load_model
+from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.probe import ProbedImage
-from emerdiff_probe.segmentation import EmerDiffConfig
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig
+from emerdiff_probe.sites import find_site
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,13 @@ import numpy as np
 from PIL import Image
 
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.evaluation.metrics import assigned_confusion, mean_iou
-from emerdiff_probe.evaluation.protocols import Judged
 from emerdiff_probe.evaluation.report import Report, html_table
 from emerdiff_probe.evaluation.run import EvaluationResult
-from emerdiff_probe.evaluation.store import Cell, write_whole
+from emerdiff_probe.evaluation.store import Cell
+from emerdiff_probe.files import write_whole
 from emerdiff_probe.images import colour_labels, contours, palette
+from emerdiff_probe.metrics.overlaps import assigned_confusion, mean_iou
+from emerdiff_probe.metrics.protocols import Judged
 
 SIDE = 256
 """Pixels of the longer side of a picture."""

@@ -11,11 +11,15 @@ from typing import Any
 import numpy as np
 
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.evaluation.emerdiff import EmerDiff
-from emerdiff_probe.evaluation.methods import Method
-from emerdiff_probe.evaluation.metrics import IMAGES_FOR_A_VERDICT, Overlap
-from emerdiff_probe.evaluation.open_vocabulary.naming import Naming
-from emerdiff_probe.evaluation.protocols import (
+from emerdiff_probe.evaluation.run import FIGURES, Evaluation, EvaluationResult
+from emerdiff_probe.evaluation.store import Cell
+from emerdiff_probe.methods.catalogue import Method
+from emerdiff_probe.methods.emerdiff import EmerDiff
+from emerdiff_probe.methods.naming import Naming
+from emerdiff_probe.methods.references import Reference
+from emerdiff_probe.metrics.intervals import IMAGES_FOR_A_VERDICT
+from emerdiff_probe.metrics.overlaps import Overlap
+from emerdiff_probe.metrics.protocols import (
     HungarianPerDataset,
     HungarianPerImage,
     Judged,
@@ -30,9 +34,6 @@ from emerdiff_probe.evaluation.protocols import (
     evaluate,
     judged,
 )
-from emerdiff_probe.evaluation.references import Reference
-from emerdiff_probe.evaluation.run import FIGURES, Evaluation, EvaluationResult
-from emerdiff_probe.evaluation.store import Cell
 
 Table = tuple[str, Sequence[str], list[Sequence[str]]]
 """Title, header and rows."""

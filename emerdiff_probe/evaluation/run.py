@@ -15,27 +15,21 @@ from einops import rearrange
 from tqdm.auto import tqdm
 
 from emerdiff_probe.checks import is_integer
+from emerdiff_probe.data.datasets import IGNORED, DataSet
+from emerdiff_probe.data.resizing import Resizing
 from emerdiff_probe.errors import InputError, ProbeError
 from emerdiff_probe.evaluation.cost import Cost, measured, on_host, together
-from emerdiff_probe.evaluation.datasets import IGNORED, DataSet
-from emerdiff_probe.evaluation.methods import Method, configured, identity
-from emerdiff_probe.evaluation.metrics import (
-    adjusted_rand,
-    boundary_f,
-    covering,
-    overlaps,
-    variation_of_information,
-)
-from emerdiff_probe.evaluation.open_vocabulary.naming import Naming
-from emerdiff_probe.evaluation.protocols import concept_embeddings, region_sums
-from emerdiff_probe.evaluation.references import Reference
-from emerdiff_probe.evaluation.resizing import Resizing
-from emerdiff_probe.evaluation.rivals.interface import Bounded, Segmenter
 from emerdiff_probe.evaluation.store import Cell, Record, RecordStore
-from emerdiff_probe.layers import Site
-from emerdiff_probe.models import ProbeModel
+from emerdiff_probe.methods.catalogue import Method, configured, identity
+from emerdiff_probe.methods.interface import Bounded, Segmenter
+from emerdiff_probe.methods.naming import Naming
+from emerdiff_probe.methods.references import Reference
+from emerdiff_probe.metrics.overlaps import adjusted_rand, boundary_f, covering, overlaps, variation_of_information
+from emerdiff_probe.metrics.protocols import concept_embeddings, region_sums
+from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.probe import ProbedImage
-from emerdiff_probe.segmentation import EmerDiffConfig, check_config
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig, check_config
+from emerdiff_probe.sites import Site
 
 FORMAT = 1
 """Of the records; raised when they would mean something else."""

@@ -6,7 +6,6 @@ Several runs may share a store, each with a part of the images or of the methods
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,8 @@ from zipfile import BadZipFile
 import numpy as np
 
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.evaluation.metrics import Overlap
+from emerdiff_probe.files import write_whole
+from emerdiff_probe.metrics.overlaps import Overlap
 
 
 class Cell(NamedTuple):
@@ -162,17 +162,6 @@ class RecordStore:
     def _record(self, image: str, cell: Cell) -> Path:
         method = f"{quote(cell.method, safe=' ')}, {'auto' if cell.clusters is None else cell.clusters}"
         return self.path / "records" / quote(image, safe=" ") / f"{method}.npz"
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Have a file written under another name and then take its own, so that it is there as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -22,7 +22,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from emerdiff_probe.errors import InputError, ModelError
-from emerdiff_probe.models import quiet_loading
+from emerdiff_probe.models.loading import quiet_loading
 
 START_TOKEN = "<|startoftext|>"
 END_TOKEN = "<|endoftext|>"

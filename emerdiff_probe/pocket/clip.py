@@ -25,9 +25,9 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
-from emerdiff_probe.clip import Clip, before_last_block, load_clip, run_block, value_path
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.models import find_device
+from emerdiff_probe.models.clip import Clip, before_last_block, load_clip, run_block, value_path
+from emerdiff_probe.models.loading import find_device
 from emerdiff_probe.pocket.architecture import build_tokenizer
 from emerdiff_probe.pocket.card import draw_curve, read_losses
 from emerdiff_probe.pocket.data import CloseupGrid, Pictures, PictureSource, mirrored, open_pictures, words

@@ -12,14 +12,14 @@ from scipy.spatial.distance import cdist
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
-from emerdiff_probe.correspondence import assign
-from emerdiff_probe.evaluation.metrics import majority_confusion
-from emerdiff_probe.features import cluster, mask_embeddings, upsampled
-from emerdiff_probe.layers import Site, find_site, list_sites
-from emerdiff_probe.models import ProbeModel
+from emerdiff_probe.metrics.overlaps import majority_confusion
+from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.pocket.world import PART_NAMES, Scene, counterfactual_pair, draw_scene
 from emerdiff_probe.probe import ProbedImage
-from emerdiff_probe.segmentation import EmerDiffConfig, resolve_modulation
+from emerdiff_probe.reading.correspondence import assign
+from emerdiff_probe.reading.features import cluster, mask_embeddings, upsampled
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig, resolve_modulation
+from emerdiff_probe.sites import Site, find_site, list_sites
 from emerdiff_probe.studies.features import by_cell, majority_part
 from emerdiff_probe.studies.study import Axis, Cell, Direction, Measure, Measured, Study, probed_resolution
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.models import ProbeModel
-from emerdiff_probe.segmentation import EmerDiffConfig, check_config
+from emerdiff_probe.models.probe_model import ProbeModel
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig, check_config
 from emerdiff_probe.studies.appearance import counterfactual, small_parts
 from emerdiff_probe.studies.features import clusters, feature_layer, feature_timestep, layers
 from emerdiff_probe.studies.modulation import injection, modulate_at, placement, strength

@@ -10,7 +10,7 @@ from fractions import Fraction
 from typing import Any
 
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.models import ProbeModel
+from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.pocket.world import Scene
 from emerdiff_probe.studies.study import Cell, Measured, Study, Value
 

@@ -12,15 +12,14 @@ from sklearn.metrics import adjusted_rand_score, r2_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from emerdiff_probe.correspondence import assign
-from emerdiff_probe.diffusion import make_scheduler
-from emerdiff_probe.evaluation.metrics import majority_confusion
-from emerdiff_probe.features import upsampled
-from emerdiff_probe.layers import Part, Site, find_site, list_sites
-from emerdiff_probe.models import ProbeModel
+from emerdiff_probe.metrics.overlaps import majority_confusion
+from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.pocket.world import PART_NAMES, Scene
 from emerdiff_probe.probe import ProbedImage
-from emerdiff_probe.segmentation import EmerDiffConfig, resolve_modulation
+from emerdiff_probe.reading.correspondence import assign
+from emerdiff_probe.reading.features import upsampled
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig, resolve_modulation
+from emerdiff_probe.sites import Part, Site, find_site, list_sites
 from emerdiff_probe.studies.run import WorldScenes
 from emerdiff_probe.studies.study import (
     Axis,
@@ -33,6 +32,7 @@ from emerdiff_probe.studies.study import (
     on_grid,
     probed_resolution,
 )
+from emerdiff_probe.trajectories.schedule import make_scheduler
 
 PROBE_SEEDS = range(510_000, 510_024)
 """Scenes that linear probes are fitted on: held out from training, and far from those that are measured."""

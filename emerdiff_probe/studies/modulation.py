@@ -11,15 +11,14 @@ import torch
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
-from emerdiff_probe.correspondence import Modulation, assign, difference_map, modulated_images
-from emerdiff_probe.diffusion import make_scheduler
-from emerdiff_probe.evaluation.metrics import boundary_f, majority_confusion
 from emerdiff_probe.interventions import InjectAttention, attention_part
-from emerdiff_probe.layers import find_site, list_sites
-from emerdiff_probe.models import ProbeModel
+from emerdiff_probe.metrics.overlaps import boundary_f, majority_confusion
+from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.pocket.world import PART_NAMES, Scene
 from emerdiff_probe.probe import ProbedImage
-from emerdiff_probe.segmentation import EmerDiffConfig, resolve_modulation
+from emerdiff_probe.reading.correspondence import Modulation, assign, difference_map, modulated_images
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig, resolve_modulation
+from emerdiff_probe.sites import find_site, list_sites
 from emerdiff_probe.studies.features import EMERDIFF
 from emerdiff_probe.studies.study import (
     Axis,
@@ -32,6 +31,7 @@ from emerdiff_probe.studies.study import (
     probed_resolution,
     strengths_around,
 )
+from emerdiff_probe.trajectories.schedule import make_scheduler
 
 BOUNDARY = Measure("boundary F-score of EmerDiff, 2 px", "%", "mean", True)
 STRUCTURE = Measure("structural similarity of the modulated images and the unchanged one", "SSIM", "mean", True)

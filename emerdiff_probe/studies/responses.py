@@ -11,12 +11,12 @@ import torch
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from emerdiff_probe.correspondence import Modulation, difference_map, modulated_images
-from emerdiff_probe.layers import find_site
-from emerdiff_probe.models import ProbeModel
+from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.pocket.world import Scene
 from emerdiff_probe.probe import ProbedImage
-from emerdiff_probe.segmentation import EmerDiffConfig, resolve_modulation
+from emerdiff_probe.reading.correspondence import Modulation, difference_map, modulated_images
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig, resolve_modulation
+from emerdiff_probe.sites import find_site
 from emerdiff_probe.studies.study import Axis, Cell, Direction, Measure, Measured, Study, strengths_around
 
 PLACES = ("inside", "same part", "same object", "same class elsewhere", "nearby", "elsewhere")

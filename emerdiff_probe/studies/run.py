@@ -15,8 +15,9 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.evaluation.metrics import IMAGES_FOR_A_VERDICT, Interval, bootstrap, tallied_iou, tallies
-from emerdiff_probe.models import ProbeModel
+from emerdiff_probe.metrics.intervals import IMAGES_FOR_A_VERDICT, Interval, bootstrap
+from emerdiff_probe.metrics.overlaps import tallied_iou, tallies
+from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.pocket.world import Scene, draw_scene
 from emerdiff_probe.studies.execution import Task, Units, measured
 from emerdiff_probe.studies.store import DONE, StudyStore, open_study

@@ -14,8 +14,9 @@ import zarr
 
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.evaluation.store import brief, require_same
-from emerdiff_probe.models import ProbeModel
-from emerdiff_probe.segmentation import EmerDiffConfig, package_versions
+from emerdiff_probe.models.probe_model import ProbeModel
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig
+from emerdiff_probe.segmentation.result import package_versions
 from emerdiff_probe.studies.study import Axis, Cell, Direction, Measure, Measured, Study
 
 DONE = "done"

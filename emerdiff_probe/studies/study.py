@@ -12,7 +12,7 @@ import numpy as np
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.pocket.world import PART_NAMES, Scene
 from emerdiff_probe.probe import ProbedImage
-from emerdiff_probe.segmentation import EmerDiffConfig
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig
 
 Value = str | int | float
 Cell = tuple[Value, ...]

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from emerdiff_probe.correspondence import assign
-from emerdiff_probe.evaluation.metrics import majority_confusion
-from emerdiff_probe.features import mask_embeddings
-from emerdiff_probe.layers import find_site
-from emerdiff_probe.models import ProbeModel
+from emerdiff_probe.metrics.overlaps import majority_confusion
+from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.pocket.world import MOTIONS, PART_NAMES, Scene, draw_clip
 from emerdiff_probe.probe import ProbedImage
-from emerdiff_probe.segmentation import EmerDiffConfig, resolve_modulation
+from emerdiff_probe.reading.correspondence import assign
+from emerdiff_probe.reading.features import mask_embeddings
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig, resolve_modulation
+from emerdiff_probe.sites import find_site
 from emerdiff_probe.studies.appearance import nearest, nearest_colour
 from emerdiff_probe.studies.features import by_cell, majority_part
 from emerdiff_probe.studies.study import Axis, Cell, Direction, Measure, Measured, Study

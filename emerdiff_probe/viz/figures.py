@@ -18,7 +18,7 @@ from plotly.subplots import make_subplots
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.evaluation.report import Report, Row
 from emerdiff_probe.images import palette
-from emerdiff_probe.segmentation import Segmentation
+from emerdiff_probe.segmentation.result import Segmentation
 from emerdiff_probe.studies.run import StudyResult
 from emerdiff_probe.studies.study import Axis, Value
 

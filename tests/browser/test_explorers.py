@@ -11,13 +11,14 @@ import pytest
 import tiny
 import torch
 
-from emerdiff_probe.atlas import response_atlas
-from emerdiff_probe.correspondence import assign, difference_map, modulated_images
-from emerdiff_probe.features import one_hot_masks
 from emerdiff_probe.images import load_labels
-from emerdiff_probe.layers import find_site
 from emerdiff_probe.probe import ProbedImage
-from emerdiff_probe.segmentation import EmerDiffConfig, resolve_modulation, segment
+from emerdiff_probe.reading.atlas import response_atlas
+from emerdiff_probe.reading.correspondence import assign, difference_map, modulated_images
+from emerdiff_probe.reading.features import one_hot_masks
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig, resolve_modulation
+from emerdiff_probe.segmentation.segment import segment
+from emerdiff_probe.sites import find_site
 from emerdiff_probe.studies.run import run_study, world_scenes
 from emerdiff_probe.studies.study import Axis, Direction, Measure, Study
 
@@ -44,7 +45,7 @@ sys.path.insert(0, {str(TESTS)!r})
 import tiny
 from emerdiff_probe import *
 from emerdiff_probe.probe import ProbedImage
-from emerdiff_probe.segmentation import resolve_modulation
+from emerdiff_probe.segmentation.configuration import resolve_modulation
 model = load_model(tiny.pocket(), device="cpu")
 image = tiny.picture()
 config = EmerDiffConfig.for_model(model, **{COARSE!r})""",

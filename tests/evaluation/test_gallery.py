@@ -9,14 +9,14 @@ import pytest
 import tiny
 from PIL import Image
 
+from emerdiff_probe.data.sources import open_data
 from emerdiff_probe.evaluation.gallery import extremes, write_gallery
 from emerdiff_probe.evaluation.report import make_report
-from emerdiff_probe.evaluation.rivals.colour import RgbKMeans, Slic
 from emerdiff_probe.evaluation.run import Evaluation, run_evaluation
-from emerdiff_probe.evaluation.sources import open_data
 from emerdiff_probe.evaluation.store import Cell
 from emerdiff_probe.images import palette
-from emerdiff_probe.segmentation import EmerDiffConfig
+from emerdiff_probe.methods.colour import RgbKMeans, Slic
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig
 
 
 @pytest.fixture(scope="module")

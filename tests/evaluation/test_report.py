@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.evaluation.metrics import overlaps
-from emerdiff_probe.evaluation.protocols import (
+from emerdiff_probe.evaluation.report import PROTOCOLS, conclusion, make_report, markdown_table
+from emerdiff_probe.evaluation.run import FIGURES, EvaluationResult
+from emerdiff_probe.evaluation.store import Cell, Record
+from emerdiff_probe.metrics.overlaps import overlaps
+from emerdiff_probe.metrics.protocols import (
     HungarianPerDataset,
     HungarianPerImage,
     Majority,
@@ -18,9 +21,6 @@ from emerdiff_probe.evaluation.protocols import (
     compare,
     evaluate,
 )
-from emerdiff_probe.evaluation.report import PROTOCOLS, conclusion, make_report, markdown_table
-from emerdiff_probe.evaluation.run import FIGURES, EvaluationResult
-from emerdiff_probe.evaluation.store import Cell, Record
 from emerdiff_probe.viz.figures import report_figure
 
 CLASSES, IMAGES = 3, 6

@@ -10,28 +10,29 @@ import pytest
 import tiny
 from PIL import Image
 
+from emerdiff_probe.data.datasets import IGNORED, FolderDataset, LabelMap, Pair
+from emerdiff_probe.data.resizing import Resizing
+from emerdiff_probe.data.sources import open_data
 from emerdiff_probe.errors import InputError, ModelError, TimestepError
 from emerdiff_probe.evaluation import run
 from emerdiff_probe.evaluation.cost import measured
-from emerdiff_probe.evaluation.datasets import IGNORED, FolderDataset, LabelMap, Pair
-from emerdiff_probe.evaluation.emerdiff import EmerDiff
-from emerdiff_probe.evaluation.metrics import covering, overlaps
-from emerdiff_probe.evaluation.open_vocabulary.naming import Naming
-from emerdiff_probe.evaluation.open_vocabulary.vocabulary import Vocabulary
-from emerdiff_probe.evaluation.protocols import concept_embeddings, region_sums
-from emerdiff_probe.evaluation.references import Reference
 from emerdiff_probe.evaluation.report import make_report
-from emerdiff_probe.evaluation.resizing import Resizing
-from emerdiff_probe.evaluation.rivals.colour import RgbKMeans
-from emerdiff_probe.evaluation.rivals.diffcut import DiffCut
-from emerdiff_probe.evaluation.rivals.supervised import ProbeTraining, UNetTraining
-from emerdiff_probe.evaluation.rivals.upsampling import Bilinear
 from emerdiff_probe.evaluation.run import Evaluation, run_evaluation
-from emerdiff_probe.evaluation.sources import open_data
 from emerdiff_probe.evaluation.store import Cell, RecordStore
-from emerdiff_probe.layers import find_site
-from emerdiff_probe.models import load_model
-from emerdiff_probe.segmentation import FAST, EmerDiffConfig, segment
+from emerdiff_probe.methods.colour import RgbKMeans
+from emerdiff_probe.methods.diffcut import DiffCut
+from emerdiff_probe.methods.emerdiff import EmerDiff
+from emerdiff_probe.methods.naming import Naming
+from emerdiff_probe.methods.references import Reference
+from emerdiff_probe.methods.supervised import ProbeTraining, UNetTraining
+from emerdiff_probe.methods.upsampling import Bilinear
+from emerdiff_probe.metrics.overlaps import covering, overlaps
+from emerdiff_probe.metrics.protocols import concept_embeddings, region_sums
+from emerdiff_probe.models.loading import load_model
+from emerdiff_probe.naming.vocabulary import Vocabulary
+from emerdiff_probe.segmentation.configuration import FAST, EmerDiffConfig
+from emerdiff_probe.segmentation.segment import segment
+from emerdiff_probe.sites import find_site
 
 METHODS = (EmerDiff(), Bilinear(), DiffCut(), RgbKMeans())
 EVERY = ("majority", "hungarian-per-image", "hungarian-per-dataset", "concept")
@@ -397,7 +398,7 @@ def test_a_folder_that_is_trained_on_is_known_by_its_files(model, pictures, conf
 
 
 def test_trained_methods_are_trained_once_and_name_classes(model, scenes, config, tmp_path, monkeypatch):
-    from emerdiff_probe.evaluation import references
+    from emerdiff_probe.methods import references
 
     data = open_data("world:2,first=500000", side=64)
     quick = UNetTraining(width=4, levels=2, crop=32, steps=3, batch=2)

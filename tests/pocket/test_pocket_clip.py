@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from emerdiff_probe.clip import load_clip
 from emerdiff_probe.errors import InputError
+from emerdiff_probe.models.clip import load_clip
 from emerdiff_probe.pocket.clip import (
     ClipArchitecture,
     ClipTrainConfig,

@@ -12,9 +12,9 @@ import xarray as xr
 import zarr
 
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.evaluation.metrics import Interval
+from emerdiff_probe.metrics.intervals import Interval
 from emerdiff_probe.pocket.world import Factors, draw_scene
-from emerdiff_probe.segmentation import EmerDiffConfig
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig
 from emerdiff_probe.studies import appearance, features, modulation, responses
 from emerdiff_probe.studies.catalogue import STUDIES, make_study
 from emerdiff_probe.studies.execution import equal_share

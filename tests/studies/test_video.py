@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from emerdiff_probe.pocket.world import draw_clip, draw_scene
-from emerdiff_probe.segmentation import EmerDiffConfig
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig
 from emerdiff_probe.studies.catalogue import make_study
 from emerdiff_probe.studies.video import ANEW, kept
 

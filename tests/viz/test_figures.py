@@ -12,7 +12,8 @@ import tiny
 from PIL import Image
 
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.segmentation import EmerDiffConfig, segment
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig
+from emerdiff_probe.segmentation.segment import segment
 from emerdiff_probe.viz.figures import difference_figure, segmentation_figure, static_pictures, to_png
 
 

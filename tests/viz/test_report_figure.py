@@ -2,9 +2,9 @@
 
 import pytest
 
-from emerdiff_probe.evaluation.protocols import Score
 from emerdiff_probe.evaluation.report import Line, Report, Row
 from emerdiff_probe.evaluation.store import Cell
+from emerdiff_probe.metrics.protocols import Score
 from emerdiff_probe.viz.figures import report_figure
 
 

@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.segmentation import EmerDiffConfig
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig
 from emerdiff_probe.studies.run import StudyResult
 from emerdiff_probe.studies.study import Axis, Measure, Study
 from emerdiff_probe.viz.figures import study_figure

@@ -14,14 +14,15 @@ from plotly.serializers import Undefined
 
 import emerdiff_probe
 from emerdiff_probe import explore_layers, explore_modulation, explore_segmentation, explore_study
-from emerdiff_probe.atlas import response_atlas
-from emerdiff_probe.correspondence import assign, difference_map, modulated_images
 from emerdiff_probe.errors import InputError, TimestepError
-from emerdiff_probe.features import pca_view
 from emerdiff_probe.images import load_labels, palette
 from emerdiff_probe.interventions import InjectAttention
-from emerdiff_probe.layers import find_site
-from emerdiff_probe.segmentation import EmerDiffConfig, resolve_modulation, segment
+from emerdiff_probe.reading.atlas import response_atlas
+from emerdiff_probe.reading.correspondence import assign, difference_map, modulated_images
+from emerdiff_probe.reading.features import pca_view
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig, resolve_modulation
+from emerdiff_probe.segmentation.segment import segment
+from emerdiff_probe.sites import find_site
 from emerdiff_probe.studies.run import load_result, run_study, world_scenes
 from emerdiff_probe.studies.store import open_study, stored_study
 from emerdiff_probe.studies.study import Axis, Direction, Measure, Study

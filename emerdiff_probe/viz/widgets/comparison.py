@@ -8,7 +8,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from emerdiff_probe.segmentation import Segmentation
+from emerdiff_probe.segmentation.result import Segmentation
 from emerdiff_probe.viz.figures import label_colours
 from emerdiff_probe.viz.widgets.explorer import (
     Explorer,

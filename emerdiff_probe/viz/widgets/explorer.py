@@ -14,8 +14,8 @@ import plotly.graph_objects as go
 from PIL import Image
 
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.models import ProbeModel
-from emerdiff_probe.segmentation import EmerDiffConfig
+from emerdiff_probe.models.probe_model import ProbeModel
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig
 from emerdiff_probe.viz.figures import label_colours
 from emerdiff_probe.viz.widgets.figure import EXPLORER
 from emerdiff_probe.viz.widgets.worker import Progress, Worker

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from emerdiff_probe.diffusion import make_scheduler
-from emerdiff_probe.features import pca_view
 from emerdiff_probe.images import load_image
-from emerdiff_probe.layers import find_site, list_sites
-from emerdiff_probe.models import ProbeModel
+from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.probe import ProbedImage
-from emerdiff_probe.segmentation import EmerDiffConfig, check_config
+from emerdiff_probe.reading.features import pca_view
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig, check_config
+from emerdiff_probe.sites import find_site, list_sites
+from emerdiff_probe.trajectories.schedule import make_scheduler
 from emerdiff_probe.viz.figures import label_colours
 from emerdiff_probe.viz.widgets.explorer import (
     Explorer,

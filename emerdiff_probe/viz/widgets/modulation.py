@@ -15,14 +15,14 @@ import torch
 from PIL import Image
 from skimage.measure import points_in_poly
 
-from emerdiff_probe.correspondence import Modulation, difference_map, modulated_images
-from emerdiff_probe.diffusion import make_scheduler
 from emerdiff_probe.images import load_image, to_pixels
 from emerdiff_probe.interventions import AttentionKind, InjectAttention, Placement
-from emerdiff_probe.layers import find_site, list_sites
-from emerdiff_probe.models import ProbeModel
+from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.probe import ProbedImage
-from emerdiff_probe.segmentation import EmerDiffConfig, check_config
+from emerdiff_probe.reading.correspondence import Modulation, difference_map, modulated_images
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig, check_config
+from emerdiff_probe.sites import find_site, list_sites
+from emerdiff_probe.trajectories.schedule import make_scheduler
 from emerdiff_probe.viz.widgets.explorer import (
     Explorer,
     cell_at,

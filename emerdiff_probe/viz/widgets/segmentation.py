@@ -12,13 +12,13 @@ import numpy as np
 from PIL import Image
 from plotly.colors import label_rgb
 
-from emerdiff_probe.atlas import ResponseAtlas
-from emerdiff_probe.correspondence import assign
 from emerdiff_probe.errors import InputError, ProbeError
 from emerdiff_probe.images import palette
-from emerdiff_probe.layers import find_site
 from emerdiff_probe.probe import ProbedImage
-from emerdiff_probe.segmentation import EmerDiffConfig
+from emerdiff_probe.reading.atlas import ResponseAtlas
+from emerdiff_probe.reading.correspondence import assign
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig
+from emerdiff_probe.sites import find_site
 from emerdiff_probe.viz.figures import label_colours
 from emerdiff_probe.viz.naming import Naming
 from emerdiff_probe.viz.widgets.explorer import (

@@ -1,0 +1,108 @@
+"""`emerdiff-probe evaluate`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from emerdiff_probe.cli.options import DeviceOption, ModelOption, PrecisionOption, app, require_folder, split_list
+from emerdiff_probe.errors import InputError
+
+
+class Shape(StrEnum):
+    """What becomes of the proportions of an image."""
+
+    keep = "keep"
+    crop = "crop"
+    squash = "squash"
+
+
+@app.command()
+def evaluate(
+    data: Annotated[
+        str,
+        typer.Option(
+            help="world:COUNT, or folder:PATH, ade20k:PATH, coco-stuff:PATH, voc:PATH, context:PATH, cityscapes:PATH, "
+            "camvid:PATH, bsds500:PATH; then options such as ,first=1000."
+        ),
+    ] = "world:200",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="Names with commas, or 'all' that need no training. 'maskclip' and 'cross-attention' name classes: by "
+            "themselves, or inside segments, as in 'maskclip + emerdiff'."
+        ),
+    ] = "all",
+    protocol: Annotated[
+        str, typer.Option(help="majority, hungarian-per-image, hungarian-per-dataset, concept; several with commas.")
+    ] = "majority",
+    clusters: Annotated[
+        str, typer.Option(help="Numbers of segments with commas; 'auto' is what a method finds itself.")
+    ] = "8,12,20",
+    store: Annotated[Path, typer.Option(help="Folder of the records and of the gallery.")] = Path("out/evaluation"),
+    train_on: Annotated[
+        str, typer.Option(help="What linear-probe and unet are trained on, written as --data.")
+    ] = "world:200,first=500000",
+    clip: Annotated[str, typer.Option(help="For maskclip: 'pocket', a hub id or a local folder.")] = "pocket",
+    names: Annotated[
+        Path | None,
+        typer.Option(help="File with phrases for the classes, a class a line; they stand for themselves."),
+    ] = None,
+    side: Annotated[int | None, typer.Option(help="Shorter side in pixels that methods get; the image's own.")] = None,
+    shape: Annotated[Shape, typer.Option(help="Keep proportions, crop to a square, or squash into one.")] = Shape.keep,
+    steps: Annotated[int | None, typer.Option(help="Steps of the scheduler's grid.")] = None,
+    modulate_at: Annotated[int | None, typer.Option(help="Timestep of the modulation, on that grid.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the inversion and of k-means.")] = None,
+    model: ModelOption = "pocket",
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+) -> None:
+    """Score EmerDiff and its rivals on one inverted image each; interrupted at any moment it goes on where it stopped.
+
+    Prints Markdown tables with protocols and 95% intervals, writes a gallery page, and ends with one JSON object.
+    Images that cannot be read, or that a method fails on, are reported, skipped and counted.
+    """
+    from emerdiff_probe.data.resizing import Resizing
+    from emerdiff_probe.data.sources import open_data
+    from emerdiff_probe.evaluation.gallery import write_gallery
+    from emerdiff_probe.evaluation.report import make_report, require_protocols
+    from emerdiff_probe.evaluation.run import Evaluation, run_evaluation
+    from emerdiff_probe.methods.catalogue import find_methods
+    from emerdiff_probe.methods.naming import Words
+    from emerdiff_probe.models.loading import load_model
+    from emerdiff_probe.segmentation.configuration import EmerDiffConfig
+
+    given: dict[str, Any] = {"steps": steps, "modulate_at": modulate_at, "seed": seed}
+    changes = {key: value for key, value in given.items() if value is not None}
+    EmerDiffConfig(**changes)  # refuses values out of range before a model is loaded
+    protocols = split_list(protocol)
+    require_protocols(protocols)
+    require_folder(store)
+    probed = load_model(model, device=device, dtype=precision)
+    images = open_data(data, side=probed.native_size)
+    methods = find_methods(
+        split_list(method),
+        lambda: open_data(train_on, side=probed.native_size),
+        Words(images, names, clip, probed.device),
+    )
+    evaluation = Evaluation(
+        methods, _counts(clusters), EmerDiffConfig.for_model(probed, **changes), Resizing(side, shape.value)
+    )
+    result = run_evaluation(probed, images, evaluation, store=store, progress=sys.stderr.isatty())
+    report = make_report(result, protocols)
+    gallery = write_gallery(result, report, store / "gallery.html")
+    print(f"{report}\n\n{gallery}: best, median and worst images")
+    print(json.dumps(report.to_json()))
+
+
+def _counts(text: str) -> tuple[int | None, ...]:
+    """Numbers of segments; None for "auto"."""
+    try:
+        return tuple(None if part == "auto" else int(part) for part in split_list(text))
+    except ValueError as error:
+        raise InputError(f"clusters {text!r}; accepted: integers from 1 and 'auto', with commas") from error

@@ -1,1 +1,0 @@
-"""Segmenters to measure against, on the same probed image; `catalogue` lists them."""

@@ -1,0 +1,1 @@
+"""Reading and editing the denoiser's tensors while it runs."""

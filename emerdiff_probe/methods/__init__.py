@@ -1,0 +1,1 @@
+"""What can be run on an image: EmerDiff, its rivals, namers and references."""

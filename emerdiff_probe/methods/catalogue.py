@@ -1,0 +1,118 @@
+"""All methods by name: EmerDiff, its rivals, namers of segments, and the references that have to be trained."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+from emerdiff_probe.data.datasets import DataSet
+from emerdiff_probe.errors import InputError
+from emerdiff_probe.methods.colour import CoordinateKMeans, Felzenszwalb, RgbKMeans, Slic
+from emerdiff_probe.methods.diffcut import DiffCut
+from emerdiff_probe.methods.diffseg import DiffSeg
+from emerdiff_probe.methods.emerdiff import EmerDiff
+from emerdiff_probe.methods.interface import Segmenter
+from emerdiff_probe.methods.naming import NAMERS, Naming, Words
+from emerdiff_probe.methods.references import Reference
+from emerdiff_probe.methods.supervised import LinearProbe, ProbeTraining, SupervisedUNet, UNetTraining
+from emerdiff_probe.methods.upsampling import Bilinear, Clustered, DenseCrf, Guided, Nearest
+from emerdiff_probe.methods.walking import RandomWalk
+from emerdiff_probe.segmentation.configuration import FAST, EmerDiffConfig
+
+Method = Segmenter | Reference | Naming
+
+_ALL: tuple[Segmenter, ...] = (
+    EmerDiff(),
+    EmerDiff(fast=True),
+    EmerDiff(injection=False),
+    Nearest(),
+    Bilinear(),
+    Guided(),
+    DenseCrf(),
+    DiffSeg(),
+    DiffCut(),
+    RandomWalk(),
+    Slic(),
+    Felzenszwalb(),
+    RgbKMeans(),
+    CoordinateKMeans(),
+)
+METHODS: Mapping[str, Segmenter] = MappingProxyType({method.name: method for method in _ALL})
+"""Every method that needs no training, with its default parameters. Take others with `dataclasses.replace`."""
+
+TRAININGS: Mapping[str, ProbeTraining | UNetTraining] = MappingProxyType(
+    {LinearProbe.name: ProbeTraining(), SupervisedUNet.name: UNetTraining()}
+)
+"""How the references are trained by default."""
+
+
+def find_methods(
+    names: Sequence[str], training_data: Callable[[], DataSet], words: Words | None = None
+) -> tuple[Method, ...]:
+    """The methods of these names, "all" for each that needs neither training nor words; else as `find_method`."""
+    wanted = [each for name in names for each in (METHODS if name == "all" else [name])]
+    return tuple(find_method(name, training_data, words) for name in wanted)
+
+
+def find_method(name: str, training_data: Callable[[], DataSet] | None = None, words: Words | None = None) -> Method:
+    """The method of this name; case, spaces and punctuation do not matter.
+
+    Args:
+        name: in `METHODS`, `TRAININGS` or `NAMERS`; or a namer, "+" and a method whose segments it names, such as
+            "maskclip + emerdiff".
+        training_data: opens what those of `TRAININGS` are trained on.
+        words: what namers need.
+
+    Raises:
+        InputError: there is none, and the message lists the near ones, or all; no training data for a reference; no
+            words for a namer; or a namer of segments that have names.
+    """
+    known = {_plain(method): method for method in (*METHODS, *TRAININGS, *NAMERS)}
+    first, plus, second = name.partition("+")
+    found = known.get(_plain(first))
+    if found is None or (plus and found not in NAMERS):
+        near = [known[match] for match in difflib.get_close_matches(_plain(name), known, n=3)]
+        hint = f"near ones: {', '.join(near)}" if near else f"accepted: {', '.join(known.values())}"
+        raise InputError(f"no method {name!r}; {hint}")
+    if found in METHODS:
+        return METHODS[found]
+    if found in NAMERS:
+        if words is None:
+            raise InputError(f"{found}: no words to name by; accepted: those of a data set")
+        masks = find_method(second, training_data, words) if plus else None
+        if isinstance(masks, Reference | Naming):
+            raise InputError(f"{name}: {masks.name} has names already; accepted: {', '.join(METHODS)}")
+        return Naming(found, words.vocabulary, masks, words.clip if found == "maskclip" else None)
+    if training_data is None:
+        raise InputError(f"{found}: no data to train on; accepted: a data set of which no image is evaluated")
+    return Reference(TRAININGS[found], training_data())
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def configured(method: Method, config: EmerDiffConfig) -> Method:
+    """The method under settings of EmerDiff: EmerDiff itself, and those that start from its low-resolution masks."""
+    if isinstance(method, EmerDiff):
+        return replace(method, config=config)
+    if isinstance(method, Clustered):
+        return replace(method, site=config.feature_site, timestep=config.feature_timestep)  # type: ignore[arg-type]
+    if isinstance(method, Naming) and method.masks is not None:
+        return replace(method, masks=configured(method.masks, config))  # type: ignore[arg-type]
+    return method
+
+
+def identity(method: Method) -> dict[str, Any]:
+    """What must be the same for results of a method to be used again, as JSON values: its parameters."""
+    if isinstance(method, Reference):
+        return method.identity()
+    if isinstance(method, Naming):
+        return method.identity() | ({} if method.masks is None else {"masks": identity(method.masks)})
+    assert is_dataclass(method)
+    parameters = {"class": type(method).__name__, **asdict(method)}
+    return {**parameters, "approximations": dict(FAST)} if isinstance(method, EmerDiff) and method.fast else parameters

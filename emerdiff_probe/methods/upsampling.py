@@ -1,0 +1,180 @@
+"""Rivals that enlarge EmerDiff's own low-resolution masks: nearest, bilinear, and bilinear refined by colours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from emerdiff_probe.checks import is_integer, is_positive, require
+from emerdiff_probe.methods.choices import feature_site, feature_timestep, native_grid
+from emerdiff_probe.methods.interface import Counts, given
+from emerdiff_probe.methods.refinement import BilateralKernel, guided_filter, mean_field
+from emerdiff_probe.models.probe_model import ProbeModel
+from emerdiff_probe.probe import ProbedImage
+from emerdiff_probe.reading.features import one_hot_masks, upsampled
+
+
+@dataclass(frozen=True)
+class Clustered:
+    """K-means of features at one site, the low-resolution masks that EmerDiff itself starts from.
+
+    Attributes:
+        site: name of the site; None is EmerDiff's.
+        timestep: of the features; None is the one of the trajectory nearest to EmerDiff's.
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    site: str | None = None
+    timestep: int | None = None
+    counts: ClassVar[Counts] = "given"
+    probes: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        require(
+            self,
+            [("timestep", self.timestep is None or is_integer(self.timestep, 0), "an integer, 0 or more, or None")],
+        )
+
+    def low_resolution_masks(self, probed: ProbedImage, clusters: int) -> np.ndarray:
+        """Labels (grid_height, grid_width); kept by the probed image, so that rivals share them."""
+        site, timestep = feature_site(probed.model, self.site), feature_timestep(probed, self.timestep)
+        return probed.low_resolution_masks(site, clusters, timestep)
+
+    def capacity(self, model: ProbeModel) -> int:
+        """As `Bounded.capacity`: the cells of the features."""
+        return prod(native_grid(model, feature_site(model, self.site)))
+
+
+@dataclass(frozen=True)
+class Nearest(Clustered):
+    """Low-resolution masks enlarged by nearest neighbour."""
+
+    name: ClassVar[str] = "nearest"
+
+    def segment(self, probed: ProbedImage, clusters: int | None = None) -> np.ndarray:
+        """As `Segmenter.segment`."""
+        coarse = self.low_resolution_masks(probed, given(self, clusters))
+        height, width = probed.image.shape[:2]
+        return upsampled(coarse, height, width, "nearest")
+
+
+@dataclass(frozen=True)
+class Bilinear(Clustered):
+    """Low-resolution masks enlarged bilinearly, the paper's baseline."""
+
+    name: ClassVar[str] = "bilinear"
+
+    def segment(self, probed: ProbedImage, clusters: int | None = None) -> np.ndarray:
+        """As `Segmenter.segment`."""
+        coarse = self.low_resolution_masks(probed, given(self, clusters))
+        height, width = probed.image.shape[:2]
+        return upsampled(coarse, height, width)
+
+
+@dataclass(frozen=True)
+class Guided(Clustered):
+    """Bilinear masks, each by a guided filter under the image (He et al. 2013); a pixel takes the highest.
+
+    The defaults did well on scenes of the world that no score is taken on, from true labels of the cells.
+
+    Attributes:
+        radius: of the filter's window in pixels; None is half a cell of the grid.
+        epsilon: variance of colours in 0 … 1 below which a window counts as flat.
+    """
+
+    radius: int | None = None
+    epsilon: float = 1e-4
+    name: ClassVar[str] = "guided filter"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self,
+            [
+                ("radius", self.radius is None or is_integer(self.radius, 1), "an integer, 1 or more, or None"),
+                ("epsilon", is_positive(self.epsilon), "a finite number above 0"),
+            ],
+        )
+
+    def segment(self, probed: ProbedImage, clusters: int | None = None) -> np.ndarray:
+        """As `Segmenter.segment`."""
+        coarse = self.low_resolution_masks(probed, given(self, clusters))
+        height, width = probed.image.shape[:2]
+        radius = self.radius or max(1, round(half_cell(coarse, height, width)))
+        return guided_filter(soft_masks(coarse, height, width), probed.image, radius, self.epsilon).argmax(0)
+
+
+@dataclass(frozen=True)
+class DenseCrf(Clustered):
+    """Bilinear masks as the unaries of a conditional random field; after Krähenbühl and Koltun (2011), CRF-like.
+
+    The energy and the mean-field updates are theirs; the bilateral kernel is approximated as `BilateralKernel` says,
+    and messages are normalised to weighted means, so that weights do not depend on the size of the image. The defaults
+    of `space`, `colour` and `appearance` did well on scenes of the world that no score is taken on.
+
+    Attributes:
+        appearance: weight of agreeing with pixels that are near in space and colour.
+        space: standard deviation of that kernel in pixels; None is half a cell of the grid.
+        colour: standard deviation of that kernel in levels of 0 … 255.
+        smoothness: weight of agreeing with pixels that are near in space.
+        smoothing: standard deviation of that kernel in pixels.
+        iterations: of mean-field updates.
+        certainty: weight of the bilinear masks' log-probabilities.
+        palette: colours of the image that the kernel tells apart.
+    """
+
+    appearance: float = 10.0
+    space: float | None = None
+    colour: float = 13.0
+    smoothness: float = 3.0
+    smoothing: float = 3.0
+    iterations: int = 5
+    certainty: float = 1.0
+    palette: int = 64
+    name: ClassVar[str] = "crf"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive = ("appearance", "colour", "smoothness", "smoothing", "certainty")
+        require(self, [(name, is_positive(getattr(self, name)), "a finite number above 0") for name in positive])
+        require(
+            self,
+            [
+                ("space", self.space is None or is_positive(self.space), "a finite number above 0, or None"),
+                ("iterations", is_integer(self.iterations, 1), "an integer, 1 or more"),
+                ("palette", is_integer(self.palette, 1) and self.palette <= 256, "an integer, 1 to 256"),
+            ],
+        )
+
+    def segment(self, probed: ProbedImage, clusters: int | None = None) -> np.ndarray:
+        """As `Segmenter.segment`."""
+        coarse = self.low_resolution_masks(probed, given(self, clusters))
+        height, width = probed.image.shape[:2]
+        space = self.space or half_cell(coarse, height, width)
+        return mean_field(
+            soft_masks(coarse, height, width),
+            BilateralKernel(probed.image, space, self.colour, self.palette),
+            appearance=self.appearance,
+            smoothness=self.smoothness,
+            smoothing=self.smoothing,
+            iterations=self.iterations,
+            certainty=self.certainty,
+        ).argmax(0)
+
+
+def half_cell(low_resolution_masks: np.ndarray, height: int, width: int) -> float:
+    """Half the side of a grid cell in pixels: how far bilinear borders may be off."""
+    return (height * width / low_resolution_masks.size) ** 0.5 / 2
+
+
+def soft_masks(low_resolution_masks: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Masks of labels enlarged bilinearly, (mask, height, width) float64; they sum to 1 at every pixel."""
+    masks = one_hot_masks(low_resolution_masks).to(torch.float64)[None]
+    return nn.functional.interpolate(masks, size=(height, width), mode="bilinear")[0].numpy()

@@ -1,0 +1,1 @@
+"""Models under the probe: one contract, and loading."""

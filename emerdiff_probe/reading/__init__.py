@@ -1,0 +1,1 @@
+"""What is read off a trajectory: features, and which pixels answer."""

@@ -1,0 +1,186 @@
+"""Features at sites and timesteps of a trajectory, and the low-resolution masks that clustering them gives."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from einops import rearrange
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor
+
+from emerdiff_probe.errors import InputError
+from emerdiff_probe.hooks.attach import Capture, attached
+from emerdiff_probe.images import numbered
+from emerdiff_probe.interventions import Intervention
+from emerdiff_probe.models.batching import rows_that_fit, run_in_batches
+from emerdiff_probe.models.probe_model import Conditioning, ProbeModel
+from emerdiff_probe.sites import Site
+from emerdiff_probe.trajectories.denoise import conditionings, denoiser_rows_that_fit, predict, replay
+from emerdiff_probe.trajectories.trajectory import Trajectory
+
+Upsampling = Literal["nearest", "bilinear"]
+
+
+def capture(
+    model: ProbeModel,
+    trajectory: Trajectory,
+    sites: Sequence[Site],
+    timesteps: Sequence[int] = (1,),
+    *,
+    conditioning: Conditioning | None = None,
+) -> Mapping[tuple[Site, int], Tensor]:
+    """Features of a trajectory at sites and timesteps, in one batched pass that ends after the last site.
+
+    More passes only where memory asks for them.
+
+    Args:
+        model: to run.
+        trajectory: of one or more images.
+        sites: where; any kind.
+        timesteps: when; the trajectory must pass them.
+        conditioning: what the denoiser is told, one row; the trajectory's prompt when None.
+
+    Returns:
+        For every (site, timestep): (batch, cell, channel) float32 on the CPU; keys and values of cross-attention
+        have tokens in the place of cells.
+
+    Raises:
+        TimestepError: a timestep that the trajectory does not pass.
+        InputError: no sites or no timesteps.
+    """
+    if not sites or not timesteps:
+        raise InputError(f"{len(sites)} sites at {len(timesteps)} timesteps; accepted: one or more of each")
+    sites, timesteps = list(dict.fromkeys(sites)), list(dict.fromkeys(timesteps))
+    latents = torch.cat([trajectory.at(timestep) for timestep in timesteps])
+    asked = torch.tensor(timesteps, device=model.device).repeat_interleave(trajectory.batch)
+    told = conditioning or conditionings(model, latents, trajectory.prompt, 1.0)[0]
+    records: list[dict[tuple[Site, int], Tensor]] = []
+
+    def run(rows: Tensor) -> Tensor:
+        reached = frozenset(asked[rows].tolist())
+        with attached(model, captures=[Capture(site, reached) for site in sites], stop_early=True) as record:
+            predict(model, latents[rows], asked[rows], told)
+        records.append({key: _cells_first(record[key]).cpu().float() for key in record.tensors})
+        return rows
+
+    held = sum(site.channels * math.prod(site.grid(*latents.shape[-2:])) for site in sites) * model.dtype.itemsize
+    size = min(denoiser_rows_that_fit(model, latents), rows_that_fit(model.device, held, len(latents)))
+    run_in_batches(run, torch.arange(len(latents)), size)
+    return {
+        (site, timestep): torch.cat([record[site, timestep] for record in records if (site, timestep) in record])
+        for site in sites
+        for timestep in timesteps
+    }
+
+
+def capture_replayed(
+    model: ProbeModel,
+    trajectory: Trajectory,
+    variants: Sequence[Sequence[Intervention]],
+    sites: Sequence[Site],
+    timesteps: Sequence[int] | None = None,
+    *,
+    steps: int | None = None,
+    progress: bool = False,
+) -> Mapping[tuple[Site, int], Tensor]:
+    """What interventions do to features further on: those of a trajectory replayed under every variant.
+
+    Args:
+        model: to run.
+        trajectory: of one image.
+        variants: as in `denoise`; an empty list gives the unchanged features.
+        sites: where; any kind.
+        timesteps: when; every one that is run when None.
+        steps: stop after so many; replay to the end when None.
+        progress: show a progress bar over denoiser passes.
+
+    Returns:
+        For every (site, timestep): (variant, cell, channel) float32 on the CPU, as by `capture`.
+
+    Raises:
+        InputError: no sites; and what `denoise` raises.
+        TimestepError: a timestep that is not run.
+    """
+    if not sites:
+        raise InputError("no sites; accepted: one or more")
+    when = None if timesteps is None else frozenset(timesteps)
+    captures = [Capture(site, when) for site in dict.fromkeys(sites)]
+    _, record = replay(model, trajectory, variants, captures, steps=steps, progress=progress)
+    return {key: _cells_first(activation).float() for key, activation in record.items()}
+
+
+def _cells_first(activation: Tensor) -> Tensor:
+    if activation.ndim == 4:
+        return rearrange(activation, "batch channel h w -> batch (h w) channel")
+    return activation
+
+
+def cluster(features: Tensor, clusters: int, grid: tuple[int, int], *, seed: int = 0) -> np.ndarray:
+    """Low-resolution masks by k-means over the cells of one image (EmerDiff, section 3.1).
+
+    Args:
+        features: (cell, channel).
+        clusters: number of masks K.
+        grid: height and width of the site's grid.
+        seed: of k-means.
+
+    Returns:
+        (grid_height, grid_width) integers in 0 … K - 1, numbered in reading order of first appearance. Where
+        fewer than K cells differ, fewer labels occur.
+
+    Raises:
+        InputError: K below 1 or above the number of cells, a grid of another size, or NaN in the features.
+    """
+    cells = grid[0] * grid[1]
+    if features.ndim != 2 or len(features) != cells:
+        raise InputError(f"features of shape {tuple(features.shape)} on a grid of {grid}; accepted: ({cells}, channel)")
+    if not 1 <= clusters <= cells:
+        raise InputError(f"{clusters} clusters of {cells} cells; accepted: 1 to {cells}")
+    if not torch.isfinite(features).all():
+        raise InputError("the features hold NaN or infinite values: the denoiser overflowed; use float32")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct cells than K: documented above
+        labels = KMeans(clusters, n_init=10, random_state=seed).fit_predict(features.double().numpy())
+    return numbered(labels.reshape(grid))
+
+
+def one_hot_masks(low_resolution_masks: np.ndarray) -> Tensor:
+    """Masks (grid_height, grid_width) of labels as (mask, grid_height, grid_width) float32 of 0 and 1."""
+    labels = torch.from_numpy(np.ascontiguousarray(low_resolution_masks)).long()
+    return rearrange(torch.nn.functional.one_hot(labels), "h w mask -> mask h w").float()
+
+
+def upsampled(low_resolution_masks: np.ndarray, height: int, width: int, mode: Upsampling = "bilinear") -> np.ndarray:
+    """Labels of pixels without modulated denoising: masks enlarged one by one, every pixel takes the highest.
+
+    Args:
+        low_resolution_masks: (grid_height, grid_width) labels.
+        height, width: of the result, pixels.
+        mode: "bilinear", the paper's baseline, or "nearest".
+
+    Returns:
+        (height, width) integers.
+    """
+    masks = one_hot_masks(low_resolution_masks)[None]
+    return torch.nn.functional.interpolate(masks, size=(height, width), mode=mode)[0].argmax(0).numpy()
+
+
+def mask_embeddings(features: Tensor, low_resolution_masks: np.ndarray) -> Tensor:
+    """Mean feature inside every low-resolution mask: features (cell, channel) -> (mask, channel)."""
+    weights = rearrange(one_hot_masks(low_resolution_masks), "mask h w -> mask (h w)")
+    return weights @ features / weights.sum(1, keepdim=True)
+
+
+def pca_view(features: Tensor, grid: tuple[int, int]) -> np.ndarray:
+    """The three main components of features (cell, channel) as colours, (grid_height, grid_width, 3) uint8."""
+    projected = PCA(3, svd_solver="full").fit_transform(features.double().numpy())
+    low, high = np.percentile(projected, [1, 99], axis=0)
+    scaled = np.clip((projected - low) / np.maximum(high - low, 1e-12), 0, 1)
+    return np.round(scaled.reshape(*grid, 3) * 255).astype(np.uint8)

@@ -1,0 +1,1 @@
+"""From correspondences to segments."""

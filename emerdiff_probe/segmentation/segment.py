@@ -1,0 +1,135 @@
+"""The whole of EmerDiff, from an image to a `Segmentation`; the only orchestrator."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from emerdiff_probe.images import (
+    load_image,
+)
+from emerdiff_probe.models.probe_model import ProbeModel
+from emerdiff_probe.probe import ProbedImage
+from emerdiff_probe.reading.correspondence import assign
+from emerdiff_probe.reading.features import mask_embeddings
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig, check_config
+from emerdiff_probe.segmentation.criteria import find_criterion
+from emerdiff_probe.segmentation.result import Segmentation, _precision
+from emerdiff_probe.segmentation.tree import likeness_linkage, merged_maps
+
+
+class _Stopwatch:
+    """Seconds of every stage; waits for the device, so that work is charged to its own stage."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.seconds = device, dict[str, float]()
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds[stage] = round(time.perf_counter() - began, 4)
+
+
+def segment(
+    model: ProbeModel,
+    image: str | Path | Image.Image | np.ndarray,
+    config: EmerDiffConfig | None = None,
+    *,
+    progress: bool = False,
+) -> Segmentation:
+    """Segment one image by EmerDiff (Namekata et al. 2024).
+
+    The image is processed with its shorter side at the model's native size, and difference maps are brought back to
+    the image's own size before the labels are read off.
+
+    Args:
+        model: from `load_model`.
+        image: a file, a Pillow image or an array; see `load_image`.
+        config: settings; `EmerDiffConfig.for_model(model)` when None.
+        progress: show a progress bar over denoiser passes.
+
+    Raises:
+        InputError: a bad image, or more clusters than the image has cells.
+        SiteError, TimestepError: a layer or timestep that the model does not have. All before any model runs.
+    """
+    config = config or EmerDiffConfig.for_model(model)
+    pixels = load_image(image)
+    check_config(model, config, *model.working_size(*pixels.shape[:2]))
+    stage = _Stopwatch(model.device)
+    with stage("invert"):
+        probed = config.probe(model, pixels)
+    result = segment_probed(probed, config, progress=progress)
+    return replace(result, seconds=stage.seconds | result.seconds)
+
+
+def segment_probed(probed: ProbedImage, config: EmerDiffConfig, *, progress: bool = False) -> Segmentation:
+    """As `segment`, of an image that is inverted already, whatever the configuration says about the inversion.
+
+    Raises:
+        InputError, SiteError, TimestepError: as in `segment`; also for a timestep that the trajectory does not pass.
+    """
+    model, pixels = probed.model, probed.image
+    height, width = pixels.shape[:2]
+    feature_site, modulation = check_config(model, config, *(side * model.factor for side in probed.latents.shape[-2:]))
+    criterion = find_criterion(config.clusters)
+    stage = _Stopwatch(model.device)
+    with stage("features"):
+        features = probed.features(feature_site, config.feature_timestep)
+    with stage("cluster"):
+        count = criterion.clusters(features, probed.grid(feature_site), seed=config.seed)
+        coarse = probed.low_resolution_masks(feature_site, count, config.feature_timestep)
+    with stage("modulate"):
+        maps = probed.difference_maps(coarse, modulation, smoothing=config.smoothing, progress=progress)
+    with stage("assign"):
+        groups = criterion.merged(maps)
+        linkage = likeness_linkage(merged_maps(maps, groups))
+        maps = merged_maps(_resize(maps, height, width), groups)
+        coarse = groups[coarse]
+        labels = assign(maps).numpy()
+    return Segmentation(
+        image=pixels,
+        labels=labels.astype(np.uint8 if len(maps) <= 256 else np.uint16),
+        low_resolution_masks=coarse,
+        difference_maps=maps.numpy(),
+        mask_embeddings=mask_embeddings(features, coarse).numpy(),
+        linkage=linkage,
+        config=config,
+        model=model.name,
+        fingerprint=model.fingerprint,
+        precision=_precision(model),
+        seconds=stage.seconds,
+    )
+
+
+def segment_all(
+    model: ProbeModel,
+    images: Sequence[str | Path | Image.Image | np.ndarray],
+    config: EmerDiffConfig | None = None,
+    *,
+    progress: bool = False,
+) -> Iterator[Segmentation]:
+    """Segment images of any sizes one after the other; every one is read and checked before the first is run.
+
+    One at a time is held: each is read again when its turn comes.
+    """
+    config = config or EmerDiffConfig.for_model(model)
+    for height, width in {model.working_size(*load_image(image).shape[:2]) for image in images}:
+        check_config(model, config, height, width)
+    return (segment(model, image, config, progress=progress) for image in images)
+
+
+def _resize(maps: Tensor, height: int, width: int) -> Tensor:
+    if maps.shape[1:] == (height, width):
+        return maps
+    return nn.functional.interpolate(maps[None], size=(height, width), mode="bilinear")[0]

@@ -1,0 +1,1 @@
+"""Paths between image and noise: inversion, and the one denoising loop."""

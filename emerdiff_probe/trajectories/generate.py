@@ -1,0 +1,60 @@
+"""Images drawn from the model, as trajectories that can be probed like inverted ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from emerdiff_probe.errors import InputError
+from emerdiff_probe.models.probe_model import ProbeModel
+from emerdiff_probe.trajectories.denoise import conditionings, predict
+from emerdiff_probe.trajectories.schedule import make_scheduler, reverse_mean
+from emerdiff_probe.trajectories.trajectory import Trajectory
+
+
+def generate(
+    model: ProbeModel,
+    prompt: str,
+    *,
+    seed: int = 0,
+    steps: int = 50,
+    eta: float = 1.0,
+    guidance: float = 5.0,
+    size: tuple[int, int] | None = None,
+    callback: Callable[[int, Tensor], None] | None = None,
+) -> Trajectory:
+    """Draw one image from the model and keep the trajectory, so that it can be probed like an inverted one.
+
+    Args:
+        model: to draw from.
+        prompt: text; "" draws unconditionally.
+        seed: of the starting noise and of the noise of every step.
+        steps: of the scheduler's grid.
+        eta: 1 for DDPM steps, 0 for DDIM.
+        guidance: classifier-free guidance scale; 1 is none.
+        size: height and width in pixels; the model's native square when None.
+        callback: called with every timestep and the latents after it.
+
+    Returns:
+        A trajectory over the whole grid, of one image; `model.decode(trajectory.final)` is the image.
+    """
+    height, width = size or (model.native_size, model.native_size)
+    if height % model.multiple or width % model.multiple:
+        raise InputError(f"size {height} x {width}; accepted: multiples of {model.multiple}")
+    scheduler, timesteps = make_scheduler(model, steps)
+    generator = torch.Generator().manual_seed(seed)
+    shape = (1, model.denoiser.config.in_channels, height // model.factor, width // model.factor)
+    draws = torch.randn(len(timesteps) + 1, *shape, generator=generator).to(model.device)
+    latents, residuals = [draws[0]], []
+    conditioning, free = conditionings(model, draws[0], prompt, guidance)
+    for timestep, noise in zip(timesteps, draws[1:], strict=True):
+        prediction = predict(model, latents[-1], timestep, conditioning, unconditional=free, guidance=guidance)
+        mean = reverse_mean(scheduler, prediction, timestep, latents[-1], eta)
+        step = scheduler.step(prediction, timestep, latents[-1], eta=eta, variance_noise=noise)
+        latents.append(step.prev_sample)
+        residuals.append(step.prev_sample - mean)
+        if callback is not None:
+            callback(timestep, latents[-1])
+    return Trajectory(timesteps, torch.stack(latents), torch.stack(residuals), steps, eta, prompt, float(guidance))

@@ -1,0 +1,374 @@
+"""The command line, run in this process: files, exit codes, one-line messages."""
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+from safetensors.torch import load_file
+
+from emerdiff_probe import cli
+from emerdiff_probe.models.loading import load_model
+from emerdiff_probe.segmentation import segment as module
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig
+from emerdiff_probe.segmentation.result import Segmentation
+from emerdiff_probe.sites import list_sites
+
+FAST = ("--clusters", "3", "--modulate-at", "101", "--device", "cpu")
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """Run the command; gives exit code, standard output and standard error."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["emerdiff-probe", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        output = capfd.readouterr()
+        return code, output.out, output.err
+
+    return run
+
+
+def test_segment_writes_the_documented_files(run, folder, image_file, tmp_path):
+    other = tmp_path / "other.jpg"
+    Image.fromarray(tiny.picture(40, 72)).save(other)
+    code, out, err = run("segment", image_file, other, "--model", folder, *FAST, "--out", tmp_path / "out")
+    assert (code, err) == (0, "")
+    assert len(out.splitlines()) == 2
+    for name, size in (("photo", (64, 64)), ("other", (40, 72))):
+        place = tmp_path / "out" / name
+        tensors = load_file(place / "segmentation.safetensors")
+        summary = json.loads((place / "result.json").read_text())
+        assert set(tensors) == {"difference_maps", "low_resolution_masks", "mask_embeddings", "linkage"}
+        assert tensors["difference_maps"].shape == (3, *size)
+        assert tensors["low_resolution_masks"].ndim == 2
+        assert not tensors["low_resolution_masks"].is_floating_point()
+        assert tensors["mask_embeddings"].shape[0] == 3
+        with Image.open(place / "labels.png") as labels, Image.open(place / "overlay.png") as overlay:
+            assert np.array_equal(np.array(labels), tensors["difference_maps"].argmax(0).numpy())
+            assert overlay.size == size[::-1]
+        assert summary["masks"] == 3
+        assert summary["configuration"]["modulate_at"] == 101
+        assert summary["fingerprint"] == load_model(folder, device="cpu").fingerprint
+        assert set(summary["seconds"]) >= {"invert", "modulate"}
+
+
+def test_fast_takes_the_approximations_of_the_fast_mode(run, folder, image_file, tmp_path):
+    code, _, err = run("segment", image_file, "--model", folder, "--fast", "--clusters", 2, "--out", tmp_path)
+    assert (code, err) == (0, "")
+    model = load_model(folder, device="cpu")
+    assert Segmentation.load(tmp_path / "photo").config == EmerDiffConfig.fast(model, clusters=2)
+
+
+def test_options_reach_the_configuration(run, folder, image_file, tmp_path):
+    options = {
+        "clusters": 2,
+        "feature-timestep": 51,
+        "feature-layer": "up8.cross1.query",
+        "modulate-at": 101,
+        "steps": 20,
+        "strength": 7.5,
+        "layer": "up8.self0.output",
+        "placement": "before",
+        "smoothing": 0.5,
+        "prompt": "red car",
+        "seed": 3,
+    }
+    flat = [text for name, value in options.items() for text in (f"--{name}", value)]
+    out = tmp_path / "out"
+    code, *_ = run(
+        "segment", image_file, "--model", folder, *flat, "--no-injection", "--precision", "float32", "--out", out
+    )
+    assert code == 0
+    made = Segmentation.load(out / "photo").config
+    expected = {name.replace("-", "_").replace("feature_layer", "feature_site"): v for name, v in options.items()}
+    assert {name: getattr(made, name) for name in expected} == expected
+    assert made.injection == ()
+
+
+def test_the_number_of_masks_can_be_found(run, folder, image_file, tmp_path):
+    out = tmp_path / "out"
+    code, told, _ = run("segment", image_file, "--model", folder, "--clusters", "auto", *FAST[2:], "--out", out)
+    assert code == 0
+    result = Segmentation.load(out / "photo")
+    assert result.config.clusters == "auto"
+    assert f"{result.masks} masks" in told
+
+
+BAD = {
+    "missing image": (["nothing.png"], "nothing.png: no such image file"),
+    "no clusters": (["IMAGE", "--clusters", "0"], "clusters 0"),
+    "too many clusters": (["IMAGE", "--clusters", "5000"], "5000 clusters"),
+    "unknown criterion": (
+        ["IMAGE", "--clusters", "elbow"],
+        "clusters 'elbow'; accepted: an integer, 1 or more, 'auto'",
+    ),
+    "strength": (["IMAGE", "--strength", "-1"], "strength -1"),
+    "strength of NaN": (["IMAGE", "--strength", "nan"], "strength nan"),
+    "timestep": (["IMAGE", "--modulate-at", "280"], "near ones: 201, 251, 301, 351"),
+    "feature timestep": (["IMAGE", "--feature-timestep", "7"], "timestep 7"),
+    "layer": (["IMAGE", "--layer", "up9.cross0"], "near ones"),
+    "layer without attention": (["IMAGE", "--layer", "up8.resnet0.output"], "no attention layer"),
+    "feature layer": (["IMAGE", "--feature-layer", "up8.cross0.key"], "text tokens"),
+    "seed": (["IMAGE", "--seed", "-1"], "seed -1"),
+    "device": (["IMAGE", "--device", "warp"], "accepted: cpu, cuda, mps"),
+    "precision": (["IMAGE", "--precision", "float8"], "accepted: float32"),
+    "model": (["IMAGE", "--model", "./no-model"], "no such model folder"),
+    "same names": (["IMAGE", "elsewhere/photo.jpg"], "images with different names"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(run, folder, image_file, tmp_path, case):
+    arguments, message = BAD[case]
+    arguments = [image_file if text == "IMAGE" else text for text in arguments]
+    code, out, err = run("segment", "--model", folder, *arguments, "--out", tmp_path / "out")
+    assert code == 2
+    assert out == ""
+    assert message in err
+    assert err.startswith("emerdiff-probe: ")
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:200]),
+        lambda path: Image.new("RGB", (1, 1)).save(path),
+        lambda path: Image.new("1", (5000, 5000)).save(path),
+        lambda path: Image.new("1", (10000, 10000)).save(path),
+    ],
+    ids=["empty", "truncated", "1 x 1", "huge", "huger"],
+)
+def test_an_image_that_cannot_be_used_is_one_line_and_exit_code_2(run, folder, image_file, tmp_path, make):
+    make(image_file)
+    code, _, err = run("segment", image_file, "--model", folder, "--out", tmp_path / "out")
+    assert code == 2
+    assert "photo.png" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_pickled_weights_are_one_line_and_exit_code_2(run, folder, image_file, tmp_path):
+    copied = shutil.copytree(folder, tmp_path / "copy")
+    weights = copied / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    code, _, err = run("segment", image_file, "--model", copied, "--out", tmp_path / "out")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "pickled" in err
+
+
+@pytest.mark.parametrize("arguments", [("segment",), ("segment", "a.png", "--placement", "middle"), ("dance",)])
+def test_a_wrong_call_is_exit_code_2(run, arguments):
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert err
+
+
+def test_a_result_folder_that_holds_something_else_is_left_alone_and_nothing_runs(run, image_file, tmp_path):
+    (tmp_path / "photo").mkdir()
+    (tmp_path / "photo" / "thesis.tex").write_text("years of work")
+    first = tmp_path / "first.png"
+    shutil.copy(image_file, first)
+    # a model that is not there: it would be found first
+    code, _, err = run("segment", first, image_file, "--model", "./no-model", *FAST, "--out", tmp_path)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "holds no segmentation" in err
+    assert (tmp_path / "photo" / "thesis.tex").exists()
+    assert not (tmp_path / "first").exists()
+
+
+def test_results_that_are_finished_survive_an_interrupt(run, folder, image_file, tmp_path, monkeypatch):
+    genuine, calls = module.segment, []
+
+    def second_time_interrupted(*arguments, **settings):
+        calls.append(True)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return genuine(*arguments, **settings)
+
+    monkeypatch.setattr(module, "segment", second_time_interrupted)
+    other = tmp_path / "other.png"
+    shutil.copy(image_file, other)
+    code, out, err = run("segment", image_file, other, "--model", folder, *FAST, "--out", tmp_path / "out")
+    assert code == 130
+    assert "finished results are kept" in err
+    assert "Traceback" not in err
+    assert Segmentation.load(tmp_path / "out" / "photo").masks == 3
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["photo"]
+    assert "photo" in out
+    code, out, _ = run("segment", image_file, other, "--model", folder, *FAST, "--out", tmp_path / "out")
+    before, after = out.splitlines()
+    assert (code, len(calls)) == (0, 3)  # the second one only
+    assert (before, "other: 3 masks" in after) == (f"{tmp_path / 'out' / 'photo'}: finished before", True)
+
+
+def test_a_finished_result_counts_for_its_own_pixels_and_settings_only(run, folder, image_file, tmp_path):
+    call = ("segment", image_file, "--model", folder, *FAST, "--out", tmp_path)
+    assert "finished before" not in run(*call)[1]
+    assert "finished before" in run(*call)[1]
+    assert "finished before" not in run(*call, "--seed", 1)[1]
+    assert "finished before" in run(*call, "--seed", 1)[1]
+    assert "finished before" not in run(*call, "--seed", 1, "--precision", "bfloat16")[1]
+    assert "finished before" not in run(*call, "--seed", 1)[1]
+    Image.fromarray(255 - np.array(Image.open(image_file))).save(image_file)
+    assert "finished before" not in run(*call, "--seed", 1)[1]
+    (tmp_path / "photo" / "result.json").write_text("[]")
+    assert "finished before" not in run(*call, "--seed", 1)[1]
+
+
+def test_layers_prints_the_table_of_sites(run, folder):
+    code, out, err = run("layers", "--model", folder)
+    assert (code, err) == (0, "")
+    sites = list_sites(load_model(folder, device="cpu"))
+    assert out.rstrip("\n") == str(sites)
+    assert "up8.cross0.query" in out
+
+
+def test_world_writes_scenes_with_their_ground_truth(run, tmp_path):
+    code, _, err = run("world", "--count", 2, "--seed", 5, "--height", 64, "--width", 96, "--out", tmp_path / "world")
+    assert (code, err) == (0, "")
+    captions = json.loads((tmp_path / "world" / "captions.json").read_text())
+    files = {path.name for path in (tmp_path / "world").iterdir()}
+    assert len(captions) == 2
+    assert all(isinstance(caption, str) and caption for caption in captions.values())
+    for name in captions:
+        stem = name.removesuffix(".png")
+        assert {f"{stem}.png", f"{stem}.parts.png", f"{stem}.objects.png"} <= files
+        for kind in ("", ".parts", ".objects"):
+            with Image.open(tmp_path / "world" / f"{stem}{kind}.png") as picture:
+                assert picture.size == (96, 64)
+
+
+def test_a_place_that_cannot_be_written_is_one_line_and_exit_code_2(run, tmp_path):
+    out = tmp_path / ("n" * 300)  # a name that no file system takes
+    code, _, errors = run("world", "--count", "1", "--out", out / "scenes")
+    assert code == 2
+    assert len(errors.splitlines()) == 1
+    assert "too long" in errors
+
+
+def test_world_follows_its_seed(run, tmp_path):
+    for name, seed in (("one", 5), ("same", 5), ("other", 6)):
+        run("world", "--count", 1, "--seed", seed, "--height", 64, "--width", 64, "--out", tmp_path / name)
+    contents = [
+        b"".join(path.read_bytes() for path in sorted((tmp_path / name).glob("*.png")))
+        for name in ("one", "same", "other")
+    ]
+    assert contents[0] == contents[1] != contents[2]
+
+
+STUDY = ("study", "additivity", "--quick", "--steps", "10", "--modulate-at", "101", "--clusters", "3")
+
+
+def test_study_ends_with_what_was_computed_and_reused(run, folder, tmp_path):
+    arguments = (*STUDY, "--model", folder, "--device", "cpu", "--images", "1", "--store", tmp_path / "store")
+    for computed, reused in ((4, 0), (0, 4)):
+        code, out, _ = run(*arguments)
+        assert code == 0
+        expected = {"store": str(tmp_path / "store"), "computed": computed, "reused": reused}
+        assert json.loads(out.splitlines()[-1]) == expected
+    assert "Is the response to a union the sum of the responses?" in out
+
+
+def test_a_study_of_the_fast_mode_is_another_study(run, folder, tmp_path):
+    arguments = (*STUDY, "--model", folder, "--device", "cpu", "--images", "1", "--store", tmp_path / "store")
+    assert run(*arguments, "--fast")[0] == 0
+    attributes = json.loads((tmp_path / "store" / "zarr.json").read_text())["attributes"]
+    assert '"shared_levels": 1' in json.dumps(attributes).replace("\\", "")
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert "store" in err
+
+
+def test_a_study_that_cannot_run_is_one_line_and_exit_code_2(run, folder, tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("mine")
+    for arguments, message in (
+        (("study", "layer"), "accepted: layers, feature_timestep"),
+        ((*STUDY, "--images", "0", "--model", folder, "--store", tmp_path / "store"), "0 images"),
+        ((*STUDY, "--images", "1", "--model", folder, "--store", tmp_path / "notes"), "holds no study"),
+    ):
+        code, out, err = run(*arguments)
+        assert (code, out, len(err.splitlines())) == (2, "", 1)
+        assert message in err
+
+
+EVALUATE = ("evaluate", "--clusters", "3", "--steps", "10", "--modulate-at", "101", "--device", "cpu")
+
+
+def test_evaluate_ends_with_the_same_json_when_it_is_run_again(run, folder, tmp_path):
+    arguments = (*EVALUATE, "--data", "world:2", "--method", "emerdiff,bilinear,rgb-k-means", "--model", folder)
+    outputs = []
+    for _ in range(2):
+        code, out, err = run(*arguments, "--protocol", "majority,concept", "--store", tmp_path / "store")
+        assert (code, err) == (0, "")
+        outputs.append(out)
+    assert outputs[0] == outputs[1]
+    made = json.loads(outputs[0].splitlines()[-1])
+    assert (made["skipped"], made["images"], len(made["rows"])) == (0, 2, 6)
+    assert {row["method"] for row in made["rows"]} == {"emerdiff", "bilinear", "rgb k-means"}
+    assert all(f"| {row['miou']:.2f}" in outputs[0] for row in made["rows"])
+    assert "<h3>" in (tmp_path / "store" / "gallery.html").read_text(encoding="utf-8")
+
+
+def test_evaluate_counts_broken_images_of_a_folder(run, folder, image_file, tmp_path):
+    data = tmp_path / "data"
+    for kind in ("images", "labels"):
+        (data / kind).mkdir(parents=True)
+    for name in ("good", "broken"):
+        shutil.copy(image_file, data / "images" / f"{name}.png")
+        Image.fromarray(np.eye(64, dtype=np.uint8)).save(data / "labels" / f"{name}.png")
+    (data / "images" / "broken.png").write_bytes(image_file.read_bytes()[:100])
+    (data / "classes.txt").write_text("off\non\n")
+    arguments = (*EVALUATE, "--data", f"folder:{data}", "--method", "slic", "--model", folder)
+    code, out, err = run(*arguments, "--store", tmp_path / "store")
+    assert code == 0
+    assert err.startswith("broken is skipped: ")
+    made = json.loads(out.splitlines()[-1])
+    assert (made["skipped"], made["images"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--method", "emerdif"), "near ones: emerdiff"),
+        (("--protocol", "oracle"), "accepted: majority, hungarian-per-image"),
+        (("--clusters", "many"), "clusters 'many'"),
+        (("--clusters", "0"), "integers from 1"),
+        (("--clusters", "auto", "--method", "slic"), "slic finds no number of segments"),
+        (("--data", "moon:3"), "accepted: world, folder"),
+        (("--data", "ade20k:nowhere"), "no such folder"),
+        (("--steps", "0"), "steps 0"),
+        (("--side", "0"), "side 0"),
+        (("--method", "unet", "--data", "world:1,first=500007"), "scene-500007; accepted: none"),
+    ],
+)
+def test_an_evaluation_that_cannot_run_is_one_line_and_exit_code_2(run, folder, tmp_path, arguments, message):
+    code, out, err = run(*EVALUATE, "--data", "world:1", "--model", folder, "--store", tmp_path / "s", *arguments)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert message in err
+    assert not (tmp_path / "s").exists()
+
+
+def test_help_names_every_verb(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    assert all(verb in out for verb in ("segment", "evaluate", "study", "layers", "world", "train"))
+
+
+@pytest.mark.parametrize("source", [(), ("--world", "--images", "pictures"), ("--images", "nowhere")])
+def test_train_needs_one_source_of_pictures_that_is_there(run, tmp_path, source):
+    code, _, err = run("train", *source, "--steps", 1, "--out", tmp_path / "run")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert not (tmp_path / "run" / "pipeline").exists()

@@ -1,0 +1,69 @@
+"""All methods by name, and what of them must not change for their results to be used again."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from emerdiff_probe.data.sources import open_data
+from emerdiff_probe.errors import InputError
+from emerdiff_probe.methods.catalogue import METHODS, TRAININGS, configured, find_method, find_methods, identity
+from emerdiff_probe.methods.references import Reference
+from emerdiff_probe.segmentation.configuration import FAST, EmerDiffConfig
+
+
+def data():
+    return open_data("world:2,first=500000", side=64)
+
+
+def test_names_are_unique_and_those_of_the_methods():
+    assert len(METHODS) == 14
+    assert all(method.name == name for name, method in METHODS.items())
+    assert not set(METHODS) & set(TRAININGS)
+    assert [Reference(training, data()).name for training in TRAININGS.values()] == list(TRAININGS)
+
+
+def test_a_method_is_found_by_name():
+    assert find_method("diffseg") is METHODS["diffseg"]
+    assert find_method("RGB_k-means") is METHODS["rgb k-means"]
+    assert find_method("guided-filter") is METHODS["guided filter"]
+    assert find_method("emerdiff-without-injection").injection is False
+    with pytest.raises(InputError, match="near ones: diffseg"):
+        find_method("difseg")
+    with pytest.raises(InputError, match=r"accepted: emerdiff, .*coordinate k-means, linear probe, unet"):
+        find_method("zzz")
+
+
+def test_what_needs_training_asks_for_data_and_nothing_else_does():
+    opened = []
+    assert find_methods(["all"], opened.append) == tuple(METHODS.values())
+    assert find_methods(["slic", "crf"], opened.append) == (METHODS["slic"], METHODS["crf"])
+    assert not opened
+    assert find_methods(["all", "unet"], data)[:-1] == tuple(METHODS.values())
+    unet, probe = find_methods(["UNet", "linear-probe"], data)
+    assert (unet.training, probe.training) == (TRAININGS["unet"], TRAININGS["linear probe"])
+    assert unet.data.names[0] == "scene-500000"
+    with pytest.raises(InputError, match="unet: no data to train on"):
+        find_method("unet")
+
+
+def test_settings_reach_emerdiff_and_what_starts_from_its_masks():
+    config = EmerDiffConfig(feature_site="up8.cross1.query", feature_timestep=21, strength=7.0)
+    assert configured(METHODS["emerdiff"], config).config is config
+    for name in ("nearest", "bilinear", "guided filter", "crf"):
+        made = configured(METHODS[name], config)
+        assert (made.site, made.timestep) == ("up8.cross1.query", 21)
+        assert replace(made, site=None, timestep=None) == METHODS[name]
+    assert configured(METHODS["diffcut"], config) is METHODS["diffcut"]
+
+
+def test_an_identity_is_plain_and_changes_with_every_parameter(monkeypatch):
+    methods = [*METHODS.values(), *find_methods(list(TRAININGS), data)]
+    made = [json.dumps(identity(method), sort_keys=True) for method in methods]
+    assert len(set(made)) == len(methods)
+    assert identity(replace(METHODS["crf"], colour=5.0)) != identity(METHODS["crf"])
+    fast = identity(METHODS["emerdiff fast"])
+    monkeypatch.setitem(FAST, "skip_after", 7)
+    assert identity(METHODS["emerdiff fast"]) != fast, "records of another fast mode would be used again"
+    unet = find_method("unet", data)
+    assert identity(replace(unet, data=unet.data[:1])) != identity(unet)

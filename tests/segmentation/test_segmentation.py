@@ -1,0 +1,515 @@
+"""The whole job: what comes out, what is refused before any model runs, saving, and interruption."""
+
+import contextlib
+import gc
+import json
+import shutil
+import weakref
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from emerdiff_probe.errors import InputError, InterventionError, ModelError, SiteError, TimestepError
+from emerdiff_probe.images import load_image
+from emerdiff_probe.models.loading import load_model
+from emerdiff_probe.reading.correspondence import assign
+from emerdiff_probe.reading.features import one_hot_masks
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig, check_config
+from emerdiff_probe.segmentation.criteria import CRITERIA, ResponseOverlap, find_criterion
+from emerdiff_probe.segmentation.result import Segmentation
+from emerdiff_probe.segmentation.segment import segment, segment_all, segment_probed
+from emerdiff_probe.segmentation.tree import groups_within, likeness_linkage
+from emerdiff_probe.sites import find_site
+
+FAST = {"clusters": 4, "modulate_at": 301, "steps": 10}
+IMAGE = tiny.picture(50, 81)
+
+
+@pytest.fixture(scope="module")
+def config(model):
+    return EmerDiffConfig.for_model(model, **FAST)
+
+
+@pytest.fixture(scope="module")
+def result(model, config):
+    return segment(model, IMAGE, config)
+
+
+@contextlib.contextmanager
+def asleep(model):
+    """Whatever runs the model in here fails."""
+
+    def wake(*_):
+        pytest.fail("a model ran")
+
+    parts = (model.denoiser, model.autoencoder.encoder, model.pipeline.text_encoder)
+    handles = [part.register_forward_pre_hook(wake) for part in parts]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def test_shapes_at_a_size_that_is_neither_native_nor_square(result, model, config):
+    site = find_site(model, config.feature_site)
+    height, width = model.working_size(50, 81)
+    grid = site.grid(height // model.factor, width // model.factor)
+    assert result.labels.shape == (50, 81)
+    assert result.difference_maps.shape == (4, 50, 81)
+    assert result.difference_maps.dtype == np.float32
+    assert result.low_resolution_masks.shape == grid
+    assert set(np.unique(result.low_resolution_masks)) == {0, 1, 2, 3}
+    assert result.mask_embeddings.shape == (4, site.channels)
+    assert result.masks == 4
+    assert np.array_equal(result.image, IMAGE)
+
+
+def test_labels_are_the_argmax_of_the_maps(result):
+    assert np.array_equal(result.labels, result.difference_maps.argmax(0))
+    assert len(np.unique(result.labels)) > 1
+    assert (result.difference_maps >= 0).all()
+
+
+def test_the_result_carries_what_made_it(result, model, config):
+    assert result.config == config
+    assert result.fingerprint == model.fingerprint
+    assert set(result.seconds) == {"invert", "features", "cluster", "modulate", "assign"}
+    assert all(seconds >= 0 for seconds in result.seconds.values())
+
+
+def test_the_same_call_gives_the_same_bits_and_leaves_no_hooks(result, model, config):
+    weights = tiny.state_of(model.denoiser)
+    again = segment(model, IMAGE, config)
+    for name in ("labels", "low_resolution_masks", "difference_maps", "mask_embeddings", "linkage"):
+        assert np.array_equal(getattr(again, name), getattr(result, name)), name
+    assert not tiny.hooks_of(model.denoiser)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in model.denoiser.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"strength": 3.0},
+        {"placement": "before"},
+        {"injection": ()},
+        {"injection": ("self",)},
+        {"smoothing": 0.0},
+        {"inversion": "ddim", "feature_draws": 1},
+        {"prompt": "red car"},
+        {"seed": 1},
+        {"modulate_at": 101},
+        {"layer": "up8.cross0.query"},
+        {"feature_timestep": 201},
+    ],
+    ids=str,
+)
+def test_every_setting_reaches_the_method(result, model, config, change):
+    other = segment(model, IMAGE, replace(config, **change))
+    assert not np.allclose(other.difference_maps, result.difference_maps, atol=1e-5)
+
+
+def test_features_may_be_later_or_earlier_than_the_modulation(model, config):
+    other = segment(model, IMAGE, replace(config, feature_timestep=501, modulate_at=101))
+    assert other.masks == 4
+
+
+def test_features_and_modulation_may_lie_on_different_grids(model, config):
+    other = segment(model, IMAGE, replace(config, feature_site="up16.cross0.query", layer="up4.self0.output"))
+    assert other.low_resolution_masks.shape == find_site(model, "up16.cross0.query").grid(16, 24)
+    assert other.labels.shape == (50, 81)
+
+
+def test_every_kind_of_source_gives_the_same_result(result, model, config, tmp_path):
+    path = tmp_path / "image.png"
+    Image.fromarray(IMAGE).save(path)
+    for source in (path, str(path), Image.fromarray(IMAGE)):
+        assert np.array_equal(segment(model, source, config).labels, result.labels)
+
+
+def test_an_image_of_one_colour_is_segmented(model, config):
+    flat = segment(model, np.full((40, 40, 3), 99, np.uint8), config)
+    assert 1 <= flat.masks <= 4
+
+
+def test_defaults_come_from_the_model(model):
+    default = EmerDiffConfig.for_model(model)
+    assert find_site(model, default.feature_site).part == "query"
+    assert find_site(model, default.layer).stage == "up"
+    assert EmerDiffConfig.for_model(model, strength=3.5).strength == 3.5
+    with pytest.raises(InputError, match="no such setting: lambda_"):
+        EmerDiffConfig.for_model(model, lambda_=3.5)
+
+
+def test_the_papers_settings_are_the_defaults():
+    paper = asdict(EmerDiffConfig())
+    assert (paper["feature_timestep"], paper["modulate_at"], paper["strength"], paper["steps"]) == (1, 281, 10.0, 50)
+    assert (paper["feature_site"], paper["layer"]) == ("up16.cross0.query", "up16.cross2.output")
+    assert (paper["placement"], paper["injection"], paper["inversion"]) == ("after", ("self", "cross"), "ddpm")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("clusters", 0),
+        ("clusters", -3),
+        ("clusters", 2.5),
+        ("clusters", True),
+        ("clusters", "4"),
+        ("clusters", "elbow"),
+        ("clusters", [4]),
+        ("steps", 0),
+        ("seed", -1),
+        ("seed", 0.5),
+        ("strength", 0.0),
+        ("strength", -10.0),
+        ("strength", float("nan")),
+        ("strength", float("inf")),
+        ("strength", "10"),
+        ("smoothing", -0.1),
+        ("smoothing", float("nan")),
+        ("smoothing", None),
+        ("placement", "between"),
+        ("inversion", "null-text"),
+        ("injection", ("joint",)),
+        ("injection", "self"),
+        ("injection", 3),
+        ("injection", [["self"]]),
+        ("clusters", np.arange(3)),
+        ("placement", ["after"]),
+        ("inversion", {}),
+        ("prompt", None),
+        ("layer", None),
+        ("feature_site", 3),
+        ("modulate_at", None),
+        ("modulate_at", "281"),
+        ("feature_timestep", 1.5),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(name, value):
+    with pytest.raises(InputError, match=rf"{name} .*accepted: "):
+        EmerDiffConfig(**{name: value})
+
+
+def test_no_injection_may_be_said_as_none():
+    assert EmerDiffConfig(injection=None) == EmerDiffConfig(injection=())
+
+
+def test_numbers_of_numpy_are_saved_like_any_other(result, tmp_path):
+    numbers = {
+        "clusters": np.arange(5)[4],
+        "seed": np.uint8(0),
+        "modulate_at": np.int32(301),
+        "strength": np.float32(0.5),
+        "smoothing": np.float64(2),
+        "denoising_steps": np.int64(2),
+        "one_sided": np.bool_(True),
+    }
+    made = replace(result.config, **numbers)
+    plain = replace(result.config, **{name: value.item() for name, value in numbers.items()})
+    assert made == plain
+    assert Segmentation.load(replace(result, config=made).save(tmp_path / "photo")).config == plain
+
+
+@pytest.mark.parametrize(
+    ("source", "change", "error", "message"),
+    [
+        ("missing.png", {}, InputError, "no such image file"),
+        (np.zeros((1, 1, 3), np.uint8), {}, InputError, "too small"),
+        (np.full((40, 40), np.nan), {}, InputError, "NaN"),
+        (IMAGE, {"clusters": 10_000}, InputError, "10000 clusters, but .* cells"),
+        (IMAGE, {"feature_site": "up99.cross0.query"}, SiteError, "near ones"),
+        (IMAGE, {"layer": "nowhere"}, SiteError, "near ones"),
+        (IMAGE, {"feature_site": "up8.cross0.key"}, InputError, "text tokens"),
+        (IMAGE, {"feature_timestep": 2}, TimestepError, "near ones: 1, "),
+        (IMAGE, {"modulate_at": 281}, TimestepError, "near ones: .*301"),
+        (IMAGE, {"steps": 1000}, InputError, "accepted: 1 to 999"),
+    ],
+)
+def test_bad_input_is_refused_before_any_model_runs(model, config, source, change, error, message):
+    with asleep(model), pytest.raises(error, match=message):
+        segment(model, source, replace(config, **change))
+
+
+def test_a_layer_that_cannot_be_modulated_is_refused_before_any_model_runs(model, config):
+    with asleep(model), pytest.raises(InterventionError, match="no attention layer"):
+        segment(model, IMAGE, replace(config, layer="up8.resnet0.output"))
+
+
+def test_as_many_clusters_as_cells_is_the_most(model, config):
+    rows, columns = find_site(model, config.feature_site).grid(16, 16)
+    check_config(model, replace(config, clusters=rows * columns), 64, 64)
+    with pytest.raises(InputError, match=f"accepted: 1 to {rows * columns}"):
+        check_config(model, replace(config, clusters=rows * columns + 1), 64, 64)
+
+
+def test_a_larger_image_has_more_cells_to_cluster(model, config):
+    rows, columns = find_site(model, config.feature_site).grid(32, 32)
+    probed = config.probe(model, tiny.picture(), scale=2)
+    many = replace(config, clusters=rows * columns // 4 + 1, denoising_steps=1)
+    assert segment_probed(probed, many).masks == rows * columns // 4 + 1
+    with pytest.raises(InputError, match=f"accepted: 1 to {rows * columns}"):
+        segment_probed(probed, replace(config, clusters=rows * columns + 1))
+
+
+@pytest.mark.parametrize("name", ["auto", *CRITERIA])
+def test_the_number_of_masks_can_be_found(model, config, name):
+    found = segment(model, IMAGE, replace(config, clusters=name))
+    cells = found.low_resolution_masks.size
+    assert 1 <= found.masks <= cells
+    assert np.array_equal(found.labels, found.difference_maps.argmax(0))
+    assert set(np.unique(found.low_resolution_masks)) == set(range(found.masks))
+    assert len(found.mask_embeddings) == found.masks
+    assert found.config.clusters == name
+    if find_criterion(name).name == "overlap":  # merges masks after they are modulated
+        return
+    site = find_site(model, config.feature_site)
+    start = max(config.modulate_at, config.feature_timestep)
+    probed = config.probe(model, IMAGE, start=start)
+    features = probed.features(site, config.feature_timestep)
+    count = find_criterion(name).clusters(features, probed.grid(site))
+    assert np.array_equal(segment(model, IMAGE, replace(config, clusters=count)).labels, found.labels)
+
+
+def test_masks_that_overlap_are_merged_without_another_pass(model, config, monkeypatch):
+    passes = []
+    handle = model.denoiser.register_forward_pre_hook(lambda *_: passes.append(True))
+    try:
+        fine = segment(model, IMAGE, replace(config, clusters=6))
+        enough = len(passes)
+        threshold = float(np.median(fine.linkage[:, 2]))
+        criteria = {**CRITERIA, "overlap": ResponseOverlap(masks=6, threshold=threshold)}
+        monkeypatch.setattr("emerdiff_probe.segmentation.criteria.CRITERIA", criteria)
+        merged = segment(model, IMAGE, replace(config, clusters="overlap"))
+    finally:
+        handle.remove()
+    assert len(passes) == 2 * enough
+    groups = groups_within(fine.linkage, threshold)
+    assert 1 < merged.masks < fine.masks
+    assert np.array_equal(merged.labels, groups[fine.labels])
+    assert np.array_equal(merged.low_resolution_masks, groups[fine.low_resolution_masks])
+    assert torch.equal(assign(torch.from_numpy(merged.difference_maps)), torch.from_numpy(groups[fine.labels]))
+
+
+def test_what_needs_a_number_refuses_one_that_is_to_be_found(config):
+    assert config.given_clusters == 4
+    with pytest.raises(InputError, match="clusters 'auto'; accepted here: an integer"):
+        _ = replace(config, clusters="auto").given_clusters
+
+
+def test_levels_go_from_the_labels_to_one_segment(result, tmp_path):
+    assert np.array_equal(result.tree.cut(result.masks), result.labels)
+    assert not result.tree.cut(1).any()
+    loaded = Segmentation.load(result.save(tmp_path / "photo"))
+    for count in range(1, result.masks + 1):
+        assert np.array_equal(loaded.tree.cut(count), result.tree.cut(count))
+    with Image.open(tmp_path / "photo" / "levels.png") as picture:
+        assert np.array_equal(np.array(picture), np.array(result.tree.levels(IMAGE)))
+
+
+def test_what_was_saved_comes_back(result, tmp_path):
+    folder = result.save(tmp_path / "deep" / "photo")
+    loaded = Segmentation.load(folder)
+    for name in ("image", "labels", "low_resolution_masks", "difference_maps", "mask_embeddings", "linkage"):
+        assert np.array_equal(getattr(loaded, name), getattr(result, name)), name
+        assert getattr(loaded, name).dtype == getattr(result, name).dtype, name
+    for name in ("config", "model", "fingerprint", "seconds"):
+        assert getattr(loaded, name) == getattr(result, name), name
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["photo"]
+
+
+def test_the_files_are_what_the_documentation_says(result, tmp_path):
+    folder = result.save(tmp_path / "photo")
+    tensors = load_file(folder / "segmentation.safetensors")
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {
+        "difference_maps": (4, 50, 81),
+        "low_resolution_masks": result.low_resolution_masks.shape,
+        "mask_embeddings": result.mask_embeddings.shape,
+        "linkage": (3, 4),
+    }
+    assert not tensors["low_resolution_masks"].is_floating_point()
+    summary = json.loads((folder / "result.json").read_text())
+    assert summary["configuration"]["strength"] == result.config.strength
+    assert (summary["masks"], summary["height"], summary["width"]) == (4, 50, 81)
+    with Image.open(folder / "labels.png") as labels:
+        assert labels.mode == "P"
+        assert np.array_equal(np.array(labels), result.labels)
+    for name in ("overlay.png", "contours.png", "image.png"):
+        with Image.open(folder / name) as picture:
+            assert picture.size == (81, 50)
+
+
+def test_saving_again_replaces_the_whole_result(result, tmp_path):
+    folder = result.save(tmp_path / "photo")
+    (folder / "old.txt").write_text("from an older version")
+    result.save(folder)
+    assert not (folder / "old.txt").exists()
+    assert np.array_equal(Segmentation.load(folder).labels, result.labels)
+
+
+def test_saving_never_replaces_a_folder_that_holds_something_else(result, tmp_path):
+    folder = tmp_path / "photo"
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match=r"photo.*no segmentation"):
+        result.save(folder)
+    assert (folder / "thesis.tex").read_text() == "years of work"
+    (tmp_path / "file").write_text("a file")
+    with pytest.raises(InputError, match="file"):
+        result.save(tmp_path / "file")
+
+
+def test_saving_never_replaces_the_current_folder(result, tmp_path, monkeypatch):
+    """The process would be left in a folder that is deleted."""
+    monkeypatch.chdir(result.save(tmp_path / "photo"))
+    for folder in (".", "../photo", tmp_path / "photo"):
+        with pytest.raises(InputError, match="current folder"):
+            result.save(folder)
+    assert np.array_equal(Segmentation.load(".").labels, result.labels)
+
+
+def test_a_relative_folder_is_written_where_it_says(result, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert str(result.save("photo")) == "photo"
+    assert np.array_equal(Segmentation.load(tmp_path / "photo").labels, result.labels)
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_a_save_that_fails_leaves_the_older_result_whole(result, tmp_path, monkeypatch, error):
+    folder = result.save(tmp_path / "photo")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("emerdiff_probe.segmentation.result.save_file", fail)
+    with pytest.raises(error):
+        replace(result, labels=1 - result.labels.clip(0, 1)).save(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["photo"]
+
+
+@pytest.mark.parametrize("name", ["result.json", "segmentation.safetensors", "labels.png", "image.png"])
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"{}")])
+def test_loading_a_damaged_result_is_refused(result, tmp_path, name, damage):
+    folder = result.save(tmp_path / "photo")
+    damage(folder / name)
+    with pytest.raises(InputError, match="photo"):
+        Segmentation.load(folder)
+
+
+def test_more_than_256_masks_are_saved_with_16_bits(result, tmp_path):
+    labels = np.arange(50 * 81).reshape(50, 81) % 300
+    maps = one_hot_masks(labels).numpy()
+    many = replace(result, labels=labels.astype(np.uint16), difference_maps=maps, linkage=likeness_linkage(maps))
+    loaded = Segmentation.load(many.save(tmp_path / "many"))
+    assert loaded.masks == 300
+    assert np.array_equal(loaded.labels, labels)
+
+
+def test_a_result_shows_itself(result):
+    assert result._repr_png_().startswith(b"\x89PNG")
+    assert "4 masks" in repr(result)
+    assert result.overlay().size == result.contours().size == (81, 50)
+    assert result.overlay(names={0: "tree"}).tobytes() != result.overlay().tobytes()
+    assert result.side_by_side().width > 4 * 81
+
+
+def test_several_images_of_any_size_equal_one_at_a_time(result, model, config):
+    pictures = [IMAGE, tiny.picture(64, 64, 1)]
+    both = list(segment_all(model, pictures, config))
+    assert np.array_equal(both[0].difference_maps, result.difference_maps)
+    assert np.array_equal(both[1].labels, segment(model, pictures[1], config).labels)
+
+
+def test_of_several_images_one_at_a_time_is_held(model, config, tmp_path, monkeypatch):
+    paths = [tmp_path / f"{index}.png" for index in range(4)]
+    for index, path in enumerate(paths):
+        Image.fromarray(tiny.picture(64, 64, index)).save(path)
+    loaded, alive = [], []
+
+    def load(source):
+        image = load_image(source)
+        loaded.append(weakref.ref(image))
+        return image
+
+    monkeypatch.setattr("emerdiff_probe.segmentation.segment.load_image", load)
+    for _ in segment_all(model, paths, config):
+        gc.collect()
+        alive.append(sum(image() is not None for image in loaded))
+    assert max(alive) <= 1
+
+
+def test_settings_that_one_of_several_images_cannot_have_are_refused_before_the_first_runs(model, config):
+    rows, columns = find_site(model, config.feature_site).grid(16, 24)
+    with asleep(model), pytest.raises(InputError, match="clusters, but"):
+        segment_all(
+            model, [tiny.picture(64, 96), IMAGE, tiny.picture(64, 64)], replace(config, clusters=rows * columns)
+        )
+
+
+def test_a_bad_image_among_several_is_refused_before_the_first_runs(model, config):
+    with asleep(model), pytest.raises(InputError, match="missing"):
+        list(segment_all(model, [IMAGE, "missing.png"], config))
+
+
+def test_an_interrupt_keeps_the_results_so_far_and_leaves_no_hooks(result, model, config):
+    passes, kept = [], []
+
+    def interrupt(*_):
+        passes.append(True)
+        if len(kept) == 1 and len(passes) > 3:
+            raise KeyboardInterrupt
+
+    handle = model.denoiser.get_submodule("up_blocks.1").register_forward_pre_hook(interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012
+            for done in segment_all(model, [IMAGE, IMAGE], config):
+                kept.append(done)
+                passes.clear()
+    finally:
+        handle.remove()
+    assert len(kept) == 1
+    assert np.array_equal(kept[0].labels, result.labels)
+    assert not tiny.hooks_of(model.denoiser)
+    assert np.array_equal(segment(model, IMAGE, config).labels, result.labels)
+
+
+@pytest.mark.parametrize("build", [tiny.sd2, tiny.sdxl])
+def test_other_families_run_the_whole_job_by_their_presets(build):
+    other = load_model(build(), device="cpu")
+    config = EmerDiffConfig.for_model(other, clusters=3, modulate_at=81)
+    found = segment(other, tiny.picture(32, 48), config)
+    assert found.masks == 3
+    assert found.difference_maps.max() > 0
+    assert not tiny.hooks_of(other.denoiser)
+
+
+def test_stable_diffusions_topology_saved_and_reloaded_runs_the_whole_job(tmp_path):
+    pipeline = tiny.sd1()
+    pipeline.save_pretrained(tmp_path / "sd", safe_serialization=True)
+    loaded = load_model(tmp_path / "sd", device="cpu")
+    assert (loaded.family, loaded.native_size) == ("sd1", 512)
+    config = EmerDiffConfig.for_model(loaded, clusters=2, modulate_at=1)
+    assert config.strength == 10.0
+    assert find_site(loaded, config.layer).path == "up_blocks.1.attentions.2.transformer_blocks.0.attn2"
+    assert find_site(loaded, config.feature_site).attention == "up_blocks.1.attentions.0.transformer_blocks.0.attn2"
+    found = segment(loaded, tiny.picture(100, 100), config)
+    assert found.low_resolution_masks.shape == (16, 16)
+    assert found.labels.shape == (100, 100)
+    assert Segmentation.load(found.save(tmp_path / "out")).fingerprint == loaded.fingerprint
+    shutil.rmtree(tmp_path / "sd" / "unet")
+    with pytest.raises(ModelError):
+        load_model(tmp_path / "sd")
+
+
+def test_half_precision_gives_nearly_the_same_maps(folder):
+    full, half = (load_model(folder, device="cpu", dtype=dtype) for dtype in ("float32", "bfloat16"))
+    config = EmerDiffConfig.for_model(full, **{**FAST, "clusters": 2})
+    one, other = segment(full, IMAGE, config), segment(half, IMAGE, config)
+    assert np.corrcoef(one.difference_maps.max(0).ravel(), other.difference_maps.max(0).ravel())[0, 1] > 0.8

@@ -1,0 +1,143 @@
+"""Invert then denoise reconstructs; the noise is drawn as the method says."""
+
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+
+from emerdiff_probe.errors import InputError, TimestepError
+from emerdiff_probe.models.loading import load_model
+from emerdiff_probe.trajectories.denoise import denoise
+from emerdiff_probe.trajectories.inversion import invert
+
+
+@pytest.fixture(scope="module")
+def predicting(model):
+    """The same weights under schedulers of every prediction type."""
+    others = {kind: load_model(tiny.pocket(kind), device="cpu") for kind in ("sample", "v_prediction")}
+    return {"epsilon": model, **others}
+
+
+@pytest.fixture(scope="module")
+def batch(model):
+    pictures = [tiny.picture(64, 96, seed) for seed in range(3)]
+    return torch.cat([model.encode(model.to_tensor(picture)) for picture in pictures])
+
+
+@pytest.mark.parametrize("method", ["ddpm", "ddim"])
+@pytest.mark.parametrize("predicts", ["sample", "epsilon", "v_prediction"])
+@pytest.mark.parametrize(("steps", "start"), [(50, 281), (50, 1), (20, 301)])
+def test_invert_then_denoise_reconstructs(predicting, latents, method, predicts, steps, start):
+    probed = predicting[predicts]
+    assert probed.scheduler.config.prediction_type == predicts
+    inverted = invert(probed, latents, start=start, steps=steps, method=method)
+    assert inverted.timesteps[0] == start
+    assert inverted.timesteps[-1] == 1
+    assert inverted.eta == (1.0 if method == "ddpm" else 0.0)
+    assert torch.equal(inverted.final, latents.float())
+    assert torch.allclose(denoise(probed, inverted, [[]]), latents, atol=1e-4)
+
+
+def test_the_residuals_are_needed(model, trajectory):
+    """Otherwise reconstruction would show nothing."""
+    without = replace(trajectory, residuals=torch.zeros_like(trajectory.residuals))
+    assert (denoise(model, without, [[]]) - trajectory.final).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("method", ["ddpm", "ddim"])
+def test_a_batch_of_images_equals_one_at_a_time(model, batch, method):
+    together = invert(model, batch, start=301, steps=10, method=method)
+    assert together.batch == 3
+    for index in range(3):
+        alone = invert(model, batch[index : index + 1], start=301, steps=10, method=method)
+        image = together.image(index)
+        assert torch.allclose(image.latents, alone.latents, atol=1e-5)
+        assert torch.allclose(image.residuals, alone.residuals, atol=1e-4)
+        assert torch.allclose(denoise(model, image, [[]]), batch[index : index + 1], atol=1e-4)
+
+
+def test_rows_a_pass_do_not_matter(model, batch):
+    one, all_rows = (invert(model, batch, start=201, steps=10, batch_size=size) for size in (1, 99))
+    assert torch.allclose(one.residuals, all_rows.residuals, atol=1e-4)
+
+
+def test_an_inversion_that_runs_out_of_memory_halves_its_batches(model, batch):
+    whole, passes = invert(model, batch, start=201, steps=10), []
+
+    def hungry(_, args):
+        passes.append(len(args[0]))
+        if len(args[0]) > 4:
+            raise torch.OutOfMemoryError("out of memory")
+
+    handle = model.denoiser.conv_in.register_forward_pre_hook(hungry)
+    try:
+        halved = invert(model, batch, start=201, steps=10)
+    finally:
+        handle.remove()
+    assert passes[0] == 9
+    assert torch.allclose(halved.residuals, whole.residuals, atol=1e-4)
+
+
+def test_draws_match_q_and_are_independent_between_timesteps(model):
+    """x_t = sqrt(a) x_0 + sqrt(1 - a) noise, with a fresh noise at every t."""
+    image = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(3))
+    drawn = invert(model, image, start=281, steps=50)
+    noises = []
+    for timestep in drawn.timesteps:
+        alpha = model.scheduler.alphas_cumprod[timestep]
+        noise = (drawn.at(timestep) - alpha.sqrt() * image) / (1 - alpha).sqrt()
+        assert abs(float(noise.mean())) < 0.08  # five standard errors of 4096 draws
+        assert abs(float(noise.std()) - 1) < 0.06
+        noises.append(noise.flatten())
+    correlations = torch.corrcoef(torch.stack([*noises, image.flatten()]))
+    assert (correlations - torch.eye(len(correlations))).abs().max() < 0.08
+
+
+@pytest.mark.parametrize("method", ["ddpm", "ddim"])
+def test_same_seed_same_bits_and_other_seed_other_draws(model, latents, method):
+    one, same, other = (invert(model, latents, start=201, steps=10, method=method, seed=seed) for seed in (7, 7, 8))
+    assert torch.equal(one.latents, same.latents)
+    assert torch.equal(one.residuals, same.residuals)
+    assert torch.equal(one.latents, other.latents) == (method == "ddim")
+
+
+def test_the_global_random_state_is_neither_used_nor_touched(model, latents):
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    one = invert(model, latents, start=101, steps=10)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert torch.equal(invert(model, latents, start=101, steps=10).latents, one.latents)
+
+
+def test_ddim_rises_deterministically_and_needs_small_residuals(model, latents):
+    ddim, ddpm = (invert(model, latents, start=301, method=method) for method in ("ddim", "ddpm"))
+    assert ddim.residuals.abs().mean() < 0.2 * ddpm.residuals.abs().mean()
+
+
+def test_the_prompt_matters_and_is_kept(model, latents):
+    told = invert(model, latents, start=201, steps=10, prompt="red car")
+    plain = invert(model, latents, start=201, steps=10)
+    assert told.prompt == "red car"
+    assert torch.equal(told.latents, plain.latents)
+    assert not torch.allclose(told.residuals, plain.residuals, atol=1e-4)
+    assert torch.allclose(denoise(model, told, [[]]), latents, atol=1e-4)
+
+
+@pytest.mark.parametrize(("start", "near"), [(280, "261, 281"), (300, "301"), (999, "981")])
+def test_a_start_off_the_grid_names_the_near_timesteps(model, latents, start, near):
+    with pytest.raises(TimestepError, match=f"timestep {start} .*near ones: .*{near}"):
+        invert(model, latents, start=start)
+
+
+def test_an_unknown_method_is_refused(model, latents):
+    with pytest.raises(InputError, match="accepted: ddpm, ddim"):
+        invert(model, latents, method="null-text")
+
+
+@pytest.mark.parametrize("size", [(10, 13), (16, 24)])
+def test_latents_of_any_size_invert(model, size):
+    image = torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(0))
+    inverted = invert(model, image, start=201, steps=10)
+    assert torch.allclose(denoise(model, inverted, [[]]), image, atol=1e-4)
