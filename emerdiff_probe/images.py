@@ -18,6 +18,10 @@ from torch import Tensor
 
 from emerdiff_probe.errors import InputError
 
+IMAGE_SUFFIXES = frozenset(
+    {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+"""Of files that are taken for images in a folder, in lower case."""
 MIN_SIDE = 16
 MAX_PIXELS = 4096 * 4096
 MAX_ASPECT = 8.0

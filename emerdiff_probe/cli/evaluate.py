@@ -85,6 +85,8 @@ def evaluate(
     require_folder(store)
     probed = load_model(model, device=device, dtype=precision)
     images = open_data(data, side=probed.native_size)
+    for note in images.notes:
+        print(f"{images.name}: {note}", file=sys.stderr)
     methods = find_methods(
         split_list(method),
         lambda: open_data(train_on, side=probed.native_size),

@@ -5,14 +5,13 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
-from emerdiff_probe.data.datasets import (
-    DataSet,
-    FolderDataset,
-    World,
+from emerdiff_probe.data.dataset import DataSet
+from emerdiff_probe.data.folders import FolderDataset
+from emerdiff_probe.data.pairs import read_lines
+from emerdiff_probe.data.public import (
     ade20k,
     bsds500,
     camvid,
@@ -21,8 +20,8 @@ from emerdiff_probe.data.datasets import (
     pascal_context,
     pascal_voc,
 )
+from emerdiff_probe.data.world import World
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.pocket.world import OBJECT_NAMES, PART_NAMES, draw_scene
 
 TUNING_SEED = 500_000
 """Scenes from this seed on are there to choose and to train by; no table is taken on them."""
@@ -33,9 +32,14 @@ Option = str | int | None
 def world(count: Option, *, first: Option = 0, labels: str = "parts", side: int = 256) -> World:
     """Scenes of the world from a seed on, with the truth of "parts" or "objects", drawn with `side` pixels."""
     start, number = _integer("world: first", first, 0), _integer("world: number of scenes", count, 1)
-    classes = {"parts": PART_NAMES, "objects": OBJECT_NAMES}.get(labels, ())
-    seeds = range(start, start + number)
-    return World(partial(draw_scene, height=side, width=side), classes, seeds, labels)  # type: ignore[arg-type]
+    return World(range(start, start + number), labels, side)  # type: ignore[arg-type]
+
+
+def images(path: str, *, ending: str | None = None, names: str | None = None) -> FolderDataset:
+    """All images of a folder, without labels; see `FolderDataset.from_pictures`."""
+    root = Path(path)
+    listed = None if names is None else root / names
+    return FolderDataset.from_pictures(root, ending=ending, names=listed, name=f"images {root.resolve()}")
 
 
 def folder(
@@ -55,14 +59,10 @@ def folder(
     root = Path(path)
     start = _integer("folder: offset", offset)
     ignored = None if ignore is None else _integer("folder: ignore", ignore)
-    try:
-        listed = [line.strip() for line in (root / classes).read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{root / classes}: no list of classes, one name a line ({error})") from error
     return FolderDataset.from_folders(
         root / images,
         root / labels,
-        [name for name in listed if name],
+        read_lines(root / classes, "list of classes, one name a line"),
         ignore_index=ignored,
         offset=start,
         image_ending=image_ending,
@@ -77,6 +77,7 @@ SOURCES: Mapping[str, Callable[..., DataSet]] = MappingProxyType(
     {
         "world": world,
         "folder": folder,
+        "images": images,
         "ade20k": ade20k,
         "coco-stuff": coco_stuff,
         "voc": pascal_voc,

@@ -105,7 +105,7 @@ def _pictures(result: EvaluationResult, cell: Cell, judged: Judged | None, numbe
     except InputError as error:  # its records are there, it is not any more
         return html.escape(str(error))
     resizing = result.evaluation.resizing
-    truth = resizing.seen(sample.labels)
+    truth = resizing.seen(sample.truth())
     image = image[resizing.window(*image.shape[:2])]
     if judged is None:
         drawn, found = colour_labels(truth[0] if truth.ndim == 3 else truth), colour_labels(labels)

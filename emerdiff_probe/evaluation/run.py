@@ -15,8 +15,9 @@ from einops import rearrange
 from tqdm.auto import tqdm
 
 from emerdiff_probe.checks import is_integer
-from emerdiff_probe.data.datasets import IGNORED, DataSet
+from emerdiff_probe.data.dataset import DataSet
 from emerdiff_probe.data.resizing import Resizing
+from emerdiff_probe.data.sample import IGNORED
 from emerdiff_probe.errors import InputError, ProbeError
 from emerdiff_probe.evaluation.cost import Cost, measured, on_host, together
 from emerdiff_probe.evaluation.store import Cell, Record, RecordStore
@@ -156,11 +157,13 @@ def run_evaluation(
         warn: told of every image that cannot be used and is skipped.
 
     Raises:
-        InputError: a store of something else, an image or truth that is another than it was, no image that can be
-            used, settings that do not fit the model, more segments than a method's grid has cells, or a trained method
-            that has seen an image.
+        InputError: data without labels, a store of something else, an image or truth that is another than it was, no
+            image that can be used, settings that do not fit the model, more segments than a method's grid has cells, or
+            a trained method that has seen an image.
         SiteError, TimestepError: as `check_config`.
     """
+    if not data.labelled:
+        raise InputError(f"{data!r}: nothing to score against; accepted: a data set with labels")
     largest = max((count for count in evaluation.clusters if count is not None), default=1)
     fitted = replace(evaluation.config, clusters=largest)
     site, _ = check_config(model, fitted, model.native_size, model.native_size)
@@ -257,7 +260,7 @@ def _see(data: DataSet, place: int, resizing: Resizing) -> _Seen:
     """Read a sample; raises InputError where it cannot be scored."""
     sample = data[place]
     pixels = sample.pixels()
-    truth = resizing.seen(sample.labels)
+    truth = resizing.seen(sample.truth())
     truth = truth if truth.ndim == 3 else truth[None]
     if (truth == IGNORED).all(axis=(1, 2)).any():
         raise InputError(f"{sample.name}: every pixel is ignored")

@@ -9,7 +9,7 @@ from dataclasses import asdict, is_dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-from emerdiff_probe.data.datasets import DataSet
+from emerdiff_probe.data.dataset import DataSet
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.methods.colour import CoordinateKMeans, Felzenszwalb, RgbKMeans, Slic
 from emerdiff_probe.methods.diffcut import DiffCut

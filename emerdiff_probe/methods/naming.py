@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from emerdiff_probe.data.datasets import DataSet
+from emerdiff_probe.data.dataset import DataSet
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.methods.interface import Counts, Segmenter, none
 from emerdiff_probe.models.clip import Clip, load_clip

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 from safetensors.torch import load_file, save_file
 
-from emerdiff_probe.data.datasets import DataSet
+from emerdiff_probe.data.dataset import DataSet
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.files import write_whole
 from emerdiff_probe.methods.interface import Counts
@@ -35,12 +35,19 @@ class Reference:
 
     Attributes:
         training: of a linear probe or of a U-Net, and how.
-        data: to train on. None of its images may be evaluated.
+        data: to train on, with labels. None of its images may be evaluated.
+
+    Raises:
+        InputError: data without labels.
     """
 
     training: ProbeTraining | UNetTraining
     data: DataSet
     counts: ClassVar[Counts] = "own"
+
+    def __post_init__(self) -> None:
+        if not self.data.labelled:
+            raise InputError(f"{self.data!r}: nothing to train {self.name} on; accepted: a data set with labels")
 
     @property
     def name(self) -> str:
@@ -123,4 +130,4 @@ class Reference:
             except InputError as error:
                 warn(f"{name} is not trained on: {error}")
                 continue
-            yield pixels, sample.labels
+            yield pixels, sample.truth()

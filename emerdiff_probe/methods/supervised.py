@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from emerdiff_probe.checks import is_integer, is_positive, require
-from emerdiff_probe.data.datasets import IGNORED
+from emerdiff_probe.data.sample import IGNORED
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.methods.choices import feature_site, feature_timestep
 from emerdiff_probe.methods.interface import Counts, Pictured, none

@@ -5,7 +5,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from emerdiff_probe.data.datasets import IGNORED
+from emerdiff_probe.data.sample import IGNORED
 from emerdiff_probe.data.sources import open_data
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.pocket.world import OBJECT_NAMES, PART_NAMES, draw_scene
@@ -79,7 +79,7 @@ def test_public_data_sets_are_opened_with_their_options(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("world", "accepted: world, folder, ade20k, coco-stuff, voc"),
+        ("world", "accepted: world, folder, images, ade20k, coco-stuff"),
         ("moon:3", "accepted: world, folder"),
         ("world:0", "number of scenes 0"),
         ("world:many", "number of scenes 'many'"),
@@ -94,12 +94,23 @@ def test_public_data_sets_are_opened_with_their_options(tmp_path):
         ("world:3,side=9", "option 'side=9'; accepted: first, labels, each as name=value"),
         ("world:3,first", "option 'first'"),
         ("voc:nowhere,split=val,year=2007", "option 'year=2007'; accepted: split, first, count"),
-        ("folder:nowhere", "no list of classes"),
+        ("folder:nowhere", "as a list of classes"),
         ("FOLDER,first=3", "first 3; accepted: 0 to 2"),
         ("FOLDER,count=0", "count 0"),
-        ("FOLDER,classes=none.txt", "no list of classes"),
+        ("FOLDER,classes=none.txt", "as a list of classes"),
     ],
 )
 def test_what_cannot_be_opened_is_refused(spec, message, folder):
     with pytest.raises(InputError, match=message):
         open_data(spec.replace("FOLDER", f"folder:{folder}"), side=64)
+
+
+def test_a_folder_of_pictures_is_opened_without_labels(folder):
+    data = open_data(f"images:{folder / 'images'},first=1", side=64)
+    assert (data.names, data.labelled, data.classes) == (("b", "c"), False, ())
+    assert data[0].pixels().shape == (64, 64, 3)
+
+
+def test_a_list_of_classes_may_begin_with_a_byte_order_mark(folder):
+    (folder / "classes.txt").write_text("sky\nsea\nsand\n", encoding="utf-8-sig")
+    assert open_data(f"folder:{folder}", side=64).classes == ("sky", "sea", "sand")

@@ -10,8 +10,11 @@ import pytest
 import tiny
 from PIL import Image
 
-from emerdiff_probe.data.datasets import IGNORED, FolderDataset, LabelMap, Pair
+from emerdiff_probe.data.folders import FolderDataset
+from emerdiff_probe.data.labels import LabelMap
+from emerdiff_probe.data.pairs import Pair
 from emerdiff_probe.data.resizing import Resizing
+from emerdiff_probe.data.sample import IGNORED
 from emerdiff_probe.data.sources import open_data
 from emerdiff_probe.errors import InputError, ModelError, TimestepError
 from emerdiff_probe.evaluation import run
@@ -76,7 +79,7 @@ def folder_of(place, samples):
         Image.fromarray(image).save(place / f"{name}.png")
         Image.fromarray(labels.astype(np.uint8)).save(place / f"{name}.labels.png")
         pairs.append(Pair(name, place / f"{name}.png", place / f"{name}.labels.png"))
-    return FolderDataset("pictures", ("sky", "sea"), tuple(pairs))
+    return FolderDataset("pictures", ("sky", "sea"), tuple(pairs), LabelMap())
 
 
 @pytest.fixture
@@ -295,7 +298,7 @@ def test_a_method_that_cannot_be_trained_stops_at_once(model, scenes, config, tm
         def _read(self, place):
             raise InputError("truncated")
 
-    data = Torn(scenes.draw, scenes.classes, range(500_000, 500_002))
+    data = Torn(range(500_000, 500_002), side=scenes.side)
     some = Evaluation((Reference(UNetTraining(width=4, levels=2, crop=16, steps=1, batch=1), data),), (3,), config)
     with pytest.raises(InputError, match="no samples"):
         run_evaluation(model, scenes, some, store=tmp_path / "store", warn=str)
@@ -357,6 +360,13 @@ def test_what_cannot_be_run_is_refused(evaluation, change, message):
         replace(evaluation, **change)
 
 
+def test_data_without_labels_is_refused_before_the_model_runs(model, pictures, evaluation, tmp_path):
+    unlabelled = FolderDataset.from_pictures(pictures.pairs[0].image.parent)
+    with pytest.raises(InputError, match=r"no labels.*nothing to score against; accepted: a data set with labels"):
+        run_evaluation(model, unlabelled, evaluation, store=tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
 def test_settings_that_do_not_fit_the_model_are_refused_before_it_runs(model, scenes, evaluation, tmp_path):
     with pytest.raises(InputError, match="100 clusters, but"):
         run_evaluation(model, scenes, replace(evaluation, clusters=(100,)), store=tmp_path / "store")
@@ -375,7 +385,7 @@ def test_settings_that_do_not_fit_the_model_are_refused_before_it_runs(model, sc
 def test_a_trained_method_has_never_seen_what_it_is_scored_on(model, scenes, config, tmp_path):
     training = UNetTraining(width=4, levels=2, crop=16, steps=1, batch=1)
     seen = Evaluation((Reference(training, open_data("world:5,first=2", side=64)),), (3,), config)
-    with pytest.raises(InputError, match="1 images are trained on and evaluated, such as world parts: scene-000002"):
+    with pytest.raises(InputError, match="1 images are trained on and evaluated, such as world: scene-000002"):
         run_evaluation(model, scenes, seen, store=tmp_path / "store")
     objects = replace(seen, methods=(Reference(training, open_data("world:5,first=9,labels=objects", side=64)),))
     with pytest.raises(InputError, match="trained on classes of"):

@@ -7,7 +7,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from emerdiff_probe.data.datasets import FolderDataset
+from emerdiff_probe.data.folders import FolderDataset
 from emerdiff_probe.data.sources import open_data
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.methods.references import Reference
@@ -71,10 +71,16 @@ def test_training_images_that_cannot_be_read_are_left_out_and_told(model, scenes
                 raise InputError("truncated")
             return super()._read(place)
 
-    torn = Torn(scenes.draw, scenes.classes, scenes.seeds)
+    torn = Torn(scenes.seeds, scenes.labels, scenes.side)
     told = []
     left = Reference(UNET, torn).trained(model, config, tmp_path / "torn.safetensors", warn=told.append)
     assert told == ["scene-500001 is not trained on: truncated"]
     samples = [(scenes[place].pixels(), scenes[place].labels) for place in (0, 2)]
     expected = train_unet(samples, len(scenes.classes), UNET).network.state_dict()
     assert all(np.array_equal(value, expected[name]) for name, value in left.network.state_dict().items())
+
+
+def test_pictures_without_labels_train_nothing(tmp_path):
+    Image.fromarray(tiny.picture()).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"1 images, no labels\): nothing to train unet on"):
+        Reference(UNET, FolderDataset.from_pictures(tmp_path))
