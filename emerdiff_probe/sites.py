@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import difflib
 import html
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 from weakref import WeakKeyDictionary
 
-from diffusers.models.attention import FeedForward
-from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from emerdiff_probe.errors import InputError, SiteError
+from emerdiff_probe.models.addresses import ATTENTION, KINDS, PARTS, STAGES, Kind, Part, Stage, Tokens
 from emerdiff_probe.models.probe_model import ProbeModel
-
-Stage = Literal["down", "mid", "up"]
-Kind = Literal["self", "cross", "feedforward", "resnet", "block"]
-Part = Literal["query", "key", "value", "heads", "output"]
-
-STAGES: tuple[Stage, ...] = ("down", "mid", "up")
-KINDS: tuple[Kind, ...] = ("self", "cross", "feedforward", "resnet", "block")
-PARTS: tuple[Part, ...] = ("query", "key", "value", "heads", "output")
 
 
 @dataclass(frozen=True, order=True)
@@ -33,16 +23,25 @@ class Site:
 
     Attributes:
         index: position in the order of `list_sites`; the denoiser runs its sites in that order.
-        stage: "down", "mid" or "up".
+        stage: of a U-Net "down", "mid" or "up"; of a transformer "double" (blocks that hold image and text in two
+            streams with weights of their own) or "single" (blocks of one stream).
         resolution: side of the site's grid when the model runs at its native size.
-        kind: "self" or "cross" attention, "feedforward", "resnet", or the whole "block".
+        kind: "self", "cross" or "joint" attention (joint: image and text attend to both), "linear" self-attention,
+            which has no probabilities, "feedforward", "resnet", or the whole "block".
         part: of an attention layer "query", "key", "value" (outputs of the three projections), "heads" (the
-            weighted values, before the output projection) or "output" (after it); else "output".
+            weighted values, before the output projection) or "output" (after it); else "output". Of joint attention
+            these are the image's, and "text_query" … "text_output" the text's, whose rows are tokens in the place of
+            cells. A query or key is what the projection gives: where a layer normalises its heads or turns them by
+            position (rotary embeddings), it does so afterwards.
         nth: counts the sites that share stage, resolution, kind and part, from 0.
         path: dotted path of the module, for `denoiser.get_submodule` and any other tool.
         tap: whether the tensor is that module's "input" or "output".
         scale: latent cells a grid cell, along one side.
         channels: of the tensor.
+        tokens: which rows of the module's tensor are the site's: "all", or the "image" or the "text" of a sequence
+            that holds the text's tokens before the image's cells.
+        item: place of the tensor in what the module gives, where that is several.
+        layer: dotted path of its attention layer; "" where it is no part of one.
     """
 
     index: int
@@ -55,6 +54,9 @@ class Site:
     tap: Literal["input", "output"]
     scale: int
     channels: int
+    tokens: Tokens = "all"
+    item: int = 0
+    layer: str = ""
 
     @property
     def name(self) -> str:
@@ -64,9 +66,14 @@ class Site:
     @property
     def attention(self) -> str:
         """Dotted path of the attention layer that this site belongs to."""
-        if self.kind not in {"self", "cross"}:
+        if not self.layer:
             raise SiteError(f"{self.name} is no part of an attention layer")
-        return self.path if self.part == "output" else re.sub(r"\.(to_[qkv]|to_out\.0)$", "", self.path)
+        return self.layer
+
+    @property
+    def holds_cells(self) -> bool:
+        """Whether its rows are the cells of a grid, and not the tokens of a text."""
+        return not (self.part.startswith("text_") or (self.kind == "cross" and self.part in {"key", "value"}))
 
     def grid(self, latent_height: int, latent_width: int) -> tuple[int, int]:
         """Height and width of the site's grid for latents of this size; halvings round up, as in the denoiser."""
@@ -181,17 +188,9 @@ def coarsest_blocks(model: ProbeModel, levels: int) -> tuple[str, ...]:
     Raises:
         InputError: the denoiser has no finer level left.
     """
-    down, up = len(model.denoiser.down_blocks), len(model.denoiser.up_blocks)
-    if not 0 <= levels < down:
-        raise InputError(f"{levels} coarsest levels of {model.name}; accepted: 0 to {down - 1}")
-    if levels == 0:
-        return ()
-    middle = ["mid_block"] if model.denoiser.mid_block is not None else []
-    return (
-        *(f"down_blocks.{i}" for i in range(down - levels, down)),
-        *middle,
-        *(f"up_blocks.{i}" for i in range(min(levels, up))),
-    )
+    if not 0 <= levels < model.levels:
+        raise InputError(f"{levels} coarsest levels of {model.name}; accepted: 0 to {model.levels - 1}")
+    return model.coarsest_blocks(levels)
 
 
 def _near(model: ProbeModel, name: str | None, given: Mapping[str, object]) -> list[str]:
@@ -220,78 +219,14 @@ def _all_sites(model: ProbeModel) -> list[Site]:
 def _walk(model: ProbeModel) -> list[Site]:
     counts: Counter[tuple[str, int, str, str]] = Counter()
     sites: list[Site] = []
-    size = int(model.denoiser.config.sample_size)
-    for stage, scale, tensor in _tensors(model.denoiser):
-        resolution = -(-size // scale)
-        key = (stage, resolution, tensor.kind, tensor.part)
-        sites.append(
-            Site(
-                index=len(sites),
-                stage=stage,
-                resolution=resolution,
-                kind=tensor.kind,
-                part=tensor.part,
-                nth=counts[key],
-                path=tensor.path,
-                tap=tensor.tap,
-                scale=scale,
-                channels=tensor.channels,
-            )
-        )
+    for address in model.addresses():
+        resolution = -(-model.latent_side // address.scale)
+        key = (address.stage, resolution, address.kind, address.part)
+        sites.append(Site(index=len(sites), resolution=resolution, nth=counts[key], **address._asdict()))
         counts[key] += 1
-    if not any(site.kind in {"self", "cross"} for site in sites):
+    if not any(site.kind in ATTENTION for site in sites):
         raise SiteError(
             f"{model.name}: no attention layer was recognised in {type(model.denoiser).__name__}; "
             "this diffusers release names its layers differently"
         )
     return sites
-
-
-class _Tensor(NamedTuple):
-    kind: Kind
-    part: Part
-    path: str
-    channels: int
-    tap: Literal["input", "output"] = "output"
-
-
-def _tensors(denoiser: Any) -> Iterator[tuple[Stage, int, _Tensor]]:
-    """Stage, scale and description of every tensor that has a site, in the order of execution."""
-    scale = 1
-    for i, block in enumerate(denoiser.down_blocks):
-        for tensor in _layer_tensors(f"down_blocks.{i}", block):
-            yield "down", scale, tensor
-        scale *= 2 if block.downsamplers is not None else 1
-        yield "down", scale, _Tensor("block", "output", f"down_blocks.{i}", block.resnets[-1].out_channels)
-    if (block := denoiser.mid_block) is not None:
-        for tensor in _layer_tensors("mid_block", block):
-            yield "mid", scale, tensor
-        yield "mid", scale, _Tensor("block", "output", "mid_block", block.resnets[-1].out_channels)
-    for i, block in enumerate(denoiser.up_blocks):
-        for tensor in _layer_tensors(f"up_blocks.{i}", block):
-            yield "up", scale, tensor
-        scale //= 2 if block.upsamplers is not None else 1
-        yield "up", scale, _Tensor("block", "output", f"up_blocks.{i}", block.resnets[-1].out_channels)
-
-
-def _layer_tensors(block_path: str, block: Any) -> Iterator[_Tensor]:
-    attentions = getattr(block, "attentions", ())
-    for i, resnet in enumerate(block.resnets):
-        yield _Tensor("resnet", "output", f"{block_path}.resnets.{i}", resnet.out_channels)
-        if i < len(attentions):
-            yield from _transformer_tensors(f"{block_path}.attentions.{i}", attentions[i])
-
-
-def _transformer_tensors(path: str, transformer: nn.Module) -> Iterator[_Tensor]:
-    for name, module in transformer.named_modules():
-        module_path = f"{path}.{name}"
-        if isinstance(module, Attention):
-            kind: Kind = "cross" if module.is_cross_attention else "self"
-            for part, projection in (("query", "to_q"), ("key", "to_k"), ("value", "to_v")):
-                channels = module.get_submodule(projection).out_features
-                yield _Tensor(kind, part, f"{module_path}.{projection}", channels)  # type: ignore[arg-type]
-            output = module.to_out[0]
-            yield _Tensor(kind, "heads", f"{module_path}.to_out.0", output.in_features, "input")
-            yield _Tensor(kind, "output", module_path, output.out_features)
-        elif isinstance(module, FeedForward):
-            yield _Tensor("feedforward", "output", module_path, module.net[-1].out_features)

@@ -154,7 +154,7 @@ def attached(
     last = max((capture.site for capture in captures), default=None) if stop_early else None
 
     with ExitStack() as undo:
-        undo.callback(_read_pass(model.denoiser, current).remove)
+        undo.callback(_read_pass(model, current).remove)
         if equal_at is not None:
             for path in _before_any(model, apart, equal_at):
                 _run_on_one_row(model.denoiser.get_submodule(path), current, frozenset({equal_at}), undo)
@@ -347,16 +347,11 @@ def _replace_rows(activation: Tensor, rows: list[int], edit: Edit, grid: tuple[i
     return edited
 
 
-def _read_pass(denoiser: nn.Module, current: _Pass) -> RemovableHandle:
+def _read_pass(model: ProbeModel, current: _Pass) -> RemovableHandle:
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        latents: Tensor = args[0] if args else kwargs["sample"]
-        timestep = args[1] if len(args) > 1 else kwargs["timestep"]
-        values = timestep.flatten().tolist() if isinstance(timestep, Tensor) else [timestep]
-        values = [int(value) for value in values]
-        current.timesteps = tuple(values if len(values) == len(latents) else values * len(latents))
-        current.latent_size = (latents.shape[2], latents.shape[3])
+        current.timesteps, current.latent_size = model.read_pass(args, kwargs)
 
-    return denoiser.register_forward_pre_hook(before, with_kwargs=True)
+    return model.denoiser.register_forward_pre_hook(before, with_kwargs=True)
 
 
 def _require_hookable(model: ProbeModel, sites: Sequence[Site]) -> None:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from emerdiff_probe.errors import InputError, ModelError
+from emerdiff_probe.models.families import wrap
 from emerdiff_probe.models.probe_model import COMPONENTS, MAX_DECODES, ProbeModel
 
 POCKET_FOLDER = Path(__file__).parents[1] / "pocket" / "weights"
@@ -48,13 +49,14 @@ def load_model(
         name = str(source)
         pipeline = _load_pipeline(name, precision)
     _require_finite(pipeline, name)
-    model = ProbeModel(pipeline, name)
+    model = wrap(pipeline, name)
     with quiet_loading():
         pipeline.to(place, precision)
-    if model.autoencoder.config.force_upcast:
+    if model.autoencoder is not None and model.autoencoder.config.force_upcast:
         model.autoencoder.to(torch.float32)
     for component in (model.denoiser, model.autoencoder):
-        component.to(memory_format=torch.channels_last)  # what the fast convolution kernels take
+        if component is not None:
+            component.to(memory_format=torch.channels_last)  # what the fast convolution kernels take
     pipeline.set_progress_bar_config(disable=True)
     return model
 

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, NamedTuple
 
 import diffusers
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline
+from diffusers import DiffusionPipeline
 from einops import rearrange
 from torch import Tensor, nn
 
 from emerdiff_probe.errors import InputError, ModelError
+from emerdiff_probe.models.addresses import Address
 from emerdiff_probe.models.batching import rows_that_fit, run_in_batches
+from emerdiff_probe.models.schedules import Schedule
 
 MAX_DECODES = {"cpu": 1, "mps": 8, "cuda": 16}
 """Images that the autoencoder decodes at once, at most; on a CPU two would no longer fit its caches."""
-COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+COMPONENTS = ("unet", "transformer", "vae", "vqvae", "text_encoder", "text_encoder_2", "text_encoder_3", "bert")
+"""Parts of pipelines that hold the weights of what is probed."""
 VOLATILE = {"dtype", "torch_dtype", "transformers_version", "architectures"}
-Family = Literal["pocket", "sd1", "sd2", "sdxl"]
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,9 @@ class Conditioning:
     """What the denoiser is told besides latent and timestep: the embedded prompt, one row a batch element.
 
     Attributes:
-        hidden_states: (batch, token, channel) text embeddings.
-        added: further conditions by name, each (batch, channel); Stable Diffusion XL's pooled text and sizes.
+        hidden_states: (batch, token, channel) text embeddings; no tokens where the model takes no text.
+        added: further conditions by name, each (batch, channel) or (batch, token); such as Stable Diffusion XL's pooled
+            text and sizes.
     """
 
     hidden_states: Tensor
@@ -53,53 +57,118 @@ class Conditioning:
         )
 
 
-class ProbeModel:
-    """A latent diffusion model with a U-Net denoiser, ready to be probed.
+class Pass(NamedTuple):
+    """What one run of the denoiser is about, as read from its own arguments.
+
+    Attributes:
+        timesteps: of every batch row, as integers.
+        latent_size: height and width of the latents.
+    """
+
+    timesteps: tuple[int, ...]
+    latent_size: tuple[int, int]
+
+
+class ProbeModel(ABC):
+    """A diffusion model, ready to be probed: what every family answers, and nothing that only one of them has.
 
     Attributes:
         name: what it was loaded from.
-        family: "pocket", "sd1", "sd2" or "sdxl"; the paper's settings differ between them.
-        denoiser: the `UNet2DConditionModel`.
-        scheduler: a `DDIMScheduler` on the model's own noise schedule, with the paper's grid ("leading" spacing,
-            offset 1: 981, …, 281, …, 21, 1 for 50 steps).
+        pipeline: that it came in.
+        denoiser: the module that predicts; hooks go into it.
+        autoencoder: the module between pixels and latents; None where the denoiser works on pixels.
+        scheduler: the diffusers scheduler that holds the model's own noise schedule.
         device, dtype: where and in which precision the denoiser runs; latents and pixels are float32 outside it.
+        equal_rows: whether rows that enter the denoiser equal may run as one until they differ.
     """
 
+    component: ClassVar[str] = "transformer"
+    """Name of the denoiser in the pipeline."""
+    equal_rows: ClassVar[bool] = False
+
     def __init__(self, pipeline: DiffusionPipeline, name: str) -> None:
-        denoiser = getattr(pipeline, "unet", None)
-        if hasattr(denoiser, "_orig_mod"):
-            raise ModelError(
-                f"{name}: the denoiser is compiled, so hooks would be bypassed; put the original module back first: "
-                "pipeline.unet = pipeline.unet._orig_mod"
-            )
-        if not isinstance(denoiser, diffusers.UNet2DConditionModel):
-            raise ModelError(
-                f"{name}: the denoiser is {type(denoiser).__name__}; accepted: pipelines with a "
-                "UNet2DConditionModel (Stable Diffusion 1.x, 2.x, XL, the pocket model)"
-            )
+        denoiser = getattr(pipeline, self.component)
+        self.pipeline = pipeline
+        self.name = name
+        self.denoiser: Any = denoiser.eval().requires_grad_(False)
         autoencoder = getattr(pipeline, "vae", None)
-        if not isinstance(autoencoder, diffusers.AutoencoderKL):
+        if autoencoder is not None and not isinstance(autoencoder, diffusers.AutoencoderKL):
             raise ModelError(
                 f"{name}: the autoencoder is {type(autoencoder).__name__}; accepted: pipelines with an AutoencoderKL"
             )
-        if denoiser.config.in_channels != autoencoder.config.latent_channels:
-            raise ModelError(
-                f"{name}: the denoiser takes {denoiser.config.in_channels} channels, as for inpainting, depth or "
-                f"upscaling; accepted: the {autoencoder.config.latent_channels} of its autoencoder's latents"
-            )
-        self.pipeline = pipeline
-        self.name = name
-        self.denoiser = denoiser.eval().requires_grad_(False)
-        self.autoencoder = autoencoder.eval().requires_grad_(False)
-        self.scheduler = DDIMScheduler.from_config(
-            pipeline.scheduler.config,
-            timestep_spacing="leading",
-            steps_offset=1,
-            clip_sample=False,
-            thresholding=False,
-            set_alpha_to_one=False,
-            rescale_betas_zero_snr=False,
-        )
+        self.autoencoder: Any = autoencoder
+        if autoencoder is not None:
+            autoencoder.eval().requires_grad_(False)
+        self.scheduler: Any = pipeline.scheduler
+
+    @property
+    @abstractmethod
+    def family(self) -> str:
+        """Which known model this is, by its structure; the best settings differ between families."""
+
+    @property
+    @abstractmethod
+    def latent_channels(self) -> int:
+        """Channels of the latents."""
+
+    @property
+    @abstractmethod
+    def latent_side(self) -> int:
+        """Latent cells along a side of the square images that the model was trained on."""
+
+    @property
+    def levels(self) -> int:
+        """Levels of the denoiser's grids, each half as fine as the one before; 1 for a transformer."""
+        return 1
+
+    @abstractmethod
+    def schedule(self, steps: int) -> Schedule:
+        """The model's own noise schedule on a grid of so many steps.
+
+        Raises:
+            InputError: a number of steps that it does not have.
+        """
+
+    @abstractmethod
+    def embed(self, prompt: str, height: int, width: int) -> Conditioning:
+        """Embed one prompt, as one row.
+
+        Args:
+            prompt: the text; the empty one is the paper's choice.
+            height, width: of the image in pixels; some models are told them.
+
+        Raises:
+            InputError: a prompt for a model that takes none.
+        """
+
+    @abstractmethod
+    def predict(self, latents: Tensor, timestep: int | float | Tensor, condition: Conditioning) -> Tensor:
+        """One plain pass of the denoiser.
+
+        Args:
+            latents: (batch, channel, latent_height, latent_width) float32.
+            timestep: as `Schedule.exact` gives it, one for all rows or (batch,).
+            condition: one row for each.
+
+        Returns:
+            What its schedule takes, shaped as the latents, float32.
+        """
+
+    @abstractmethod
+    def read_pass(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Pass:
+        """Timesteps and size of a pass, from the arguments that the denoiser is called with, by whomever."""
+
+    @abstractmethod
+    def addresses(self) -> Iterator[Address]:
+        """Every tensor of the denoiser that has a site, in the order of execution."""
+
+    @abstractmethod
+    def denoiser_row_bytes(self, latent_height: int, latent_width: int) -> int:
+        """An estimate of what one row of the denoiser holds at once, of its widest layers and of what waits."""
+
+    def coarsest_blocks(self, levels: int) -> tuple[str, ...]:
+        """Paths of the blocks of the denoiser's coarsest levels, in the order of execution; fewer than all levels."""
+        return ()
 
     @property
     def device(self) -> torch.device:
@@ -112,28 +181,19 @@ class ProbeModel:
         return self.denoiser.dtype
 
     @cached_property
-    def family(self) -> Family:
-        """Which known model this is, by its structure."""
-        if self.denoiser.config.addition_embed_type == "text_time":
-            return "sdxl"
-        if self.denoiser.config.cross_attention_dim == 1024:
-            return "sd2"
-        return "sd1" if self.native_size >= 512 else "pocket"
-
-    @cached_property
     def factor(self) -> int:
         """Pixels a latent cell, along one side."""
-        return 2 ** (len(self.autoencoder.config.block_out_channels) - 1)
+        return 1 if self.autoencoder is None else 2 ** (len(self.autoencoder.config.block_out_channels) - 1)
 
-    @cached_property
+    @property
     def native_size(self) -> int:
         """Side in pixels of the square images that the model was trained on."""
-        return int(self.denoiser.config.sample_size) * self.factor
+        return self.latent_side * self.factor
 
-    @cached_property
+    @property
     def multiple(self) -> int:
         """Image sides must be a multiple of this many pixels, so that every layer's grid is whole."""
-        return self.factor * 2 ** (len(self.denoiser.config.block_out_channels) - 1)
+        return self.factor * 2 ** (self.levels - 1)
 
     @property
     def fingerprint(self) -> str:
@@ -194,6 +254,8 @@ class ProbeModel:
             )
         if not torch.isfinite(images).all():
             raise InputError("the images hold NaN or infinite values")
+        if self.autoencoder is None:
+            return images.to(self.device).float()
         config = self.autoencoder.config
         latents = self.autoencoder.encode(images.to(self.device, self.autoencoder.dtype)).latent_dist.mode().float()
         return (latents - (config.shift_factor or 0)) * config.scaling_factor
@@ -205,31 +267,14 @@ class ProbeModel:
         Any number of them: they run in batches that fit the device. Pixel values are float32, about [-1, 1], and not
         clipped: differences between them stay linear.
         """
+        if self.autoencoder is None:
+            return latents.float()
         config, dtype = self.autoencoder.config, self.autoencoder.dtype
         scaled = (latents / config.scaling_factor + (config.shift_factor or 0)).to(self.device, dtype)
         pixels = scaled.shape[2] * scaled.shape[3] * self.factor**2
         row_bytes = 4 * config.block_out_channels[min(1, len(config.block_out_channels) - 1)] * pixels * dtype.itemsize
         size = rows_that_fit(self.device, row_bytes, MAX_DECODES[self.device.type])
         return run_in_batches(lambda rows: self.autoencoder.decode(rows).sample.float(), scaled, size)
-
-    @torch.no_grad()
-    def embed(self, prompt: str, height: int, width: int) -> Conditioning:
-        """Embed one prompt, as one row.
-
-        Args:
-            prompt: the text; the empty one is the paper's choice, and zeros where the pipeline asks for that.
-            height, width: of the image in pixels; Stable Diffusion XL is told them.
-        """
-        if self.family == "sdxl":
-            embedding, _, pooled, _ = self.pipeline.encode_prompt(
-                prompt, device=self.device, do_classifier_free_guidance=False
-            )
-            if not prompt and self.pipeline.config.get("force_zeros_for_empty_prompt"):
-                embedding, pooled = torch.zeros_like(embedding), torch.zeros_like(pooled)
-            sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=self.dtype, device=self.device)
-            return Conditioning(embedding.to(self.dtype), {"text_embeds": pooled.to(self.dtype), "time_ids": sizes})
-        embedding, _ = self.pipeline.encode_prompt(prompt, self.device, 1, False)
-        return Conditioning(embedding.to(self.dtype), {})
 
     def __repr__(self) -> str:
         count = sum(parameter.numel() for parameter in self.denoiser.parameters())

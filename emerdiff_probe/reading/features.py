@@ -60,13 +60,14 @@ def capture(
     sites, timesteps = list(dict.fromkeys(sites)), list(dict.fromkeys(timesteps))
     latents = torch.cat([trajectory.at(timestep) for timestep in timesteps])
     asked = torch.tensor(timesteps, device=model.device).repeat_interleave(trajectory.batch)
+    exact = model.schedule(trajectory.steps).exact(asked)
     told = conditioning or conditionings(model, latents, trajectory.prompt, 1.0)[0]
     records: list[dict[tuple[Site, int], Tensor]] = []
 
     def run(rows: Tensor) -> Tensor:
         reached = frozenset(asked[rows].tolist())
         with attached(model, captures=[Capture(site, reached) for site in sites], stop_early=True) as record:
-            predict(model, latents[rows], asked[rows], told)
+            predict(model, latents[rows], exact[rows], told)
         records.append({key: _cells_first(record[key]).cpu().float() for key in record.tensors})
         return rows
 

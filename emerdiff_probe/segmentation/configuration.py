@@ -12,13 +12,12 @@ import torch
 from emerdiff_probe.checks import is_integer, is_one_of
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.interventions import AttentionKind, InjectAttention, Placement
-from emerdiff_probe.models.probe_model import Family, ProbeModel
+from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.probe import ProbedImage, require_draws
 from emerdiff_probe.reading.correspondence import Modulation, Readout, Space
 from emerdiff_probe.segmentation.criteria import CRITERIA, accepted_clusters
 from emerdiff_probe.sites import Site, coarsest_blocks, find_site
 from emerdiff_probe.trajectories.inversion import Inversion
-from emerdiff_probe.trajectories.schedule import make_scheduler
 from emerdiff_probe.trajectories.trajectory import require_on_grid
 
 
@@ -148,7 +147,7 @@ class EmerDiffConfig:
         model's.
         """
         divisor, settings = PRESETS[model.family]
-        resolution = int(model.denoiser.config.sample_size) // divisor
+        resolution = model.latent_side // divisor
         unknown = set(changes) - {known.name for known in fields(cls)}
         if unknown:
             raise InputError(f"no such setting: {', '.join(sorted(unknown))}")
@@ -175,7 +174,7 @@ FAST: dict[str, Any] = {
 the pocket model's mIoU."""
 LAYERS = {"feature_site": "up{resolution}.cross0.query", "layer": "up{resolution}.cross2.output"}
 """The paper's layers, in the block of a model's own resolution."""
-PRESETS: dict[Family, tuple[int, dict[str, Any]]] = {
+PRESETS: dict[str, tuple[int, dict[str, Any]]] = {
     "sd1": (4, {}),
     "sd2": (4, {}),
     "sdxl": (4, {}),
@@ -225,7 +224,7 @@ def check_config(model: ProbeModel, config: EmerDiffConfig, height: int, width: 
         raise InputError(f"{feature_site} holds text tokens, not cells; accepted: any site with a grid")
     modulation = resolve_modulation(model, config)
     modulation.variant(torch.zeros(1, 1), 1.0)  # refuses a layer that cannot be modulated
-    _, grid = make_scheduler(model, config.steps)
+    grid = model.schedule(config.steps).timesteps
     require_on_grid(config.feature_timestep, grid)
     require_on_grid(config.modulate_at, grid)
     single = config.denoising_steps == 1 or config.modulate_at == grid[-1]

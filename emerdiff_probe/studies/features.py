@@ -13,13 +13,14 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from emerdiff_probe.metrics.overlaps import majority_confusion
+from emerdiff_probe.models.addresses import Part
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.pocket.world import PART_NAMES, Scene
 from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.reading.correspondence import assign
 from emerdiff_probe.reading.features import upsampled
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig, resolve_modulation
-from emerdiff_probe.sites import Part, Site, find_site, list_sites
+from emerdiff_probe.sites import Site, find_site, list_sites
 from emerdiff_probe.studies.run import WorldScenes
 from emerdiff_probe.studies.study import (
     Axis,
@@ -32,7 +33,6 @@ from emerdiff_probe.studies.study import (
     on_grid,
     probed_resolution,
 )
-from emerdiff_probe.trajectories.schedule import make_scheduler
 
 PROBE_SEEDS = range(510_000, 510_024)
 """Scenes that linear probes are fitted on: held out from training, and far from those that are measured."""
@@ -64,7 +64,7 @@ def majority_part(scene: Scene, grid: tuple[int, int]) -> np.ndarray:
 
 def layers(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) -> Study:
     """Every site of the denoiser at several timesteps: how semantic, and how much is only position or colour."""
-    _, grid = make_scheduler(model, config.steps)
+    grid = model.schedule(config.steps).timesteps
     sites = cell_sites(model)
     if quick:
         near = [site for site in sites if site.kind in {"self", "cross"} and site.part in {"query", "output"}]
@@ -177,7 +177,7 @@ def explained(features: np.ndarray, predictors: np.ndarray) -> float:
 
 def feature_timestep(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) -> Study:
     """Table 6: the timestep of the clustered features."""
-    _, grid = make_scheduler(model, config.steps)
+    grid = model.schedule(config.steps).timesteps
     values = on_grid(grid, (1, 101, 281, 481) if quick else (1, 101, 201, 281, 381, 481, 681))
     claims = [
         Direction(f"Table 6: t_f = {values[0]} beats t_f = {value}", "emerdiff", {"feature_timestep": values[0]},

@@ -31,7 +31,6 @@ from emerdiff_probe.studies.study import (
     probed_resolution,
     strengths_around,
 )
-from emerdiff_probe.trajectories.schedule import make_scheduler
 
 BOUNDARY = Measure("boundary F-score of EmerDiff, 2 px", "%", "mean", True)
 STRUCTURE = Measure("structural similarity of the modulated images and the unchanged one", "SSIM", "mean", True)
@@ -40,7 +39,7 @@ RELATIVE = Measure("strength relative to the norm of the layer's output", "", "m
 
 def modulate_at(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) -> Study:
     """Table 7: the timestep of the modulation."""
-    _, grid = make_scheduler(model, config.steps)
+    grid = model.schedule(config.steps).timesteps
     values = on_grid(grid, (101, 281, 481) if quick else (21, 101, 181, 281, 381, 481, 681, 881))
     low, middle, high = values[0], on_grid(grid, (281,))[0], values[-1]
     claims = [

@@ -1,4 +1,4 @@
-"""The one denoising loop, over diffusers' own scheduler, with interventions; and the `Trajectory` that it follows."""
+"""The one denoising loop, over the model's own schedule, with interventions; and the `Trajectory` that it follows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from emerdiff_probe.interventions import Intervention
 from emerdiff_probe.models.batching import rows_that_fit, run_in_batches
 from emerdiff_probe.models.probe_model import Conditioning, ProbeModel
 from emerdiff_probe.sites import Site, coarsest_blocks
-from emerdiff_probe.trajectories.schedule import make_scheduler, reverse_mean
 from emerdiff_probe.trajectories.trajectory import Trajectory
 
 MAX_ROWS = {"cpu": 40, "mps": 32, "cuda": 128}
@@ -26,18 +25,18 @@ MAX_ROWS = {"cpu": 40, "mps": 32, "cuda": 128}
 def predict(
     model: ProbeModel,
     latents: Tensor,
-    timestep: int | Tensor,
+    timestep: int | float | Tensor,
     conditioning: Conditioning,
     *,
     unconditional: Conditioning | None = None,
     guidance: float = 1.0,
 ) -> Tensor:
-    """One pass of the denoiser, the only place that calls it.
+    """One pass of the denoiser, with guidance or without.
 
     Args:
         model: whose denoiser runs.
         latents: (batch, channel, latent_height, latent_width) float32.
-        timestep: one for all rows, or (batch,) on the model's device.
+        timestep: one for all rows, or (batch,) on the model's device; as `Schedule.exact` gives it.
         conditioning: of one row, used for every row.
         unconditional: the empty prompt; needed for a guidance other than 1. Its rows follow the conditional ones.
         guidance: classifier-free guidance scale; 1 is one plain pass.
@@ -52,13 +51,7 @@ def predict(
         condition = condition + unconditional.expand(batch)
         if isinstance(timestep, Tensor) and timestep.ndim:
             timestep = torch.cat([timestep, timestep])
-    output = model.denoiser(
-        rows.to(model.dtype),
-        timestep,
-        encoder_hidden_states=condition.hidden_states,
-        added_cond_kwargs=dict(condition.added),
-        return_dict=False,
-    )[0].float()
+    output = model.predict(rows, timestep, condition)
     if unconditional is None:
         return output
     guided, free = output.chunk(2)
@@ -180,7 +173,7 @@ def _replay(
     first_row: Mapping[str, frozenset[int]],
     bar: tqdm,
 ) -> tuple[Tensor, dict[tuple[Site, int], Tensor]]:
-    scheduler, _ = make_scheduler(model, trajectory.steps)
+    schedule = model.schedule(trajectory.steps)
     conditioning, free = told
     changed = [variant for variant in variants if variant]
     batch = 1 + len(changed)
@@ -189,18 +182,19 @@ def _replay(
     latents = trajectory.latents[0].repeat(batch, 1, 1, 1)
     halves = 1 if free is None else 2
     edits = list(_edits(model, changed, batch, halves))
-    equal_at = trajectory.timesteps[0] if free is None else None
+    equal_at = trajectory.timesteps[0] if free is None and model.equal_rows else None
     with attached(model, edits=edits, captures=captures, equal_at=equal_at, first_row=first_row) as record:
         for step, timestep in enumerate(trajectory.timesteps, start=1):
+            told_time = schedule.exact(timestep)
             prediction = predict(
-                model, latents, timestep, conditioning, unconditional=free, guidance=trajectory.guidance
+                model, latents, told_time, conditioning, unconditional=free, guidance=trajectory.guidance
             )
             bar.update(len(variants))
             if step == steps:
-                latents = scheduler.step(prediction, timestep, latents).pred_original_sample
+                latents = schedule.predict_original(prediction, timestep, latents)
                 break
             to = trajectory.timesteps[step] if step < len(trajectory.timesteps) else None
-            mean = reverse_mean(scheduler, prediction, timestep, latents, trajectory.eta, to)
+            mean = schedule.step(prediction, timestep, latents, eta=trajectory.eta, to=to)
             if trajectory.residuals is None:
                 latents = mean + (trajectory.latents[step] - mean[:1])
             else:
@@ -226,7 +220,6 @@ def _edits(
 
 
 def denoiser_rows_that_fit(model: ProbeModel, latents: Tensor) -> int:
-    """Rows of the denoiser a batch, by an estimate of the activations of the widest layers and the skips that wait."""
-    cells = latents.shape[-2] * latents.shape[-1]
-    row_bytes = 48 * model.denoiser.config.block_out_channels[0] * cells * model.dtype.itemsize
+    """Rows of the denoiser a batch, by the family's estimate of what a row takes."""
+    row_bytes = model.denoiser_row_bytes(latents.shape[-2], latents.shape[-1])
     return rows_that_fit(model.device, row_bytes, MAX_ROWS[model.device.type])

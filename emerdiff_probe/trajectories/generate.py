@@ -10,7 +10,6 @@ from torch import Tensor
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.trajectories.denoise import conditionings, predict
-from emerdiff_probe.trajectories.schedule import make_scheduler, reverse_mean
 from emerdiff_probe.trajectories.trajectory import Trajectory
 
 
@@ -20,7 +19,7 @@ def generate(
     *,
     seed: int = 0,
     steps: int = 50,
-    eta: float = 1.0,
+    eta: float | None = None,
     guidance: float = 5.0,
     size: tuple[int, int] | None = None,
     callback: Callable[[int, Tensor], None] | None = None,
@@ -31,8 +30,8 @@ def generate(
         model: to draw from.
         prompt: text; "" draws unconditionally.
         seed: of the starting noise and of the noise of every step.
-        steps: of the scheduler's grid.
-        eta: 1 for DDPM steps, 0 for DDIM.
+        steps: of the schedule's grid.
+        eta: 1 for DDPM steps, 0 for DDIM and flow matching; what the model's own noise process has when None.
         guidance: classifier-free guidance scale; 1 is none.
         size: height and width in pixels; the model's native square when None.
         callback: called with every timestep and the latents after it.
@@ -43,18 +42,22 @@ def generate(
     height, width = size or (model.native_size, model.native_size)
     if height % model.multiple or width % model.multiple:
         raise InputError(f"size {height} x {width}; accepted: multiples of {model.multiple}")
-    scheduler, timesteps = make_scheduler(model, steps)
+    schedule = model.schedule(steps)
+    timesteps = schedule.timesteps
+    eta = schedule.eta if eta is None else eta
     generator = torch.Generator().manual_seed(seed)
-    shape = (1, model.denoiser.config.in_channels, height // model.factor, width // model.factor)
+    shape = (1, model.latent_channels, height // model.factor, width // model.factor)
     draws = torch.randn(len(timesteps) + 1, *shape, generator=generator).to(model.device)
     latents, residuals = [draws[0]], []
     conditioning, free = conditionings(model, draws[0], prompt, guidance)
     for timestep, noise in zip(timesteps, draws[1:], strict=True):
-        prediction = predict(model, latents[-1], timestep, conditioning, unconditional=free, guidance=guidance)
-        mean = reverse_mean(scheduler, prediction, timestep, latents[-1], eta)
-        step = scheduler.step(prediction, timestep, latents[-1], eta=eta, variance_noise=noise)
-        latents.append(step.prev_sample)
-        residuals.append(step.prev_sample - mean)
+        prediction = predict(
+            model, latents[-1], schedule.exact(timestep), conditioning, unconditional=free, guidance=guidance
+        )
+        mean = schedule.step(prediction, timestep, latents[-1], eta=eta)
+        drawn = noise if eta else None
+        latents.append(schedule.step(prediction, timestep, latents[-1], eta=eta, noise=drawn))
+        residuals.append(latents[-1] - mean)
         if callback is not None:
             callback(timestep, latents[-1])
     return Trajectory(timesteps, torch.stack(latents), torch.stack(residuals), steps, eta, prompt, float(guidance))

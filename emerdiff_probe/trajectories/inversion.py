@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from diffusers import DDIMInverseScheduler, DDIMScheduler
 from torch import Tensor
 
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.models.batching import run_in_batches
 from emerdiff_probe.models.probe_model import ProbeModel
+from emerdiff_probe.models.schedules import Schedule
 from emerdiff_probe.trajectories.denoise import conditionings, denoiser_rows_that_fit, predict
-from emerdiff_probe.trajectories.schedule import make_scheduler, reverse_mean
 from emerdiff_probe.trajectories.trajectory import Trajectory, require_on_grid
 
 Inversion = Literal["ddpm", "ddim"]
@@ -60,59 +59,59 @@ def invert(
     """
     if method not in {"ddpm", "ddim"}:
         raise InputError(f"inversion {method!r}; accepted: ddpm, ddim")
-    scheduler, grid = make_scheduler(model, steps)
-    require_on_grid(start, grid)
-    timesteps = grid[grid.index(start) :]
-    eta = 1.0 if method == "ddpm" else 0.0
+    schedule = model.schedule(steps)
+    require_on_grid(start, schedule.timesteps)
+    timesteps = schedule.timesteps[schedule.timesteps.index(start) :]
+    eta = schedule.eta if method == "ddpm" else 0.0
     if method == "ddpm":
-        path = _draw_path(scheduler, latents.float(), timesteps, seed)
+        path = _draw_path(schedule, latents.float(), timesteps, seed)
     else:
-        path = _integrate_path(model, scheduler, latents.float(), timesteps, prompt)
+        path = _integrate_path(model, schedule, latents.float(), timesteps, prompt)
     if not residuals:
         return Trajectory(timesteps, path, None, steps, eta, prompt)
-    predictions = _predict_all(model, path[:-1], timesteps, prompt, batch_size)
+    predictions = _predict_all(model, schedule, path[:-1], timesteps, prompt, batch_size)
     means = torch.stack(
         [
-            reverse_mean(scheduler, prediction, timestep, x, eta)
+            schedule.step(prediction, timestep, x, eta=eta)
             for prediction, timestep, x in zip(predictions, timesteps, path[:-1], strict=True)
         ]
     )
     return Trajectory(timesteps, path, path[1:] - means, steps, eta, prompt)
 
 
-def _draw_path(scheduler: DDIMScheduler, latents: Tensor, timesteps: Sequence[int], seed: int) -> Tensor:
+def _draw_path(schedule: Schedule, latents: Tensor, timesteps: Sequence[int], seed: int) -> Tensor:
     """x_t ~ q(x_t | x_0), independent for every t; (step + 1, batch, …), x_0 itself last."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(len(timesteps), 1, *latents.shape[1:], generator=generator).to(latents.device)
-    drawn = [
-        scheduler.add_noise(latents, noise[i].expand_as(latents), torch.tensor([timestep]))
-        for i, timestep in enumerate(timesteps)
-    ]
+    drawn = [schedule.add_noise(latents, noise[i].expand_as(latents), timestep) for i, timestep in enumerate(timesteps)]
     return torch.stack([*drawn, latents])
 
 
 def _integrate_path(
-    model: ProbeModel, scheduler: DDIMScheduler, latents: Tensor, timesteps: Sequence[int], prompt: str
+    model: ProbeModel, schedule: Schedule, latents: Tensor, timesteps: Sequence[int], prompt: str
 ) -> Tensor:
     """DDIM inversion: x_0 carried upwards with the noise that the denoiser predicts; shaped as `_draw_path`'s."""
-    inverse = DDIMInverseScheduler.from_config(scheduler.config)
-    inverse.set_timesteps(scheduler.num_inference_steps)
     conditioning, _ = conditionings(model, latents, prompt, 1.0)
     path = [latents]
     for timestep in reversed(timesteps):
-        prediction = predict(model, path[-1], timestep, conditioning)
-        path.append(inverse.step(prediction, timestep, path[-1]).prev_sample)
+        prediction = predict(model, path[-1], schedule.exact(timestep), conditioning)
+        path.append(schedule.step_up(prediction, timestep, path[-1]))
     return torch.stack(path[::-1])
 
 
 def _predict_all(
-    model: ProbeModel, path: Tensor, timesteps: Sequence[int], prompt: str, batch_size: int | None
+    model: ProbeModel,
+    schedule: Schedule,
+    path: Tensor,
+    timesteps: Sequence[int],
+    prompt: str,
+    batch_size: int | None,
 ) -> Tensor:
     """The denoiser's output at every (timestep, image) of a path, in batches; shaped as the path."""
     steps, batch = path.shape[:2]
     conditioning, _ = conditionings(model, path, prompt, 1.0)
     rows = path.flatten(0, 1)
-    asked = torch.tensor(timesteps, device=model.device).repeat_interleave(batch)
+    asked = schedule.exact(torch.tensor(timesteps, device=model.device).repeat_interleave(batch))
     outputs = run_in_batches(
         lambda some: predict(model, rows[some], asked[some], conditioning),
         torch.arange(steps * batch),

@@ -27,7 +27,6 @@ from emerdiff_probe.reading.correspondence import (
 )
 from emerdiff_probe.sites import find_site
 from emerdiff_probe.trajectories.denoise import denoise
-from emerdiff_probe.trajectories.schedule import make_scheduler, reverse_mean
 
 
 @pytest.fixture(scope="module")
@@ -209,12 +208,13 @@ def test_longer_steps_go_where_the_unchanged_image_went(model, trajectory, masks
 
 
 def test_a_step_to_the_next_timestep_is_the_schedulers_own(model, trajectory):
-    scheduler, grid = make_scheduler(model, trajectory.steps)
+    schedule = model.schedule(trajectory.steps)
+    grid = schedule.timesteps
     prediction = torch.randn_like(trajectory.final)
-    steps = [reverse_mean(scheduler, prediction, grid[3], trajectory.final, 1.0, to) for to in (None, grid[4], grid[5])]
+    steps = [schedule.step(prediction, grid[3], trajectory.final, eta=1.0, to=to) for to in (None, grid[4], grid[5])]
     assert torch.equal(steps[0], steps[1])
-    half, _ = make_scheduler(model, trajectory.steps // 2)
-    assert torch.equal(steps[2], reverse_mean(half, prediction, grid[3], trajectory.final, 1.0))
+    half = model.schedule(trajectory.steps // 2)
+    assert torch.equal(steps[2], half.step(prediction, grid[3], trajectory.final, eta=1.0))
 
 
 def test_patterns_that_save_nothing_are_not_used(model, trajectory, masks, modulation, maps):

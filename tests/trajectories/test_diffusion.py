@@ -15,7 +15,6 @@ from emerdiff_probe.sites import Site, coarsest_blocks, find_site
 from emerdiff_probe.trajectories.denoise import conditionings, denoise, predict, replay
 from emerdiff_probe.trajectories.generate import generate
 from emerdiff_probe.trajectories.inversion import invert
-from emerdiff_probe.trajectories.schedule import make_scheduler
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +34,7 @@ def variants(site):
 
 
 def test_the_grid_of_fifty_steps_is_the_papers(model):
-    _, grid = make_scheduler(model, 50)
+    grid = model.schedule(50).timesteps
     assert grid == tuple(range(981, 0, -20))
     assert 281 in grid
     assert grid[-1] == 1
@@ -44,12 +43,12 @@ def test_the_grid_of_fifty_steps_is_the_papers(model):
 @pytest.mark.parametrize("steps", [0, -1, 1000])
 def test_a_number_of_steps_that_is_out_of_range_is_refused(model, steps):
     with pytest.raises(InputError, match="accepted"):
-        make_scheduler(model, steps)
+        model.schedule(steps)
 
 
-def test_making_a_scheduler_leaves_the_models_own_alone(model):
+def test_making_a_schedule_leaves_the_models_own_alone(model):
     before = model.scheduler.timesteps.clone()
-    make_scheduler(model, 7)
+    model.schedule(7)
     assert torch.equal(model.scheduler.timesteps, before)
 
 

@@ -17,7 +17,6 @@ from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.reading.features import pca_view
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig, check_config
 from emerdiff_probe.sites import find_site, list_sites
-from emerdiff_probe.trajectories.schedule import make_scheduler
 from emerdiff_probe.viz.figures import label_colours
 from emerdiff_probe.viz.widgets.explorer import (
     Explorer,
@@ -52,7 +51,7 @@ class LayersExplorer(Explorer):
         self._model, self._image, self._config = model, image, config
         height, width = image.shape[:2]
         check_config(model, config, *model.working_size(height, width))
-        _, grid = make_scheduler(model, config.steps)
+        grid = model.schedule(config.steps).timesteps
         self._start = grid[0]
         sites = [site.name for site in list_sites(model) if not (site.kind == "cross" and site.part in TOKENS)]
         self.site = described(widgets.Dropdown, "site", options=sites, value=config.feature_site)

@@ -22,7 +22,6 @@ from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.reading.correspondence import Modulation, difference_map, modulated_images
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig, check_config
 from emerdiff_probe.sites import find_site, list_sites
-from emerdiff_probe.trajectories.schedule import make_scheduler
 from emerdiff_probe.viz.widgets.explorer import (
     Explorer,
     cell_at,
@@ -61,7 +60,7 @@ class ModulationExplorer(Explorer):
         check_config(model, config, height, width)
         self._model, self._config = model, config
         self._image = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-        _, grid = make_scheduler(model, config.steps)
+        grid = model.schedule(config.steps).timesteps
         self._start = grid[0]
         sites = [site.name for site in list_sites(model, part="output") if site.kind in {"self", "cross"}]
         given = {tuple(kinds): name for name, kinds in INJECTIONS.items()} | {("cross", "self"): "self and cross"}
