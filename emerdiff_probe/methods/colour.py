@@ -17,6 +17,7 @@ from emerdiff_probe.checks import is_integer, is_positive, require
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.images import numbered
 from emerdiff_probe.methods.interface import Counts, Pictured, given, optional
+from emerdiff_probe.reading.features import k_means_seed
 
 SCALES = (1e-2, 1e6)
 """Bounds of the search for Felzenszwalb's scale."""
@@ -51,7 +52,7 @@ class RgbKMeans:
         pixels = probed.image.reshape(-1, 3).astype(np.float32)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct colours than K: documented above
-            labels = KMeans(count, n_init=self.restarts, random_state=self.seed).fit_predict(pixels)
+            labels = KMeans(count, n_init=self.restarts, random_state=k_means_seed(self.seed)).fit_predict(pixels)
         return labels.reshape(height, width)
 
 
@@ -87,7 +88,9 @@ class CoordinateKMeans:
 @lru_cache
 def _tiles(height: int, width: int, count: int, restarts: int, seed: int) -> np.ndarray:
     coordinates = np.indices((height, width), np.float32).reshape(2, -1).T
-    return KMeans(count, n_init=restarts, random_state=seed).fit_predict(coordinates).reshape(height, width)
+    return (
+        KMeans(count, n_init=restarts, random_state=k_means_seed(seed)).fit_predict(coordinates).reshape(height, width)
+    )
 
 
 @dataclass(frozen=True)

@@ -228,11 +228,13 @@ class ProbeModel(ABC):
         Returns:
             (1, 3, height, width) float32 in [-1, 1], on the model's device.
         """
-        tensor = rearrange(torch.from_numpy(image).float(), "height width c -> 1 c height width")
-        tensor = tensor.to(self.device) / 127.5 - 1
-        if size is None or size == tuple(image.shape[:2]):
-            return tensor
-        return nn.functional.interpolate(tensor, size=size, mode="bilinear", antialias=True)
+        planes = []
+        for plane in rearrange(torch.from_numpy(image), "height width c -> c 1 1 height width"):
+            values = plane.to(self.device).float().div_(127.5).sub_(1)  # one at a time: photographs are large
+            if size is not None and size != tuple(image.shape[:2]):
+                values = nn.functional.interpolate(values, size=size, mode="bilinear", antialias=True)
+            planes.append(values)
+        return torch.cat(planes, 1)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

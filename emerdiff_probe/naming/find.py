@@ -104,8 +104,7 @@ def find(
         scores = MaskClip(clip, Vocabulary.of([concept]))(result.image)
     means = scores.segments(coarse)[:, 0]
     chosen, separation = choose(means, np.bincount(coarse.ravel(), minlength=len(means)))
-    maps = result.difference_maps
-    ours, theirs = (maps[which].max(0) if which.any() else np.zeros(maps.shape[1:]) for which in (chosen, ~chosen))
+    ours, theirs = (_highest(result, np.flatnonzero(which)) for which in (chosen, ~chosen))
     return Found(
         concept=concept,
         mask=chosen[result.labels],
@@ -115,6 +114,14 @@ def find(
         separation=separation,
         image=result.image,
     )
+
+
+def _highest(result: Segmentation, masks: np.ndarray) -> np.ndarray:
+    """The highest difference at every pixel over some masks, (height, width) float32; 0 where there are none."""
+    highest = np.zeros(result.labels.shape, np.float32)
+    for mask in masks.tolist():
+        np.maximum(highest, result.difference_map(mask), out=highest)
+    return highest
 
 
 def choose(values: np.ndarray, cells: np.ndarray) -> tuple[np.ndarray, float]:

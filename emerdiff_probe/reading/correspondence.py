@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -29,6 +29,8 @@ UNEXPLAINED = 0.1
 """Variance of a response that the masks do not explain, where that of a pixel inside one mask is 1."""
 RUN_ALONE = 24
 """Masks up to which patterns of the number that `Readout` finds save no time: a smaller batch takes longer a row."""
+STRIPE = 16
+"""Rows of a picture that maps are enlarged to at once."""
 MASKS_AT_ONCE = 8
 """Masks whose images are held at once: what is kept of them is one map a mask."""
 
@@ -212,6 +214,45 @@ def smoothed(maps: Tensor, deviation: float) -> Tensor:
 def assign(difference_maps: Tensor) -> Tensor:
     """Every pixel's mask, the one whose difference map is highest there: (mask, height, width) -> (height, width)."""
     return difference_maps.max(0).indices  # argmax takes four times as long
+
+
+def assign_enlarged(difference_maps: Tensor, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """As `assign` at the size of a picture, in memory that does not grow with the number of masks.
+
+    Args:
+        difference_maps: (mask, map_height, map_width).
+        height, width: of the picture.
+
+    Returns:
+        Labels (height, width), uint8 up to 256 masks and uint16 above; and (mask,) float32, the mean over a label's
+        pixels of its map, 0 where it has none.
+    """
+    masks = len(difference_maps)
+    labels = np.empty((height, width), np.uint8 if masks <= 256 else np.uint16)
+    totals, counts = np.zeros(masks), np.zeros(masks, int)
+    for start, stripe in enlarge(difference_maps, height, width):
+        highest, found = (part.numpy() for part in stripe.max(0))
+        labels[start : start + len(found)] = found
+        totals += np.bincount(found.ravel(), highest.ravel(), minlength=masks)
+        counts += np.bincount(found.ravel(), minlength=masks)
+    return labels, (totals / np.maximum(counts, 1)).astype(np.float32)
+
+
+def enlarge(maps: Tensor, height: int, width: int) -> Iterator[tuple[int, Tensor]]:
+    """Maps (mask, map_height, map_width) at another size, bilinear, a few rows at a time.
+
+    Yields:
+        The first row of a stripe, and the stripe (mask, row, width).
+    """
+    rows = maps.shape[1]
+    places = ((torch.arange(height, dtype=torch.float64) + 0.5) * (rows / height) - 0.5).clamp(0, rows - 1)
+    above = places.floor().long()
+    below, share = (above + 1).clamp(max=rows - 1), (places - above).to(maps)[:, None]
+    for start in range(0, height, STRIPE):
+        here = slice(start, start + STRIPE)
+        upper = maps[:, above[here]]
+        stripe = upper + (maps[:, below[here]] - upper) * share[here]
+        yield start, nn.functional.interpolate(stripe[None], size=(stripe.shape[1], width), mode="bilinear")[0]
 
 
 def difference_maps(

@@ -148,8 +148,13 @@ def cluster(features: Tensor, clusters: int, grid: tuple[int, int], *, seed: int
         raise InputError("the features hold NaN or infinite values: the denoiser overflowed; use float32")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct cells than K: documented above
-        labels = KMeans(clusters, n_init=10, random_state=seed).fit_predict(features.double().numpy())
+        labels = KMeans(clusters, n_init=10, random_state=k_means_seed(seed)).fit_predict(features.double().numpy())
     return numbered(labels.reshape(grid))
+
+
+def k_means_seed(seed: int) -> int:
+    """What k-means takes as a seed, 32 bits: small seeds as they are, others a draw from them."""
+    return seed if seed < 2**32 else int(np.random.SeedSequence(seed).generate_state(1)[0])
 
 
 def one_hot_masks(low_resolution_masks: np.ndarray) -> Tensor:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
-import tempfile
+import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -16,9 +17,10 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 
 from emerdiff_probe.errors import InputError
+from emerdiff_probe.files import find_damage, list_checksums, resolve, seal, unseal, write_folder
 from emerdiff_probe.images import (
     colour_labels,
     contact_sheet,
@@ -31,8 +33,18 @@ from emerdiff_probe.images import (
     written,
 )
 from emerdiff_probe.models.probe_model import ProbeModel
+from emerdiff_probe.reading.correspondence import enlarge
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig
 from emerdiff_probe.segmentation.tree import SegmentTree
+
+FORMAT = 2
+"""Of result folders. Those of format 1 (before formats were numbered) held maps at the picture's own size."""
+EXACT_PIXELS = 2**20
+"""Pictures up to so many pixels are kept without loss; of larger ones a JPEG, and the checksum of the pixels."""
+SHOWN = 1024
+"""Pixels of the longer side that pictures of a result have at most."""
+PANEL = 384
+"""Pixels of the longer side that one of several pictures in a sheet has at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,22 +52,25 @@ class Segmentation:
     """What `segment` found in one image.
 
     Attributes:
-        image: (height, width, 3) uint8, as given.
-        labels: (height, width) integers in 0 … K - 1.
+        image: (height, width, 3) uint8, as given; loaded from a folder, see `load`.
+        labels: (height, width) integers in 0 … K - 1, the argmax of the difference maps enlarged to the image's size.
         low_resolution_masks: (grid_height, grid_width) integers, the k-means clusters, or unions of them where the
             criterion for their number merged some.
-        difference_maps: (mask, height, width) float32; `labels` is their argmax.
+        maps: (mask, map_height, map_width) float32, the difference maps at the size that the model works at; None
+            where a folder holds none. Read them as `difference_maps`, and enlarged by `difference_map`.
+        responses: (mask,) float32, the mean over a segment's pixels of its mask's difference map; 0 of an empty one.
         mask_embeddings: (mask, channel) float32, the mean feature inside every low-resolution mask.
         linkage: (mask - 1, 4) float64, SciPy's linkage matrix of the difference maps by their cosine; see `tree`.
         config: every setting.
         model: name of the model; fingerprint: of its weights; precision: of the denoiser.
-        seconds: of every stage.
+        seconds: of every stage, reading the image and writing the result included.
     """
 
     image: np.ndarray
     labels: np.ndarray
     low_resolution_masks: np.ndarray
-    difference_maps: np.ndarray
+    maps: np.ndarray | None
+    responses: np.ndarray
     mask_embeddings: np.ndarray
     linkage: np.ndarray
     config: EmerDiffConfig
@@ -67,7 +82,33 @@ class Segmentation:
     @property
     def masks(self) -> int:
         """Number of masks, K (or fewer, where the image has fewer distinct cells)."""
-        return len(self.difference_maps)
+        return len(self.mask_embeddings)
+
+    @property
+    def difference_maps(self) -> np.ndarray:
+        """The difference maps (mask, map_height, map_width) float32, at the size that the model works at.
+
+        Raises:
+            InputError: the result was loaded from a folder without them.
+        """
+        if self.maps is None:
+            raise InputError(
+                "a result loaded from a folder without difference maps; accepted: one saved with them "
+                "(`segment --maps`, `save(folder, maps=True)`)"
+            )
+        return self.maps
+
+    def difference_map(self, mask: int) -> np.ndarray:
+        """One difference map enlarged to the image's size, (height, width) float32.
+
+        Raises:
+            InputError: no such mask, or a result without maps.
+        """
+        if not 0 <= mask < self.masks:
+            raise InputError(f"mask {mask}; accepted: 0 to {self.masks - 1}")
+        own = torch.from_numpy(self.difference_maps[mask : mask + 1]).float()
+        height, width = self.labels.shape
+        return torch.cat([stripe[0] for _, stripe in enlarge(own, height, width)]).numpy()
 
     @cached_property
     def tree(self) -> SegmentTree:
@@ -83,60 +124,99 @@ class Segmentation:
         return Image.fromarray(contours(self.image, self.labels))
 
     def side_by_side(self) -> Image.Image:
-        """Image, low-resolution masks, segmentation and contours in a row."""
-        height, width = self.labels.shape
+        """Image, low-resolution masks, segmentation and contours in a row, each at most 384 pixels long."""
+        small = self.shrink(PANEL)
+        height, width = small.labels.shape
         coarse = Image.fromarray(colour_labels(self.low_resolution_masks)).resize(
             (width, height), Image.Resampling.NEAREST
         )
-        pictures = [self.image, np.array(coarse), np.array(self.overlay(1.0)), np.array(self.contours())]
+        pictures = [small.image, np.array(coarse), np.array(small.overlay(1.0)), np.array(small.contours())]
         return contact_sheet(pictures, ["image", "low-resolution masks", "EmerDiff", "contours"])
 
     def difference_sheet(self) -> Image.Image:
-        """The image and every difference map under its mask's number, all on one scale."""
+        """The image and every difference map under its mask's number, all on one scale, at most 384 pixels long.
+
+        Raises:
+            InputError: a result without maps.
+        """
         top = float(self.difference_maps.max())
-        pictures = [self.image, *(heatmap(values, top) for values in self.difference_maps)]
+        size = self.difference_maps.shape[:0:-1]
+        image = np.array(Image.fromarray(self.image).resize(size, Image.Resampling.BILINEAR))
+        shown = [image, *(heatmap(values, top) for values in self.difference_maps)]
+        pictures = [_shrink(picture, PANEL) for picture in shown]
         titles = ["image", *(f"mask {i}" for i in range(self.masks))]
         return contact_sheet(pictures, titles, columns=7)
 
-    def save(self, folder: str | Path) -> Path:
+    def shrink(self, longest: int) -> Segmentation:
+        """The same result of a smaller image, whose longer side has at most so many pixels: for pictures of it."""
+        if max(self.labels.shape) <= longest:
+            return self
+        image = _shrink(self.image, longest)
+        size = image.shape[1::-1]
+        labels = np.array(Image.fromarray(self.labels).resize(size, Image.Resampling.NEAREST))
+        return replace(self, image=image, labels=labels)
+
+    def save(self, folder: str | Path, *, maps: bool = False) -> Path:
         """Write the result as open formats; a folder is written as a whole or not at all, replacing an older one.
 
-        Files: image.png, labels.png (indexed), overlay.png, contours.png, side_by_side.png, difference_maps.png,
-        levels.png (of the tree), segmentation.safetensors (difference_maps, low_resolution_masks, mask_embeddings,
-        linkage) and result.json.
+        Files: image.png (of more than a megapixel image.jpg, for looking at), labels.png (indexed, the image's size),
+        segmentation.safetensors (low_resolution_masks, responses, mask_embeddings, linkage; with `maps` also
+        difference_maps, float16 at the size that the model works at), pictures of at most 1,024 pixels (overlay.png,
+        contours.png, side_by_side.png, difference_maps.png, levels.png of the tree), and result.json with settings
+        and a checksum of every file.
+
+        Args:
+            folder: new, empty, or of an earlier result.
+            maps: keep the difference maps.
 
         Raises:
-            InputError: the folder exists and holds something else, or is or holds the current one.
+            InputError: the folder exists and holds something else, or is or holds the current one; maps are asked for
+                and the result has none.
         """
         require_replaceable(folder)
-        place = Path(folder).resolve()  # of "out/.." the name is not ".."
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as scratch:
-            partial = Path(scratch) / place.name
-            partial.mkdir()
-            Image.fromarray(self.image).save(partial / "image.png")
-            save_labels(self.labels, partial / "labels.png")
-            self.overlay().save(partial / "overlay.png")
-            self.contours().save(partial / "contours.png")
-            self.side_by_side().save(partial / "side_by_side.png")
-            self.difference_sheet().save(partial / "difference_maps.png")
-            self.tree.levels(self.image).save(partial / "levels.png")
-            tensors = {
-                "difference_maps": torch.from_numpy(self.difference_maps).contiguous(),
-                "low_resolution_masks": torch.from_numpy(self.low_resolution_masks).contiguous(),
-                "mask_embeddings": torch.from_numpy(self.mask_embeddings).contiguous(),
-                "linkage": torch.from_numpy(self.linkage).contiguous(),
-            }
-            save_file(tensors, partial / "segmentation.safetensors")
-            (partial / "result.json").write_text(json.dumps(self.summary(), indent=2) + "\n")
-            if place.exists():
-                place.rename(Path(scratch) / "old")
-            partial.rename(place)
+        tensors = {
+            "low_resolution_masks": self.low_resolution_masks,
+            "responses": self.responses,
+            "mask_embeddings": self.mask_embeddings,
+            "linkage": self.linkage,
+        }
+        if maps:
+            small = float(self.difference_maps.max()) <= np.finfo(np.float16).max
+            tensors["difference_maps"] = self.difference_maps.astype(np.float16 if small else np.float32)
+        write_folder(Path(folder), lambda partial: self._write(partial, tensors))
         return Path(folder)
+
+    def _write(self, folder: Path, tensors: Mapping[str, np.ndarray]) -> None:
+        began = time.perf_counter()
+        image = Image.fromarray(self.image)
+        if self._is_exact:
+            image.save(folder / "image.png")
+        else:
+            image.save(folder / "image.jpg", quality=90)
+        save_labels(self.labels, folder / "labels.png")
+        shown = self.shrink(SHOWN)
+        shown.overlay().save(folder / "overlay.png")
+        shown.contours().save(folder / "contours.png")
+        shown.side_by_side().save(folder / "side_by_side.png")
+        panel = self.shrink(PANEL)
+        panel.tree.levels(panel.image).save(folder / "levels.png")
+        if self.maps is not None:
+            self.difference_sheet().save(folder / "difference_maps.png")
+        content = save({name: torch.from_numpy(values).contiguous() for name, values in tensors.items()})
+        (folder / "segmentation.safetensors").write_bytes(content)  # the library's own file would be for its owner only
+        seconds = self.seconds | {"write": round(time.perf_counter() - began, 4)}
+        summary = self.summary() | {"seconds": seconds, "files": list_checksums(folder)}
+        (folder / "result.json").write_text(seal(summary), encoding="utf-8")
+
+    @property
+    def _is_exact(self) -> bool:
+        return self.labels.size <= EXACT_PIXELS
 
     def summary(self) -> dict[str, Any]:
         """What result.json holds: settings, model fingerprint, precision, seconds, sizes and versions."""
         return {
+            "format": FORMAT,
+            "image": _digest(self.image),
             "masks": self.masks,
             "height": self.labels.shape[0],
             "width": self.labels.shape[1],
@@ -147,21 +227,34 @@ class Segmentation:
         }
 
     @classmethod
-    def load(cls, folder: str | Path) -> Segmentation:
-        """Read what `save` wrote.
+    def load(cls, folder: str | Path, image: str | Path | Image.Image | np.ndarray | None = None) -> Segmentation:
+        """Read what `save` wrote, every file checked against its checksum.
+
+        Args:
+            folder: of a result.
+            image: the image that was segmented. When None, the one in the folder: the same pixels up to a megapixel,
+                a JPEG of them above.
 
         Raises:
-            InputError: a file is missing or damaged.
+            InputError: a file is missing or damaged (each is named), a folder of another format, or another image.
         """
         folder = Path(folder)
         try:
-            summary = json.loads((folder / "result.json").read_text())
-            tensors = load_file(folder / "segmentation.safetensors")
+            summary = read_summary(folder)
+            if damage := find_damage(folder, summary["files"]):
+                raise InputError("; ".join(damage))
+            kept = folder / ("image.png" if (folder / "image.png").exists() else "image.jpg")
+            pixels = load_image(kept if image is None else image)
+            if image is not None and _digest(pixels) != summary["image"]:
+                raise InputError("the image given is not the one that was segmented")
+            tensors = load((folder / "segmentation.safetensors").read_bytes())
+            maps = tensors.get("difference_maps")
             return cls(
-                image=load_image(folder / "image.png"),
+                image=pixels,
                 labels=load_labels(folder / "labels.png"),
                 low_resolution_masks=tensors["low_resolution_masks"].numpy(),
-                difference_maps=tensors["difference_maps"].numpy(),
+                maps=None if maps is None else maps.float().numpy(),
+                responses=tensors["responses"].numpy(),
                 mask_embeddings=tensors["mask_embeddings"].numpy(),
                 linkage=tensors["linkage"].numpy(),
                 config=EmerDiffConfig(**summary["configuration"]),
@@ -183,6 +276,40 @@ class Segmentation:
         return f"Segmentation({self.masks} masks, {height} x {width} pixels, model {self.model!r})"
 
 
+def _shrink(picture: np.ndarray, longest: int) -> np.ndarray:
+    """A picture (height, width, 3) uint8 whose longer side has at most so many pixels."""
+    small = Image.fromarray(picture)
+    small.thumbnail((longest, longest), Image.Resampling.BILINEAR)
+    return np.array(small)
+
+
+def _digest(image: np.ndarray) -> dict[str, Any]:
+    """What tells an image from another: its size and the SHA-256 of its pixels."""
+    return {"size": list(image.shape[:2]), "sha256": hashlib.sha256(np.ascontiguousarray(image).data).hexdigest()}
+
+
+def read_summary(folder: str | Path) -> dict[str, Any]:
+    """What result.json of a folder holds; see `Segmentation.summary`.
+
+    Raises:
+        InputError: it is missing, damaged, or of another format.
+    """
+    path = Path(folder) / "result.json"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
+    try:
+        summary = unseal(text)
+    except InputError as error:
+        if '"configuration"' in text and '"format"' not in text:
+            raise InputError(f"{path}: of format 1, an earlier version's; accepted: {FORMAT}, segment again") from error
+        raise InputError(f"{path}: {error}") from error
+    if summary.get("format") != FORMAT:
+        raise InputError(f"{path}: of format {summary.get('format')}; accepted: {FORMAT}")
+    return summary
+
+
 def require_replaceable(folder: str | Path) -> None:
     """Refuse a folder that `Segmentation.save` would not write.
 
@@ -190,10 +317,11 @@ def require_replaceable(folder: str | Path) -> None:
         InputError: it exists and holds something else, or is or holds the current one.
     """
     folder = Path(folder)
+    place = resolve(folder)
     empty = folder.is_dir() and not any(folder.iterdir())
-    if folder.exists() and not empty and not (folder / "result.json").is_file():
+    if folder.exists() and not empty and not (folder / "result.json").exists():
         raise InputError(f"{folder} exists and holds no segmentation; accepted: a new, empty or earlier result folder")
-    if Path.cwd().is_relative_to(folder.resolve()):  # replaced, it would leave the process in a deleted folder
+    if Path.cwd().is_relative_to(place):  # replaced, it would leave the process in a deleted folder
         raise InputError(f"{folder} is or holds the current folder, which cannot be replaced; accepted: another folder")
 
 
@@ -202,17 +330,25 @@ def is_finished(
     model: ProbeModel,
     image: str | Path | Image.Image | np.ndarray,
     config: EmerDiffConfig,
+    *,
+    maps: bool = False,
 ) -> bool:
     """Whether a folder holds what `segment` would find: of the same pixels, weights, settings, precision and versions.
 
-    It does not hold what would be found in an image that cannot be read.
+    It does not where a file is missing or damaged, where `maps` are asked for that it lacks, or where the image cannot
+    be read.
     """
+    folder = Path(folder)
     try:
-        summary = json.loads((Path(folder) / "result.json").read_text())
+        summary = read_summary(folder)
         origin = json.loads(json.dumps(_origin(config, model.fingerprint, _precision(model))))
-        before = Path(folder) / "image.png"
-        return summary == summary | origin and np.array_equal(load_image(before), load_image(image))
-    except (OSError, ValueError, TypeError, InputError):
+        return (
+            summary == summary | origin
+            and not find_damage(folder, summary["files"])
+            and (not maps or "difference_maps" in load((folder / "segmentation.safetensors").read_bytes()))
+            and summary["image"] == _digest(load_image(image))
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
         return False
 
 

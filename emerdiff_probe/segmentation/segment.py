@@ -11,14 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
 
-from emerdiff_probe.images import (
-    load_image,
-)
+from emerdiff_probe.images import load_image
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.probe import ProbedImage
-from emerdiff_probe.reading.correspondence import assign
+from emerdiff_probe.reading.correspondence import assign_enlarged
 from emerdiff_probe.reading.features import mask_embeddings
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig, check_config
 from emerdiff_probe.segmentation.criteria import find_criterion
@@ -50,8 +47,8 @@ def segment(
 ) -> Segmentation:
     """Segment one image by EmerDiff (Namekata et al. 2024).
 
-    The image is processed with its shorter side at the model's native size, and difference maps are brought back to
-    the image's own size before the labels are read off.
+    The image is processed with its shorter side at the model's native size; difference maps are held at that size, and
+    enlarged to the image's own, a few rows at a time, to read the labels off.
 
     Args:
         model: from `load_model`.
@@ -64,9 +61,10 @@ def segment(
         SiteError, TimestepError: a layer or timestep that the model does not have. All before any model runs.
     """
     config = config or EmerDiffConfig.for_model(model)
-    pixels = load_image(image)
-    check_config(model, config, *model.working_size(*pixels.shape[:2]))
     stage = _Stopwatch(model.device)
+    with stage("read"):
+        pixels = load_image(image)
+    check_config(model, config, *model.working_size(*pixels.shape[:2]))
     with stage("invert"):
         probed = config.probe(model, pixels)
     result = segment_probed(probed, config, progress=progress)
@@ -94,14 +92,14 @@ def segment_probed(probed: ProbedImage, config: EmerDiffConfig, *, progress: boo
     with stage("assign"):
         groups = criterion.merged(maps)
         linkage = likeness_linkage(merged_maps(maps, groups))
-        maps = merged_maps(_resize(maps, height, width), groups)
-        coarse = groups[coarse]
-        labels = assign(maps).numpy()
+        maps, coarse = merged_maps(maps, groups), groups[coarse]
+        labels, responses = assign_enlarged(maps, height, width)
     return Segmentation(
         image=pixels,
-        labels=labels.astype(np.uint8 if len(maps) <= 256 else np.uint16),
+        labels=labels,
         low_resolution_masks=coarse,
-        difference_maps=maps.numpy(),
+        maps=maps.numpy(),
+        responses=responses,
         mask_embeddings=mask_embeddings(features, coarse).numpy(),
         linkage=linkage,
         config=config,
@@ -127,9 +125,3 @@ def segment_all(
     for height, width in {model.working_size(*load_image(image).shape[:2]) for image in images}:
         check_config(model, config, height, width)
     return (segment(model, image, config, progress=progress) for image in images)
-
-
-def _resize(maps: Tensor, height: int, width: int) -> Tensor:
-    if maps.shape[1:] == (height, width):
-        return maps
-    return nn.functional.interpolate(maps[None], size=(height, width), mode="bilinear")[0]

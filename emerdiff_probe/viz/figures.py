@@ -28,7 +28,7 @@ SHADES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#00
 """Line colours that colour-blind people can tell apart (Okabe and Ito)."""
 MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
 STRIDE = 4
-"""Every so many pixels of a difference map are drawn: the maps are smooth, and notebooks stay small."""
+"""Every so many cells of a difference map are drawn: the maps are smooth, and notebooks stay small."""
 
 
 def segmentation_figure(result: Segmentation) -> go.Figure:
@@ -68,13 +68,16 @@ def _picture(result: Segmentation) -> go.Image:
 def difference_figure(result: Segmentation) -> go.Figure:
     """The image beside the difference map of one mask, chosen by a slider; all maps share one colour scale."""
     top = float(result.difference_maps.max())
+    down, across = (
+        STRIDE * whole / side for whole, side in zip(result.labels.shape, result.difference_maps.shape[1:], strict=True)
+    )
     figure = make_subplots(1, 2, subplot_titles=["image", "difference map of the mask"], horizontal_spacing=0.02)
     figure.add_trace(_picture(result), 1, 1)
     for mask, values in enumerate(result.difference_maps):
         trace = go.Heatmap(
             z=values[::STRIDE, ::STRIDE],
-            dx=STRIDE,
-            dy=STRIDE,
+            dx=across,
+            dy=down,
             zmin=0,
             zmax=top,
             colorscale="Viridis",

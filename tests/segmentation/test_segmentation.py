@@ -3,6 +3,8 @@
 import contextlib
 import gc
 import json
+import os
+import re
 import shutil
 import weakref
 from dataclasses import asdict, replace
@@ -15,13 +17,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from emerdiff_probe.errors import InputError, InterventionError, ModelError, SiteError, TimestepError
+from emerdiff_probe.files import seal
 from emerdiff_probe.images import load_image
 from emerdiff_probe.models.loading import load_model
 from emerdiff_probe.reading.correspondence import assign
 from emerdiff_probe.reading.features import one_hot_masks
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig, check_config
 from emerdiff_probe.segmentation.criteria import CRITERIA, ResponseOverlap, find_criterion
-from emerdiff_probe.segmentation.result import Segmentation
+from emerdiff_probe.segmentation.result import Segmentation, is_finished, read_summary, require_replaceable
 from emerdiff_probe.segmentation.segment import segment, segment_all, segment_probed
 from emerdiff_probe.segmentation.tree import groups_within, likeness_linkage
 from emerdiff_probe.sites import find_site
@@ -61,7 +64,8 @@ def test_shapes_at_a_size_that_is_neither_native_nor_square(result, model, confi
     height, width = model.working_size(50, 81)
     grid = site.grid(height // model.factor, width // model.factor)
     assert result.labels.shape == (50, 81)
-    assert result.difference_maps.shape == (4, 50, 81)
+    assert result.difference_maps.shape == (4, height, width)
+    assert result.difference_map(3).shape == (50, 81)
     assert result.difference_maps.dtype == np.float32
     assert result.low_resolution_masks.shape == grid
     assert set(np.unique(result.low_resolution_masks)) == {0, 1, 2, 3}
@@ -70,8 +74,11 @@ def test_shapes_at_a_size_that_is_neither_native_nor_square(result, model, confi
     assert np.array_equal(result.image, IMAGE)
 
 
-def test_labels_are_the_argmax_of_the_maps(result):
-    assert np.array_equal(result.labels, result.difference_maps.argmax(0))
+def test_labels_are_the_argmax_of_the_enlarged_maps(result):
+    maps = np.stack([result.difference_map(mask) for mask in range(result.masks)])
+    assert np.array_equal(result.labels, maps.argmax(0))
+    means = [maps[mask][result.labels == mask].mean() if (result.labels == mask).any() else 0 for mask in range(4)]
+    assert np.allclose(result.responses, means, rtol=1e-5)
     assert len(np.unique(result.labels)) > 1
     assert (result.difference_maps >= 0).all()
 
@@ -79,7 +86,7 @@ def test_labels_are_the_argmax_of_the_maps(result):
 def test_the_result_carries_what_made_it(result, model, config):
     assert result.config == config
     assert result.fingerprint == model.fingerprint
-    assert set(result.seconds) == {"invert", "features", "cluster", "modulate", "assign"}
+    assert set(result.seconds) == {"read", "invert", "features", "cluster", "modulate", "assign"}
     assert all(seconds >= 0 for seconds in result.seconds.values())
 
 
@@ -262,7 +269,7 @@ def test_the_number_of_masks_can_be_found(model, config, name):
     found = segment(model, IMAGE, replace(config, clusters=name))
     cells = found.low_resolution_masks.size
     assert 1 <= found.masks <= cells
-    assert np.array_equal(found.labels, found.difference_maps.argmax(0))
+    assert found.labels.max() < found.masks == len(found.difference_maps)
     assert set(np.unique(found.low_resolution_masks)) == set(range(found.masks))
     assert len(found.mask_embeddings) == found.masks
     assert found.config.clusters == name
@@ -291,9 +298,9 @@ def test_masks_that_overlap_are_merged_without_another_pass(model, config, monke
     assert len(passes) == 2 * enough
     groups = groups_within(fine.linkage, threshold)
     assert 1 < merged.masks < fine.masks
-    assert np.array_equal(merged.labels, groups[fine.labels])
     assert np.array_equal(merged.low_resolution_masks, groups[fine.low_resolution_masks])
-    assert torch.equal(assign(torch.from_numpy(merged.difference_maps)), torch.from_numpy(groups[fine.labels]))
+    one, other = (assign(torch.from_numpy(found.difference_maps)).numpy() for found in (merged, fine))
+    assert np.array_equal(one, groups[other])
 
 
 def test_what_needs_a_number_refuses_one_that_is_to_be_found(config):
@@ -313,13 +320,16 @@ def test_levels_go_from_the_labels_to_one_segment(result, tmp_path):
 
 
 def test_what_was_saved_comes_back(result, tmp_path):
-    folder = result.save(tmp_path / "deep" / "photo")
+    folder = result.save(tmp_path / "deep" / "photo", maps=True)
     loaded = Segmentation.load(folder)
-    for name in ("image", "labels", "low_resolution_masks", "difference_maps", "mask_embeddings", "linkage"):
+    half = result.difference_maps.astype(np.float16).astype(np.float32)
+    assert np.array_equal(loaded.difference_maps, half)
+    for name in ("image", "labels", "low_resolution_masks", "responses", "mask_embeddings", "linkage"):
         assert np.array_equal(getattr(loaded, name), getattr(result, name)), name
         assert getattr(loaded, name).dtype == getattr(result, name).dtype, name
-    for name in ("config", "model", "fingerprint", "seconds"):
+    for name in ("config", "model", "fingerprint", "precision"):
         assert getattr(loaded, name) == getattr(result, name), name
+    assert loaded.seconds == result.seconds | {"write": loaded.seconds["write"]}
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["photo"]
 
 
@@ -327,8 +337,8 @@ def test_the_files_are_what_the_documentation_says(result, tmp_path):
     folder = result.save(tmp_path / "photo")
     tensors = load_file(folder / "segmentation.safetensors")
     assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {
-        "difference_maps": (4, 50, 81),
         "low_resolution_masks": result.low_resolution_masks.shape,
+        "responses": (4,),
         "mask_embeddings": result.mask_embeddings.shape,
         "linkage": (3, 4),
     }
@@ -387,26 +397,117 @@ def test_a_save_that_fails_leaves_the_older_result_whole(result, tmp_path, monke
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr("emerdiff_probe.segmentation.result.save_file", fail)
+    monkeypatch.setattr("emerdiff_probe.segmentation.result.save", fail)
     with pytest.raises(error):
         replace(result, labels=1 - result.labels.clip(0, 1)).save(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["photo"]
 
 
-@pytest.mark.parametrize("name", ["result.json", "segmentation.safetensors", "labels.png", "image.png"])
-@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"{}")])
-def test_loading_a_damaged_result_is_refused(result, tmp_path, name, damage):
+def damages(path):
+    """Everything that can happen to a file, by name."""
+    content = bytearray(path.read_bytes())
+    flipped = content.copy()
+    flipped[len(flipped) // 2] ^= 1
+    return {
+        "deleted": path.unlink,
+        "emptied": lambda: path.write_bytes(b""),
+        "truncated": lambda: path.write_bytes(content[: len(content) // 2]),
+        "flipped": lambda: path.write_bytes(flipped),
+        "replaced by another": lambda: path.write_bytes(b"{}"),
+        "replaced by a folder": lambda: (path.unlink(), path.mkdir()),
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("result.json", "segmentation.safetensors", "labels.png", "image.png", "overlay.png", "contours.png"),
+        *("side_by_side.png", "difference_maps.png", "levels.png"),
+    ],
+)
+def test_a_damaged_file_is_named_and_the_image_is_not_finished(result, model, config, tmp_path, name):
+    for damage in damages(result.save(tmp_path / "photo") / name):
+        folder = result.save(tmp_path / "photo")
+        assert is_finished(folder, model, IMAGE, config)
+        damages(folder / name)[damage]()
+        with pytest.raises(InputError, match=re.escape(name)):
+            Segmentation.load(folder)
+        assert not is_finished(folder, model, IMAGE, config), damage
+        shutil.rmtree(folder)
+
+
+def test_no_bit_of_the_summary_can_flip_unseen(result, model, config, tmp_path):
+    path = result.save(tmp_path / "photo") / "result.json"
+    content, summary = path.read_bytes(), read_summary(path.parent)
+    for place in np.random.default_rng(0).choice(len(content), 200, replace=False).tolist():
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        with contextlib.suppress(InputError):
+            assert read_summary(path.parent) == summary  # blanks between values are no content
+
+
+def test_a_folder_of_another_format_is_refused_by_name(result, tmp_path, model, config):
     folder = result.save(tmp_path / "photo")
-    damage(folder / name)
-    with pytest.raises(InputError, match="photo"):
-        Segmentation.load(folder)
+    summary = read_summary(folder)
+    older = {name: value for name, value in summary.items() if name not in {"format", "files", "image"}}
+    for text, message in ((json.dumps(older), "of format 1"), (seal(summary | {"format": 3}), "of format 3")):
+        (folder / "result.json").write_text(text)
+        with pytest.raises(InputError, match=message):
+            Segmentation.load(folder)
+        assert not is_finished(folder, model, IMAGE, config)
+        require_replaceable(folder)
+
+
+def test_maps_that_were_not_kept_are_asked_for_by_name(result, model, config, tmp_path):
+    loaded = Segmentation.load(result.save(tmp_path / "photo"))
+    with pytest.raises(InputError, match="--maps"):
+        _ = loaded.difference_maps
+    assert not is_finished(tmp_path / "photo", model, IMAGE, config, maps=True)
+    assert is_finished(result.save(tmp_path / "photo", maps=True), model, IMAGE, config, maps=True)
+    assert loaded.tree.cut(2).max() == 1
+    assert loaded.masks == result.masks
+
+
+def test_files_have_the_modes_that_the_user_asks_for(result, tmp_path):
+    before = os.umask(0o027)
+    try:
+        folder = result.save(tmp_path / "photo", maps=True)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o640}
+    assert folder.stat().st_mode & 0o777 == 0o750
+
+
+def test_a_large_picture_keeps_its_labels_whole_and_its_checksum(result, model, config, tmp_path):
+    image = np.array(Image.fromarray(tiny.picture(64, 96)).resize((1248, 900)))
+    labels = np.array(Image.fromarray(result.labels).resize((1248, 900), Image.Resampling.NEAREST))
+    folder = replace(result, image=image, labels=labels).save(tmp_path / "photo")
+    loaded = Segmentation.load(folder)
+    assert np.array_equal(loaded.labels, labels)
+    assert not (folder / "image.png").exists()
+    assert np.abs(loaded.image.astype(int) - image).mean() < 3
+    assert np.array_equal(Segmentation.load(folder, image).image, image)
+    with pytest.raises(InputError, match="not the one"):
+        Segmentation.load(folder, 255 - image)
+    assert is_finished(folder, model, image, config)
+    assert not is_finished(folder, model, loaded.image, config)
+    for name in ("overlay.png", "contours.png"):
+        with Image.open(folder / name) as picture:
+            assert max(picture.size) == 1024
 
 
 def test_more_than_256_masks_are_saved_with_16_bits(result, tmp_path):
     labels = np.arange(50 * 81).reshape(50, 81) % 300
     maps = one_hot_masks(labels).numpy()
-    many = replace(result, labels=labels.astype(np.uint16), difference_maps=maps, linkage=likeness_linkage(maps))
+    many = replace(
+        result,
+        labels=labels.astype(np.uint16),
+        maps=maps,
+        mask_embeddings=np.zeros((300, 2), np.float32),
+        linkage=likeness_linkage(maps),
+    )
     loaded = Segmentation.load(many.save(tmp_path / "many"))
     assert loaded.masks == 300
     assert np.array_equal(loaded.labels, labels)

@@ -53,7 +53,7 @@ def test_more_masks_than_a_byte_counts_can_be_drawn(result):
     maps = np.zeros((masks, 30, 40), np.float32)
     labels = np.kron(coarse, np.ones((2, 2), int)).astype(np.uint16)
     image = np.zeros((30, 40, 3), np.uint8)
-    many = replace(result, image=image, labels=labels, low_resolution_masks=coarse, difference_maps=maps)
+    many = replace(result, image=image, labels=labels, low_resolution_masks=coarse, mask_embeddings=maps[:, 0])
     assert segmentation_figure(many).data[2].z.max() == masks - 1
     assert many.side_by_side().width > 4 * 40
 

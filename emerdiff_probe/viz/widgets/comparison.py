@@ -41,8 +41,9 @@ class ComparisonExplorer(Explorer):
     def __init__(self, one: Segmentation, other: Segmentation) -> None:
         super().__init__()
         self._pair = one, other
+        self._have_maps = one.maps is not None and other.maps is not None
         height, width = one.labels.shape
-        self.view = described(widgets.Dropdown, "show", options=VIEWS)
+        self.view = described(widgets.Dropdown, "show", options=VIEWS if self._have_maps else VIEWS[:-1])
         self.row = described(widgets.IntSlider, "row", min=0, max=height - 1, value=height // 2)
         self.column = described(widgets.IntSlider, "column", min=0, max=width - 1, value=width // 2)
         self.pointed = widgets.HTML()
@@ -80,7 +81,7 @@ class ComparisonExplorer(Explorer):
             for trace in self.figure.data[3:]:
                 point_at(trace, column, row)
         said = ", ".join(
-            f"{html.escape(name)}: mask {mask} (difference {result.difference_maps[mask, row, column]:.3f})"
+            f"{html.escape(name)}: mask {mask}{_difference(result, mask, row, column)}"
             for name, mask, result in zip(_names(*self._pair), masks, self._pair, strict=True)
         )
         self.pointed.value = f"<span role='status'>pixel ({row}, {column}) · {said}</span>"
@@ -97,6 +98,16 @@ def _drawn(result: Segmentation, view: str, mask: int) -> dict[str, Any]:
         values = result.labels if view == VIEWS[0] else result.low_resolution_masks
         colours, hover = label_colours(result.masks), "mask %{z}<extra></extra>"
     return {"z": values, "hovertemplate": hover, **colours, **on_pixels(values.shape, height, width)}
+
+
+def _difference(result: Segmentation, mask: int, row: int, column: int) -> str:
+    """The value of a mask's map at a pixel, in words; nothing of a result without maps."""
+    if result.maps is None:
+        return ""
+    values = result.maps[mask]
+    height, width = result.labels.shape
+    value = values[row * values.shape[0] // height, column * values.shape[1] // width]
+    return f" (difference {value:.3f})"
 
 
 def _names(one: Segmentation, other: Segmentation) -> tuple[str, str]:
