@@ -61,11 +61,10 @@ class ProbedImage:
         self.latents = model.encode(model.to_tensor(self.image, (scale * height, scale * width)))
         self.draws = draws
         self._invert = partial(invert, model, self.latents, start=start, steps=steps, method=method, prompt=prompt)
-        inverted = partial(self._invert, residuals=False)
-        self.trajectory: Trajectory = inverted(seed=seed)
-        # The trajectory and those of the same image under further noise, as one batch.
-        others = np.random.SeedSequence(seed).generate_state(draws)[1:].tolist()
-        paths = [self.trajectory.latents, *(inverted(seed=other).latents for other in others)]
+        drawn = partial(self._invert, seed=seed, residuals=False)
+        self.trajectory: Trajectory = drawn()
+        # The trajectory and those of the same image under further draws of noise, as one batch.
+        paths = [self.trajectory.latents, *(drawn(draw=draw).latents for draw in range(1, draws))]
         self._drawn = replace(self.trajectory, latents=torch.cat(paths, dim=1))
         self._features: dict[tuple[Site, int], Tensor] = {}
         self._coarse: dict[tuple[Site, int, int], np.ndarray] = {}

@@ -10,6 +10,7 @@ from torch import Tensor
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.trajectories.denoise import conditionings, predict
+from emerdiff_probe.trajectories.noise import noise
 from emerdiff_probe.trajectories.trajectory import Trajectory
 
 
@@ -29,7 +30,7 @@ def generate(
     Args:
         model: to draw from.
         prompt: text; "" draws unconditionally.
-        seed: of the starting noise and of the noise of every step.
+        seed: of the starting noise and of what every step adds; see `noise`.
         steps: of the schedule's grid.
         eta: 1 for DDPM steps, 0 for DDIM and flow matching; what the model's own noise process has when None.
         guidance: classifier-free guidance scale; 1 is none.
@@ -45,18 +46,17 @@ def generate(
     schedule = model.schedule(steps)
     timesteps = schedule.timesteps
     eta = schedule.eta if eta is None else eta
-    generator = torch.Generator().manual_seed(seed)
-    shape = (1, model.latent_channels, height // model.factor, width // model.factor)
-    draws = torch.randn(len(timesteps) + 1, *shape, generator=generator).to(model.device)
-    latents, residuals = [draws[0]], []
-    conditioning, free = conditionings(model, draws[0], prompt, guidance)
-    for timestep, noise in zip(timesteps, draws[1:], strict=True):
+    shape = (model.latent_channels, height // model.factor, width // model.factor)
+    # what x holds at each timestep, and at last the image
+    drawn = [noise(seed, timestep, shape)[None].to(model.device) for timestep in (*timesteps, 0)]
+    latents, residuals = [drawn[0]], []
+    conditioning, free = conditionings(model, drawn[0], prompt, guidance)
+    for timestep, added in zip(timesteps, drawn[1:], strict=True):
         prediction = predict(
             model, latents[-1], schedule.exact(timestep), conditioning, unconditional=free, guidance=guidance
         )
         mean = schedule.step(prediction, timestep, latents[-1], eta=eta)
-        drawn = noise if eta else None
-        latents.append(schedule.step(prediction, timestep, latents[-1], eta=eta, noise=drawn))
+        latents.append(schedule.step(prediction, timestep, latents[-1], eta=eta, noise=added if eta else None))
         residuals.append(latents[-1] - mean)
         if callback is not None:
             callback(timestep, latents[-1])

@@ -13,6 +13,7 @@ from emerdiff_probe.models.batching import run_in_batches
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.models.schedules import Schedule
 from emerdiff_probe.trajectories.denoise import conditionings, denoiser_rows_that_fit, predict
+from emerdiff_probe.trajectories.noise import noise
 from emerdiff_probe.trajectories.trajectory import Trajectory, require_on_grid
 
 Inversion = Literal["ddpm", "ddim"]
@@ -28,6 +29,7 @@ def invert(
     method: Inversion = "ddpm",
     prompt: str = "",
     seed: int = 0,
+    draw: int = 0,
     batch_size: int | None = None,
     residuals: bool = True,
 ) -> Trajectory:
@@ -45,7 +47,9 @@ def invert(
         steps: of the whole grid.
         method: "ddpm" (the paper's) or "ddim".
         prompt: the text for all images; the paper's is empty.
-        seed: of the noise; every image of a batch gets the same draw, as if it were alone.
+        seed: of the noise, which depends on it, the timestep and the size of the latents only; every image of a batch
+            gets the same, as if it were alone.
+        draw: which of the independent draws of noise under this seed; see `noise`.
         batch_size: denoiser rows a pass; chosen by the device when None.
         residuals: find them now, so that they can be looked at or replayed under another prompt; else they are left
             to the replay, which is the same at no pass of its own.
@@ -55,7 +59,7 @@ def invert(
 
     Raises:
         TimestepError: `start` is not on the grid.
-        InputError: an unknown method.
+        InputError: an unknown method, or a seed below 0.
     """
     if method not in {"ddpm", "ddim"}:
         raise InputError(f"inversion {method!r}; accepted: ddpm, ddim")
@@ -64,7 +68,7 @@ def invert(
     timesteps = schedule.timesteps[schedule.timesteps.index(start) :]
     eta = schedule.eta if method == "ddpm" else 0.0
     if method == "ddpm":
-        path = _draw_path(schedule, latents.float(), timesteps, seed)
+        path = _draw_path(schedule, latents.float(), timesteps, seed, draw)
     else:
         path = _integrate_path(model, schedule, latents.float(), timesteps, prompt)
     if not residuals:
@@ -79,11 +83,13 @@ def invert(
     return Trajectory(timesteps, path, path[1:] - means, steps, eta, prompt)
 
 
-def _draw_path(schedule: Schedule, latents: Tensor, timesteps: Sequence[int], seed: int) -> Tensor:
+def _draw_path(schedule: Schedule, latents: Tensor, timesteps: Sequence[int], seed: int, draw: int) -> Tensor:
     """x_t ~ q(x_t | x_0), independent for every t; (step + 1, batch, …), x_0 itself last."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(len(timesteps), 1, *latents.shape[1:], generator=generator).to(latents.device)
-    drawn = [schedule.add_noise(latents, noise[i].expand_as(latents), timestep) for i, timestep in enumerate(timesteps)]
+    shape = latents.shape[1:]
+    drawn = [
+        schedule.add_noise(latents, noise(seed, timestep, shape, draw=draw).to(latents).expand_as(latents), timestep)
+        for timestep in timesteps
+    ]
     return torch.stack([*drawn, latents])
 
 

@@ -8,8 +8,12 @@ import torch
 
 from emerdiff_probe.errors import InputError, TimestepError
 from emerdiff_probe.models.loading import load_model
+from emerdiff_probe.probe import ProbedImage
+from emerdiff_probe.sites import find_site
 from emerdiff_probe.trajectories.denoise import denoise
+from emerdiff_probe.trajectories.generate import generate
 from emerdiff_probe.trajectories.inversion import invert
+from emerdiff_probe.trajectories.noise import noise
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +145,54 @@ def test_latents_of_any_size_invert(model, size):
     image = torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(0))
     inverted = invert(model, image, start=201, steps=10)
     assert torch.allclose(denoise(model, inverted, [[]]), image, atol=1e-4)
+
+
+@pytest.mark.parametrize("draw", [0, 3])
+def test_the_noise_at_a_timestep_does_not_depend_on_where_the_path_starts_or_on_the_grid(model, batch, draw):
+    """Grids of 10 and 50 steps both hold 1, 101 and 201; every image of a batch gets what it would get alone."""
+    paths = [
+        invert(model, images, start=start, steps=steps, seed=5, draw=draw, residuals=False)
+        for images in (batch, batch[:1])
+        for start, steps in ((201, 10), (901, 10), (201, 50), (981, 50))
+    ]
+    for timestep in (1, 101, 201):
+        first = paths[0].at(timestep)
+        for path in paths:
+            assert torch.equal(path.at(timestep), first[: path.batch])
+
+
+@pytest.mark.parametrize("method", ["segment's", "a study's", "an explorer's"])
+def test_an_image_holds_the_same_noise_whoever_probes_it(model, method):
+    start = {"segment's": 301, "a study's": 901, "an explorer's": 401}[method]
+    probed, first = (ProbedImage(model, tiny.picture(), start=at, steps=10, draws=3) for at in (start, 301))
+    for timestep in (1, 301):
+        assert torch.equal(probed.trajectory.at(timestep), first.trajectory.at(timestep))
+    site = find_site(model, "up8.self0.query")
+    assert torch.equal(probed.features(site, 301), first.features(site, 301))
+
+
+def test_noise_is_a_function_of_seed_timestep_size_and_draw():
+    one = noise(7, 281, (4, 8, 8))
+    assert torch.equal(one, noise(7, 281, (4, 8, 8), draw=0))
+    others = [noise(8, 281, (4, 8, 8)), noise(7, 261, (4, 8, 8)), noise(7, 281, (4, 8, 8), draw=1)]
+    # numbers of which the same words could be made
+    others += [noise(0, 7, (4, 8, 8), draw=281), noise(281, 7, (4, 8, 8)), noise(7 + 2**32, 281, (4, 8, 8))]
+    others += [noise(2**64, 281, (4, 8, 8)), noise(7 + 2**32 * 281, 0, (4, 8, 8))]
+    correlations = torch.corrcoef(torch.stack([each.flatten() for each in (one, *others)]))
+    assert (correlations - torch.eye(len(correlations))).abs().max() < 0.35  # 5.6 standard errors of 256 draws
+
+
+def test_a_generated_image_holds_the_noise_of_its_timesteps(model):
+    """x_T is noise(seed, T), and what the step to the next timestep adds beyond its mean is that one's, scaled."""
+    drawn = generate(model, "", seed=3, steps=10, guidance=1.0)
+    assert torch.equal(drawn.latents[0, 0], noise(3, drawn.timesteps[0], drawn.latents.shape[2:]))
+    for residual, timestep in zip(drawn.residuals[:, 0], (*drawn.timesteps[1:], 0), strict=True):
+        added = noise(3, timestep, residual.shape)
+        ratio = residual.std() / added.std()
+        assert torch.allclose(residual, ratio * added, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "value"), [("seed", -1), ("seed", 1.5), ("timestep", -1), ("draw", True)])
+def test_noise_of_no_seed_timestep_or_draw_is_refused(name, value):
+    with pytest.raises(InputError, match=rf"{name} {value!r}; accepted: an integer, 0 or more"):
+        noise(**{"seed": 0, "timestep": 1, "shape": (1, 2, 2), "draw": 0, name: value})
