@@ -369,7 +369,7 @@ def _require_hookable(model: ProbeModel, sites: Sequence[Site]) -> None:
         ):
             raise ModelError(
                 f"{model.name}: the projections of {site.attention} are fused, so hooks on {site.part} would never "
-                "fire; call pipeline.unfuse_qkv_projections() first"
+                "fire; call model.pipeline.unfuse_qkv_projections() first"
             )
 
 

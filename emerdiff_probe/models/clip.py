@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
 from emerdiff_probe.errors import InputError, ModelError
+from emerdiff_probe.models.fingerprint import fingerprint
 from emerdiff_probe.models.loading import find_device
 
 POCKET_CLIP_FOLDER = Path(__file__).parents[1] / "pocket" / "clip_weights"
@@ -67,12 +67,8 @@ class Clip:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that change with the weights: of every tensor's name, shape, sum and norm."""
-        digest = hashlib.sha256()
-        for key, tensor in sorted(self.model.state_dict().items()):
-            values = tensor.double()
-            digest.update(f"{key}{tuple(tensor.shape)}{float(values.sum())!r}{float(values.norm())!r}".encode())
-        return digest.hexdigest()[:16]
+        """16 hexadecimal digits that change with whatever changes the model's output; see `fingerprint`."""
+        return fingerprint({"clip": self.model, "tokenizer": self.tokenizer})
 
     def knows(self, word: str) -> bool:
         """Whether a word is one token; every text is some tokens."""

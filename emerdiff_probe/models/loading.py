@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
@@ -31,21 +33,25 @@ def load_model(
 
     Args:
         source: "pocket" (ships with the package), a hub id such as "CompVis/stable-diffusion-v1-4", a local
-            diffusers folder, or a pipeline that is already built.
-        device: defaults to CUDA, then MPS, then CPU, whichever is there.
-        dtype: float32, float16 or bfloat16; defaults to float16 on CUDA, else float32. An autoencoder that asks
-            for it (Stable Diffusion XL's) stays in float32.
+            diffusers folder, or a pipeline that is already built. A pipeline stays as it is: the model gets networks of
+            its own, in the memory of the pipeline's weights where device, precision and order agree. Load it again
+            after changing it.
+        device: defaults to a given pipeline's own, else to CUDA, then MPS, then CPU, whichever is there.
+        dtype: float32, float16 or bfloat16; defaults to a given pipeline's own, else to float16 on CUDA and float32
+            elsewhere. An autoencoder that asks for it (Stable Diffusion XL's) runs in float32.
 
     Raises:
         ModelError: unknown model, pickled weights, NaN in the weights, no U-Net or autoencoder inside, or a U-Net that
             takes more than latents.
         InputError: a device or precision that is not there.
     """
-    place = find_device(device)
-    precision = _precision(dtype, place)
     if isinstance(source, DiffusionPipeline):
-        pipeline, name = source, str(getattr(source.config, "_name_or_path", "") or type(source).__name__)
+        place = find_device(source.device if device is None else device)
+        precision = None if dtype is None else _precision(dtype, place)
+        pipeline, name = own_copy(source), str(getattr(source.config, "_name_or_path", "") or type(source).__name__)
     else:
+        place = find_device(device)
+        precision = _precision(dtype, place)
         name = str(source)
         pipeline = _load_pipeline(name, precision)
     _require_finite(pipeline, name)
@@ -59,6 +65,23 @@ def load_model(
             component.to(memory_format=torch.channels_last)  # what the fast convolution kernels take
     pipeline.set_progress_bar_config(disable=True)
     return model
+
+
+def own_copy(pipeline: DiffusionPipeline) -> DiffusionPipeline:
+    """A pipeline with networks of its own, so that moving, converting or hooking them leaves the given one alone.
+
+    Weights are not copied: they share memory until one side converts its own.
+    """
+    other = copy.copy(pipeline)
+    for name, component in pipeline.components.items():
+        if isinstance(component, nn.Module):
+            shared: dict[int, Any] = {
+                id(parameter): nn.Parameter(parameter.detach(), requires_grad=False)
+                for parameter in component.parameters()
+            }
+            shared |= {id(buffer): buffer.detach() for buffer in component.buffers()}
+            setattr(other, name, copy.deepcopy(component, shared).eval())
+    return other
 
 
 def find_device(device: str | torch.device | None = None) -> torch.device:

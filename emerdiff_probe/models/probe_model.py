@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,13 +18,14 @@ from torch import Tensor, nn
 from emerdiff_probe.errors import InputError, ModelError
 from emerdiff_probe.models.addresses import Address
 from emerdiff_probe.models.batching import rows_that_fit, run_in_batches
+from emerdiff_probe.models.fingerprint import fingerprint
 from emerdiff_probe.models.schedules import Schedule
 
 MAX_DECODES = {"cpu": 1, "mps": 8, "cuda": 16}
 """Images that the autoencoder decodes at once, at most; on a CPU two would no longer fit its caches."""
 COMPONENTS = ("unet", "transformer", "vae", "vqvae", "text_encoder", "text_encoder_2", "text_encoder_3", "bert")
 """Parts of pipelines that hold the weights of what is probed."""
-VOLATILE = {"dtype", "torch_dtype", "transformers_version", "architectures"}
+TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
 
 
 @dataclass(frozen=True)
@@ -197,20 +196,9 @@ class ProbeModel(ABC):
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that change with the configuration or with the weights; computed anew each time.
-
-        Every tensor enters by its name, shape and up to 64 evenly spaced values, so that it stays cheap for
-        models of gigabytes.
-        """
-        digest = hashlib.sha256(json.dumps(_settings(self.scheduler), sort_keys=True, default=str).encode())
-        parts = [getattr(self.pipeline, name, None) for name in COMPONENTS]
-        for component in (part for part in parts if isinstance(part, nn.Module)):
-            digest.update(json.dumps(_settings(component), sort_keys=True, default=str).encode())
-            for name, tensor in sorted(component.state_dict().items()):
-                places = torch.arange(0, tensor.numel(), max(1, tensor.numel() // 64), device=tensor.device)[:64]
-                picked = tensor.take(places).float().cpu().numpy()  # flattening would copy what is channels last
-                digest.update(f"{name}{tuple(tensor.shape)}".encode() + picked.tobytes())
-        return digest.hexdigest()[:16]
+        """16 hexadecimal digits that change with whatever changes the model's output; see `fingerprint`."""
+        parts = {name: getattr(self.pipeline, name, None) for name in (*COMPONENTS, *TOKENIZERS)}
+        return fingerprint(parts | {"scheduler": self.scheduler})
 
     def working_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width to process an image at: shorter side the native size, both sides whole multiples."""
@@ -284,10 +272,3 @@ class ProbeModel(ABC):
             f"ProbeModel({self.name!r}, family={self.family!r}, {count / 1e6:.1f} M parameters in the denoiser, "
             f"native size {self.native_size}, {self.dtype} on {self.device})"
         )
-
-
-def _settings(component: Any) -> dict[str, Any]:
-    """A component's configuration, without where it was loaded from and by which version."""
-    config = component.config
-    settings = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-    return {key: value for key, value in settings.items() if not key.startswith("_") and key not in VOLATILE}

@@ -1,4 +1,4 @@
-"""Noise as a function: what a latent at a timestep holds of it depends on seed, timestep and size, and on nothing else."""
+"""Noise as a function of seed, timestep and size, and of nothing else."""
 
 from __future__ import annotations
 

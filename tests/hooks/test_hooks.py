@@ -296,13 +296,12 @@ def test_an_exception_in_the_block_is_not_hidden_behind_an_idle_edit(model, site
 
 
 def test_fused_projections_are_refused_with_the_way_out():
-    pipeline = tiny.pocket()
-    fused = load_model(pipeline, device="cpu")
+    fused = load_model(tiny.pocket(), device="cpu")
     site = find_site(fused, "up8.cross0.query")
-    pipeline.fuse_qkv_projections(vae=False)
+    fused.pipeline.fuse_qkv_projections(vae=False)
     with pytest.raises(ModelError, match="unfuse_qkv_projections"), attached(fused, captures=[Capture(site)]):
         pytest.fail("hooks on fused projections never fire")
-    pipeline.unfuse_qkv_projections(vae=False)
+    fused.pipeline.unfuse_qkv_projections(vae=False)
     with attached(fused):
         assert tiny.hooks_of(fused.denoiser)
 

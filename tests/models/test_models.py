@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from emerdiff_probe.errors import InputError, ModelError
+from emerdiff_probe.models.fingerprint import fingerprint
 from emerdiff_probe.models.loading import load_model
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.trajectories.denoise import denoise
@@ -346,3 +347,99 @@ def test_the_index_of_a_saved_model_is_the_native_one(folder):
     """So that every other tool opens it too."""
     index = json.loads((folder / "model_index.json").read_text())
     assert index["_class_name"] == "StableDiffusionPipeline"
+
+
+def description_of(pipeline):
+    """What a caller can see of a pipeline: of every network the tensors' memory, precision and order, and its modes."""
+    networks = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+    return {
+        "tensors": {
+            (name, key): (tensor.data_ptr(), tensor.dtype, tensor.stride(), tensor.requires_grad)
+            for name, network in networks.items()
+            for key, tensor in network.state_dict(keep_vars=True).items()
+        },
+        "modes": [module.training for network in networks.values() for module in network.modules()],
+        "processors": {name: type(value).__name__ for name, value in pipeline.unet.attn_processors.items()},
+        "bar": getattr(pipeline, "_progress_bar_config", None),
+        "config": dict(pipeline.config),
+        "scheduler": dict(pipeline.scheduler.config),
+    }
+
+
+@pytest.mark.parametrize("build", [tiny.pocket, tiny.sdxl])
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_a_pipeline_that_is_given_stays_as_it_is(build, dtype):
+    pipeline = build()
+    pipeline.vae.register_to_config(force_upcast=True)
+    pipeline.to(torch.float16)
+    pipeline.unet.train()
+    pipeline.set_progress_bar_config(desc="mine")
+    before = description_of(pipeline)
+    loaded = load_model(pipeline, device="cpu", dtype=dtype)
+    assert (loaded.dtype, loaded.autoencoder.dtype) == (getattr(torch, dtype or "float16"), torch.float32)
+    assert not any(module.training for module in loaded.denoiser.modules())
+    invert(loaded, torch.zeros(1, 4, 16, 16), start=101, steps=10, residuals=True)
+    loaded.denoiser.conv_in.weight += 1
+    loaded.pipeline.enable_attention_slicing(1)
+    assert description_of(pipeline) == before
+
+
+def test_a_pipeline_and_its_model_share_what_needs_no_conversion():
+    pipeline = tiny.pocket()
+    loaded = load_model(pipeline)
+    assert loaded.device == pipeline.device
+    name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.weight"
+    assert loaded.denoiser.get_parameter(name).data_ptr() == pipeline.unet.get_parameter(name).data_ptr()
+    assert loaded.pipeline is not pipeline
+    assert loaded.denoiser is not pipeline.unet
+
+
+def change_unsampled_weight(pipeline):
+    weight = pipeline.unet.conv_in.weight.data.view(-1)
+    assert weight.numel() > 128  # every second value or fewer is sampled
+    weight[1] += 1e-6
+
+
+def scale_adapter(pipeline):
+    pipeline.unet.up_blocks[0].attentions[0].scaling = {"style": 0.5}  # as peft's layers hold it
+
+
+def scale_processor(pipeline):
+    pipeline.unet.mid_block.attentions[0].transformer_blocks[0].attn2.processor.scale = [0.5]  # as IP-Adapter's
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        change_unsampled_weight,
+        scale_adapter,
+        scale_processor,
+        lambda pipeline: pipeline.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4),
+        lambda pipeline: pipeline.enable_attention_slicing(1),
+        lambda pipeline: pipeline.vae.enable_tiling(),
+        lambda pipeline: pipeline.tokenizer.add_tokens(["<mine>"]),
+        lambda pipeline: pipeline.scheduler.register_to_config(beta_end=0.02),
+    ],
+)
+def test_the_fingerprint_changes_with_whatever_changes_the_output(change):
+    def fingerprint_of(pipeline):
+        parts = {name: getattr(pipeline, name) for name in ("unet", "vae", "text_encoder", "tokenizer", "scheduler")}
+        return fingerprint(parts)
+
+    plain, changed = tiny.pocket(), tiny.pocket()
+    before = fingerprint_of(changed)
+    assert before == fingerprint_of(plain)
+    change(changed)
+    assert fingerprint_of(changed) != before
+
+
+def test_the_fingerprint_of_a_scale_follows_it():
+    pipeline = tiny.pocket()
+    pipeline.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    one = load_model(pipeline, device="cpu")
+    other = load_model(pipeline, device="cpu")
+    assert one.fingerprint == other.fingerprint != load_model(tiny.pocket(), device="cpu").fingerprint
+    other.denoiser.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.5)
+    assert one.fingerprint != other.fingerprint
+    other.denoiser.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    assert one.fingerprint == other.fingerprint
