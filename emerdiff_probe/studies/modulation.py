@@ -17,6 +17,7 @@ from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.pocket.world import PART_NAMES, Scene
 from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.reading.correspondence import Modulation, assign, difference_map, modulated_images
+from emerdiff_probe.reading.features import capture
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig, resolve_modulation
 from emerdiff_probe.sites import find_site, list_sites
 from emerdiff_probe.studies.features import EMERDIFF
@@ -187,8 +188,12 @@ def structure(images: Tensor, reference: Tensor) -> float:
 
 
 def relative_strength(probed: ProbedImage, modulation: Modulation) -> float:
-    """Norm of the offset at a modulated cell, over the mean norm of what it is added to at that timestep."""
+    """Norm of the offset at a modulated cell, over the mean norm of what it is added to at that timestep.
+
+    That is the activation of the trajectory itself: features are means over draws of noise, which nothing is added to.
+    """
     site = attention_part(probed.model, modulation.site, "output" if modulation.placement == "after" else "heads")
-    norm = torch.linalg.vector_norm(probed.features(site, modulation.modulate_at), dim=1).mean()
+    captured = capture(probed.model, probed.trajectory, [site], [modulation.modulate_at])
+    norm = torch.linalg.vector_norm(captured[site, modulation.modulate_at][0], dim=1).mean()
     direction = torch.ones(site.channels) if modulation.direction is None else modulation.direction
     return float(modulation.strength * torch.linalg.vector_norm(direction.float()) / norm)

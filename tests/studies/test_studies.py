@@ -7,14 +7,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import ray
+import tiny
 import torch
 import xarray as xr
 import zarr
 
 from emerdiff_probe.errors import InputError
+from emerdiff_probe.interventions import attention_part
 from emerdiff_probe.metrics.intervals import Interval
 from emerdiff_probe.pocket.world import Factors, draw_scene
+from emerdiff_probe.probe import ProbedImage
+from emerdiff_probe.reading.correspondence import Modulation
+from emerdiff_probe.reading.features import capture_replayed
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig
+from emerdiff_probe.sites import find_site
 from emerdiff_probe.studies import appearance, features, modulation, responses
 from emerdiff_probe.studies.catalogue import STUDIES, make_study
 from emerdiff_probe.studies.execution import equal_share
@@ -445,3 +451,18 @@ def test_a_result_without_images_is_an_error(model, counting, scenes, tmp_path):
     with pytest.raises(InputError, match="no image is complete"):
         load_result(study, tmp_path / "store")
     assert isinstance(run_study(model, study, scenes, store=tmp_path / "store"), StudyResult)
+
+
+@pytest.mark.parametrize("placement", ["after", "before"])
+def test_the_relative_strength_is_of_the_activation_that_the_offset_is_added_to(model, placement):
+    """Seen at the layer while it is modulated: |x + offset - x| over the mean of |x|; not of means over draws."""
+    probed = ProbedImage(model, tiny.picture(), start=301, steps=10, draws=8)
+    layer = find_site(model, "up8.cross2.output")
+    site = attention_part(model, layer, "output" if placement == "after" else "heads")
+    modulated = Modulation(layer, 3.0, 301, placement)
+    variants = [[], modulated.variant(torch.ones(8, 8), 1.0)]
+    plain, pushed = capture_replayed(model, probed.trajectory, variants, [site], [301], steps=1)[site, 301]
+    expected = (pushed - plain).norm(dim=1).mean() / plain.norm(dim=1).mean()
+    assert modulation.relative_strength(probed, modulated) == pytest.approx(float(expected), rel=2e-5)
+    averaged = probed.features(site, 301).norm(dim=1).mean()
+    assert abs(float(averaged / plain.norm(dim=1).mean()) - 1) > 1e-4  # five times what would pass
