@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import colorsys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import torch
-from einops import rearrange
 from PIL import Image, ImageDraw, ImageOps
-from plotly.colors import sample_colorscale
 from scipy.ndimage import distance_transform_edt
-from torch import Tensor
 
+from emerdiff_probe.arrays import find_borders
 from emerdiff_probe.errors import InputError
 
 IMAGE_SUFFIXES = frozenset(
@@ -23,7 +21,8 @@ IMAGE_SUFFIXES = frozenset(
 )
 """Of files that are taken for images in a folder, in lower case."""
 MIN_SIDE = 16
-MAX_PIXELS = 4096 * 4096
+MAX_PIXELS = 8192 * 8192
+"""Enough for a camera of 61 megapixels; as 8-bit RGB 201 MB."""
 MAX_ASPECT = 8.0
 LETTER = 5
 """Pixels from its border that a label is deep, at least, where its name is written."""
@@ -41,7 +40,7 @@ def load_image(source: str | Path | Image.Image | np.ndarray) -> np.ndarray:
         (height, width, 3) uint8.
 
     Raises:
-        InputError: missing, truncated or not an image; a side under 16 pixels, more than 4096 x 4096 pixels, or a
+        InputError: missing, truncated or not an image; a side under 16 pixels, more than 8192 x 8192 pixels, or a
             side more than 8 times the other; values that are not finite or out of range.
     """
     if isinstance(source, np.ndarray):
@@ -54,48 +53,57 @@ def load_image(source: str | Path | Image.Image | np.ndarray) -> np.ndarray:
     width, height = picture.size
     if min(width, height) < MIN_SIDE:
         raise InputError(f"{where}: {width} x {height} pixels is too small; accepted: both sides {MIN_SIDE} or more")
-    if width * height > MAX_PIXELS:
-        raise InputError(
-            f"{where}: {width} x {height} is {width * height:,} pixels; accepted: up to {MAX_PIXELS:,}. "
-            "Scale the image down first"
-        )
+    _require_room(picture, where)
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise InputError(
             f"{where}: {width} x {height} is too elongated; accepted: one side up to {MAX_ASPECT:g} x the other"
         )
-    return np.array(_to_rgb(picture, where))
+    with _reading(where):
+        return np.array(_to_rgb(picture))
 
 
 def _open(path: Path) -> Image.Image:
     if not path.is_file():
         raise InputError(f"{path}: no such image file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # its size is checked here
-            picture = Image.open(path)
-        width, height = picture.size
-        if width * height <= MAX_PIXELS:  # a larger one is refused by its header, unread
-            picture.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: cannot be read as an image ({error})") from error
+    with _reading(path):
+        picture = Image.open(path)
+        _require_room(picture, path)  # by its header, unread
+        picture.load()
     return picture
 
 
-def _to_rgb(picture: Image.Image, where: str) -> Image.Image:
+@contextmanager
+def _reading(where: object) -> Iterator[None]:
+    """Whatever is raised while a file is read is an InputError, and nothing is warned of."""
     try:
-        picture = ImageOps.exif_transpose(picture)
-        if picture.mode.startswith("I;16") or picture.mode in {"I", "F"}:
-            # "I" is what Pillow widens 16 bits to
-            return Image.fromarray(_array_to_uint8(np.asarray(picture), top=65535)).convert("RGB")
-        if picture.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in picture.info:
-            picture = picture.convert("RGBA")
-            white = Image.new("RGBA", picture.size, "white")
-            return Image.alpha_composite(white, picture).convert("RGB")
-        return picture.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{where}: cannot be read as an image ({error})") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except InputError:
+        raise
+    except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error, RuntimeError
+        raise InputError(f"{where}: cannot be read as an image ({error or type(error).__name__})") from error
+
+
+def _require_room(picture: Image.Image, where: object) -> None:
+    width, height = picture.size
+    if width * height > MAX_PIXELS:
+        raise InputError(
+            f"{where}: {width} x {height} is {width * height:,} pixels; accepted: up to {MAX_PIXELS:,}. "
+            "Scale the image down first"
+        )
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I;16") or picture.mode in {"I", "F"}:
+        # "I" is what Pillow widens 16 bits to
+        return Image.fromarray(_array_to_uint8(np.asarray(picture), top=65535)).convert("RGB")
+    if picture.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(white, picture).convert("RGB")
+    return picture.convert("RGB")
 
 
 def _array_to_uint8(array: np.ndarray, *, top: int = 255) -> np.ndarray:
@@ -161,8 +169,25 @@ def save_labels(labels: np.ndarray, path: str | Path) -> None:
 
 
 def load_labels(path: str | Path) -> np.ndarray:
-    """Read what `save_labels` wrote: (height, width) uint8 or uint16, the indices and not the colours."""
-    return np.array(_open(Path(path)))
+    """Read what `save_labels` wrote: (height, width) uint8 or uint16, the indices and not the colours.
+
+    Of a file that holds colours without indices, (height, width, channel).
+
+    Raises:
+        InputError: missing, more than 8192 x 8192 pixels, or no image that can be read.
+    """
+    with _reading(path):
+        return np.array(_open(Path(path)))
+
+
+def load_colours(path: str | Path) -> np.ndarray:
+    """Read a picture whose colours mean something, (height, width, 3) uint8: as they are stored, not upright, opaque.
+
+    Raises:
+        InputError: as `load_labels`.
+    """
+    with _reading(path):
+        return np.array(_open(Path(path)).convert("RGB"))
 
 
 def colour_labels(labels: np.ndarray) -> np.ndarray:
@@ -188,11 +213,11 @@ def overlay(image: np.ndarray, labels: np.ndarray, opacity: float = 0.55) -> np.
 def contours(image: np.ndarray, labels: np.ndarray, colour: Sequence[int] = (255, 255, 255)) -> np.ndarray:
     """Draw the borders between labels, one pixel wide, over an image (height, width, 3) uint8."""
     drawn = image.copy()
-    drawn[borders(labels)] = colour
+    drawn[find_borders(labels)] = colour
     return drawn
 
 
-def written(picture: np.ndarray, labels: np.ndarray, names: Mapping[int, str]) -> np.ndarray:
+def write_names(picture: np.ndarray, labels: np.ndarray, names: Mapping[int, str]) -> np.ndarray:
     """Write the name of every label over a picture, where the label's area is widest.
 
     Args:
@@ -215,29 +240,11 @@ def written(picture: np.ndarray, labels: np.ndarray, names: Mapping[int, str]) -
     return np.array(drawn)
 
 
-def numbered(labels: np.ndarray) -> np.ndarray:
-    """The same labels, of any shape, numbered 0, 1, … in reading order of first appearance."""
-    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(first))[inverse].reshape(labels.shape)
-
-
-def borders(labels: np.ndarray) -> np.ndarray:
-    """Pixels whose right or lower neighbour has another label, (height, width) bool; no label is special."""
-    found = np.zeros(labels.shape, bool)
-    found[:, :-1] |= labels[:, 1:] != labels[:, :-1]
-    found[:-1] |= labels[1:] != labels[:-1]
-    return found
-
-
-def to_pixels(images: Tensor) -> np.ndarray:
-    """Images (..., 3, height, width) about [-1, 1], as a model paints them, as (..., height, width, 3) uint8."""
-    levels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return rearrange(levels, "... c height width -> ... height width c").cpu().numpy()
-
-
 @lru_cache
 def _viridis() -> np.ndarray:
     """The Viridis scale in 256 steps, (256, 3) uint8."""
+    from plotly.colors import sample_colorscale  # here, so that reading a picture imports no plotly
+
     scale = np.array(sample_colorscale("Viridis", np.linspace(0, 1, 256), colortype="tuple"))
     return np.round(scale * 255).astype(np.uint8)
 

@@ -11,6 +11,7 @@ ORDER = (
     "errors",
     "checks",
     "files",
+    "arrays",
     "images",
     "metrics",
     "models",

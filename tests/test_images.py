@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 
@@ -12,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.images import (
@@ -19,16 +22,14 @@ from emerdiff_probe.images import (
     contact_sheet,
     contours,
     heatmap,
+    load_colours,
     load_image,
     load_labels,
-    numbered,
     overlay,
     palette,
     save_labels,
-    to_pixels,
-    written,
+    write_names,
 )
-from emerdiff_probe.models.loading import load_model
 
 RGB = tiny.picture(20, 30)
 
@@ -164,7 +165,7 @@ def test_pictures_come_upright(tmp_path, orientation):
         (lambda path: Image.new("RGB", (1, 1)).save(path, "PNG"), "1 x 1 pixels is too small"),
         (lambda path: Image.new("RGB", (300, 15)).save(path, "PNG"), "too small"),
         (lambda path: Image.new("RGB", (800, 20)).save(path, "PNG"), "too elongated"),
-        (lambda path: Image.new("1", (5000, 5000)).save(path, "PNG"), "25,000,000 pixels"),
+        (lambda path: Image.new("1", (8193, 8192)).save(path, "PNG"), "67,117,056 pixels"),
         (lambda path: path.write_bytes(header(12000, 12000)), "144,000,000 pixels|cannot be read"),
         (lambda path: path.write_bytes(header(60000, 60000)), "cannot be read|3,600,000,000 pixels"),
     ],
@@ -190,13 +191,59 @@ def test_a_truncated_file_is_refused(tmp_path, kind):
         load_image(path)
 
 
+def test_a_photograph_of_24_megapixels_is_taken(tmp_path):
+    path = saved(Image.new("RGB", (6000, 4000), (1, 2, 3)), tmp_path, "photo.jpg")
+    loaded = load_image(path)
+    assert loaded.shape == (4000, 6000, 3)
+    assert loaded[::1999, ::2999].std(axis=(0, 1)).max() == 0
+
+
+@pytest.mark.parametrize("error", [RuntimeError("AVIF"), struct.error("unpack"), KeyError(3), MemoryError()])
+@pytest.mark.parametrize("read", [load_image, load_labels, load_colours])
+def test_whatever_a_decoder_raises_is_an_input_error(tmp_path, monkeypatch, error, read):
+    path = saved(Image.fromarray(RGB), tmp_path)
+
+    def fail(self):
+        raise error
+
+    monkeypatch.setattr(PngImageFile, "load", fail)
+    with pytest.raises(InputError, match=r"picture\.png: cannot be read"):
+        read(path)
+
+
+def test_malformed_exif_is_an_input_error_or_nothing(tmp_path):
+    exif = b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x01\x00\x12\x01\x03\x00\x05\x00\x00\x00\x01"
+    path = saved(Image.fromarray(RGB), tmp_path, "photo.jpg", exif=exif)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            assert load_image(path).shape == RGB.shape
+        except InputError as error:
+            assert "photo.jpg" in str(error)  # noqa: PT017
+
+
+def test_label_files_that_cannot_be_read_are_input_errors(tmp_path):
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 60), dtype=np.uint8)).save(buffer, "PNG")
+    path = tmp_path / "labels.png"
+    path.write_bytes(buffer.getvalue()[:300])
+    for read in (load_labels, load_colours):
+        with pytest.raises(InputError, match=r"labels\.png: cannot be read"):
+            read(path)
+        with pytest.raises(InputError, match="no such image file"):
+            read(tmp_path / "none.png")
+    path.write_bytes(header(9000, 9000))
+    with pytest.raises(InputError, match="81,000,000 pixels"):
+        load_labels(path)
+
+
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory):
     return tmp_path_factory.mktemp("damaged") / "picture"
 
 
 @settings(max_examples=120, deadline=None)
-@given(st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"]), st.data())
+@given(st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM"]), st.data())
 def test_a_damaged_file_loads_or_is_refused_and_nothing_else(scratch, kind, data):
     buffer = io.BytesIO()
     Image.fromarray(RGB).save(buffer, kind)
@@ -313,15 +360,14 @@ def test_a_heat_map_is_one_scale_for_all_values():
     assert np.array_equal(heatmap(values + 5, 2.0), np.broadcast_to(colours[-1, -1], (3, 4, 3)))
 
 
-def test_labels_are_numbered_in_reading_order():
-    assert numbered(np.array([[7, 7, 2], [9, 2, 7]])).tolist() == [[0, 0, 1], [2, 1, 0]]
-
-
-def test_pixels_of_a_tensor_are_the_image_it_was_made_of():
-    model = load_model(tiny.pocket(), device="cpu")
-    image = tiny.picture()
-    assert np.array_equal(to_pixels(model.to_tensor(image))[0], image)
-    assert set(np.unique(to_pixels(model.to_tensor(image)[0] * 1e6))) <= {0, 255}  # beyond the range: clipped
+def test_reading_a_picture_imports_neither_torch_nor_plotly(tmp_path):
+    path = saved(Image.fromarray(RGB), tmp_path)
+    code = (
+        "import sys; from emerdiff_probe.images import load_image, load_labels, overlay; load_image(sys.argv[1]); "
+        "import emerdiff_probe.arrays; print(*sorted({'torch', 'plotly', 'diffusers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
 
 
 def test_names_are_written_where_their_label_is_widest():
@@ -329,11 +375,11 @@ def test_names_are_written_where_their_label_is_widest():
     labels[:64, :64] = 1
     labels[90:, 90:] = 2
     picture = np.full((96, 96, 3), 128, np.uint8)
-    changed = (written(picture, labels, {1: "sky", 2: "speck"}) != picture).any(-1)
+    changed = (write_names(picture, labels, {1: "sky", 2: "speck"}) != picture).any(-1)
     rows, columns = np.nonzero(changed)
     assert 25 < rows.mean() < 39
     assert 25 < columns.mean() < 39
     assert not changed[64:].any()
-    assert np.array_equal(written(picture, labels, {}), picture)
-    edge = (written(picture, labels[:, ::-1] == 2, {1: "a long name"}) != picture).any(-1)
+    assert np.array_equal(write_names(picture, labels, {}), picture)
+    edge = (write_names(picture, labels[:, ::-1] == 2, {1: "a long name"}) != picture).any(-1)
     assert not edge[:, -1].any()

@@ -7,8 +7,9 @@ from typing import Literal
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
+from emerdiff_probe.arrays import enlarge
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.interventions import attention_part
 from emerdiff_probe.probe import ProbedImage
@@ -88,8 +89,7 @@ def aggregated_attention(
 def spread(maps: Tensor, sides: tuple[int, int], grid: tuple[int, int]) -> Tensor:
     """Maps (…, cell) enlarged bilinearly from one grid to another, each scaled to sum to 1."""
     if sides != grid:
-        maps = rearrange(maps, "map (h w) -> map 1 h w", h=sides[0])
-        maps = nn.functional.interpolate(maps, size=grid, mode="bilinear").flatten(1)
+        maps = enlarge(rearrange(maps, "map (h w) -> map h w", h=sides[0]), grid).flatten(1)
     return maps / maps.sum(1, keepdim=True)
 
 

@@ -13,9 +13,9 @@ from skimage.segmentation import felzenszwalb, slic
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 
+from emerdiff_probe.arrays import number_in_order
 from emerdiff_probe.checks import is_integer, is_positive, require
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.images import numbered
 from emerdiff_probe.methods.interface import Counts, Pictured, given, optional
 from emerdiff_probe.reading.features import k_means_seed
 
@@ -188,7 +188,7 @@ class Felzenszwalb:
 
     def _at(self, image: np.ndarray, scale: float) -> np.ndarray:
         smallest = self.smallest or max(1, image.shape[0] * image.shape[1] // 300)
-        return numbered(felzenszwalb(image, scale=scale, sigma=self.smoothing, min_size=smallest))
+        return number_in_order(felzenszwalb(image, scale=scale, sigma=self.smoothing, min_size=smallest))
 
 
 def _searched(

@@ -11,6 +11,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from emerdiff_probe.arrays import enlarge
 from emerdiff_probe.checks import is_integer, is_positive, require
 from emerdiff_probe.errors import SiteError
 from emerdiff_probe.methods.choices import feature_site, native_grid, timestep_near
@@ -119,5 +120,5 @@ def assigned(features: Tensor, low_resolution_masks: np.ndarray, height: int, wi
     """
     unit = nn.functional.normalize(features, dim=1)
     products = unit @ mask_embeddings(unit, low_resolution_masks).T
-    maps = rearrange(products, "(h w) mask -> 1 mask h w", h=len(low_resolution_masks))
-    return nn.functional.interpolate(maps, size=(height, width), mode="bilinear")[0].argmax(0).to(torch.int64).numpy()
+    maps = rearrange(products, "(h w) mask -> mask h w", h=len(low_resolution_masks))
+    return enlarge(maps, (height, width)).argmax(0).to(torch.int64).numpy()

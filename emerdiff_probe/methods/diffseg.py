@@ -11,8 +11,8 @@ import torch
 from einops import rearrange
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
-from torch import nn
 
+from emerdiff_probe.arrays import enlarge
 from emerdiff_probe.checks import is_integer, is_positive, require
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.methods.attention import WEIGHTINGS, Weighting, aggregated_attention
@@ -194,5 +194,5 @@ def highest(maps: np.ndarray, grid: tuple[int, int], height: int, width: int) ->
     Returns:
         (height, width) integers.
     """
-    stacked = rearrange(torch.from_numpy(maps), "map (h w) -> 1 map h w", h=grid[0])
-    return nn.functional.interpolate(stacked, size=(height, width), mode="bilinear")[0].argmax(0).numpy()
+    stacked = rearrange(torch.from_numpy(maps), "map (h w) -> map h w", h=grid[0])
+    return enlarge(stacked, (height, width)).argmax(0).numpy()

@@ -17,6 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from emerdiff_probe.arrays import enlarge
 from emerdiff_probe.checks import is_integer, is_positive, require
 from emerdiff_probe.data.sample import IGNORED
 from emerdiff_probe.errors import InputError
@@ -99,13 +100,9 @@ class LinearProbe:
         for site, weights in zip(sites, self.weights, strict=True):
             # a score is linear in the feature, so that it may be upsampled in its place
             cells = probed.features(site, self.timestep) @ weights.T
-            scores = scores + _enlarged(cells, probed.grid(site), height, width)
+            maps = rearrange(cells, "(h w) c -> c h w", h=probed.grid(site)[0])
+            scores = scores + enlarge(maps, (height, width))
         return scores.argmax(0).numpy()
-
-
-def _enlarged(cells: Tensor, grid: tuple[int, int], height: int, width: int) -> Tensor:
-    maps = rearrange(cells, "(h w) c -> 1 c h w", h=grid[0])
-    return nn.functional.interpolate(maps, size=(height, width), mode="bilinear")[0]
 
 
 def train_linear_probe(

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import nn
 
+from emerdiff_probe.arrays import enlarge
 from emerdiff_probe.checks import is_integer, is_positive, require
 from emerdiff_probe.methods.choices import feature_site, feature_timestep, native_grid
 from emerdiff_probe.methods.interface import Counts, given
@@ -176,5 +176,4 @@ def half_cell(low_resolution_masks: np.ndarray, height: int, width: int) -> floa
 
 def soft_masks(low_resolution_masks: np.ndarray, height: int, width: int) -> np.ndarray:
     """Masks of labels enlarged bilinearly, (mask, height, width) float64; they sum to 1 at every pixel."""
-    masks = one_hot_masks(low_resolution_masks).to(torch.float64)[None]
-    return nn.functional.interpolate(masks, size=(height, width), mode="bilinear")[0].numpy()
+    return enlarge(one_hot_masks(low_resolution_masks).to(torch.float64), (height, width)).numpy()

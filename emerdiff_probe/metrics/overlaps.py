@@ -15,6 +15,7 @@ from skimage import metrics as skimage_metrics
 from sklearn.metrics import adjusted_rand_score
 from sklearn.metrics.cluster import contingency_matrix
 
+from emerdiff_probe.arrays import find_borders
 from emerdiff_probe.errors import InputError
 
 
@@ -202,20 +203,12 @@ def boundary_f(
     """
     _counted_pixels(predicted, truth, ignore_index)
     counted = np.ones(truth.shape, bool) if ignore_index is None else truth != ignore_index
-    ours, theirs = _borders(predicted, counted), _borders(truth, counted)
+    ours, theirs = find_borders(predicted, counted), find_borders(truth, counted)
     if not ours.any() or not theirs.any():
         return float(ours.any() == theirs.any())
     precision = (distance_transform_edt(~theirs)[ours] <= tolerance).mean()
     recall = (distance_transform_edt(~ours)[theirs] <= tolerance).mean()
     return float(2 * precision * recall / max(precision + recall, 1e-12))
-
-
-def _borders(labels: np.ndarray, counted: np.ndarray) -> np.ndarray:
-    """As `images.borders`, but only between two pixels that count."""
-    found = np.zeros(labels.shape, bool)
-    found[:, :-1] |= (labels[:, 1:] != labels[:, :-1]) & counted[:, 1:] & counted[:, :-1]
-    found[:-1] |= (labels[1:] != labels[:-1]) & counted[1:] & counted[:-1]
-    return found
 
 
 def adjusted_rand(predicted: np.ndarray, truth: np.ndarray, *, ignore_index: int | None = None) -> float:

@@ -15,6 +15,7 @@ from diffusers import DiffusionPipeline
 from einops import rearrange
 from torch import Tensor, nn
 
+from emerdiff_probe.arrays import enlarge
 from emerdiff_probe.errors import InputError, ModelError
 from emerdiff_probe.models.addresses import Address
 from emerdiff_probe.models.batching import rows_that_fit, run_in_batches
@@ -219,9 +220,7 @@ class ProbeModel(ABC):
         planes = []
         for plane in rearrange(torch.from_numpy(image), "height width c -> c 1 1 height width"):
             values = plane.to(self.device).float().div_(127.5).sub_(1)  # one at a time: photographs are large
-            if size is not None and size != tuple(image.shape[:2]):
-                values = nn.functional.interpolate(values, size=size, mode="bilinear", antialias=True)
-            planes.append(values)
+            planes.append(values if size is None else enlarge(values, size, antialias=True))
         return torch.cat(planes, 1)
 
     @torch.no_grad()

@@ -11,8 +11,9 @@ from typing import Self
 import numpy as np
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
+from emerdiff_probe.arrays import enlarge
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.metrics.protocols import region_sums
 
@@ -108,9 +109,8 @@ class ScoreMap:
 
     def pixels(self, height: int, width: int) -> np.ndarray:
         """The class of every pixel, (height, width) integers: scores enlarged bilinearly, the highest wins."""
-        grid = rearrange(self.vocabulary.of_classes(self.scores), "h w name -> 1 name h w")
-        enlarged = nn.functional.interpolate(grid, size=(height, width), mode="bilinear")
-        return enlarged[0].argmax(0).numpy()
+        grid = rearrange(self.vocabulary.of_classes(self.scores), "h w name -> name h w")
+        return enlarge(grid, (height, width)).argmax(0).numpy()
 
     def segments(self, labels: np.ndarray) -> np.ndarray:
         """What every segment scores for every class, from the mean of its pixels.

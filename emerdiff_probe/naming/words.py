@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
+from emerdiff_probe.arrays import enlarge
 from emerdiff_probe.checks import require
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.interventions import attention_part
@@ -96,9 +97,8 @@ class WordAttention:
             for site, key in keys.items():
                 maps = mean_attention(model, site, captured[site, timestep][0], captured[key, timestep][0])
                 grouped = torch.stack([maps[:, list(group)].mean(1) for group in positions])
-                grouped = rearrange(grouped, "group (h w) -> 1 group h w", h=grids[site][0])
-                grouped = nn.functional.interpolate(grouped, size=finest, mode="bilinear", antialias=True)
-                total += rearrange(grouped[0], "group h w -> h w group")
+                grouped = rearrange(grouped, "group (h w) -> group h w", h=grids[site][0])
+                total += rearrange(enlarge(grouped, finest, antialias=True), "group h w -> h w group")
         return total / (len(sites) * len(timesteps))
 
     def _sites(self, model: ProbeModel) -> list[Site]:

@@ -24,8 +24,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.images import to_pixels
 from emerdiff_probe.models.loading import POCKET_FOLDER, find_device
+from emerdiff_probe.models.pixels import to_pixels
 from emerdiff_probe.pocket.architecture import MODULES, Architecture, Parts
 from emerdiff_probe.pocket.card import write_model_card
 from emerdiff_probe.pocket.data import Pictures, PictureSource, mirrored, open_pictures

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -13,6 +12,7 @@ from einops import einsum, rearrange
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor, nn
 
+from emerdiff_probe.arrays import enlarge, enlarge_by_rows
 from emerdiff_probe.checks import is_integer, is_one_of, require
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.interventions import InjectAttention, Intervention, Modulate, Placement
@@ -29,8 +29,6 @@ UNEXPLAINED = 0.1
 """Variance of a response that the masks do not explain, where that of a pixel inside one mask is 1."""
 RUN_ALONE = 24
 """Masks up to which patterns of the number that `Readout` finds save no time: a smaller batch takes longer a row."""
-STRIPE = 16
-"""Rows of a picture that maps are enlarged to at once."""
 MASKS_AT_ONCE = 8
 """Masks whose images are held at once: what is kept of them is one map a mask."""
 
@@ -230,29 +228,12 @@ def assign_enlarged(difference_maps: Tensor, height: int, width: int) -> tuple[n
     masks = len(difference_maps)
     labels = np.empty((height, width), np.uint8 if masks <= 256 else np.uint16)
     totals, counts = np.zeros(masks), np.zeros(masks, int)
-    for start, stripe in enlarge(difference_maps, height, width):
+    for start, stripe in enlarge_by_rows(difference_maps, height, width):
         highest, found = (part.numpy() for part in stripe.max(0))
         labels[start : start + len(found)] = found
         totals += np.bincount(found.ravel(), highest.ravel(), minlength=masks)
         counts += np.bincount(found.ravel(), minlength=masks)
     return labels, (totals / np.maximum(counts, 1)).astype(np.float32)
-
-
-def enlarge(maps: Tensor, height: int, width: int) -> Iterator[tuple[int, Tensor]]:
-    """Maps (mask, map_height, map_width) at another size, bilinear, a few rows at a time.
-
-    Yields:
-        The first row of a stripe, and the stripe (mask, row, width).
-    """
-    rows = maps.shape[1]
-    places = ((torch.arange(height, dtype=torch.float64) + 0.5) * (rows / height) - 0.5).clamp(0, rows - 1)
-    above = places.floor().long()
-    below, share = (above + 1).clamp(max=rows - 1), (places - above).to(maps)[:, None]
-    for start in range(0, height, STRIPE):
-        here = slice(start, start + STRIPE)
-        upper = maps[:, above[here]]
-        stripe = upper + (maps[:, below[here]] - upper) * share[here]
-        yield start, nn.functional.interpolate(stripe[None], size=(stripe.shape[1], width), mode="bilinear")[0]
 
 
 def difference_maps(
@@ -286,7 +267,7 @@ def difference_maps(
         sides = zip(minus.split(MASKS_AT_ONCE), plus.split(MASKS_AT_ONCE), strict=True)
         maps = torch.cat([difference_map(seen(before), seen(after)) for before, after in sides])
     if readout.compare == "latents":
-        maps = _enlarged(maps, [side * model.factor for side in maps.shape[1:]])
+        maps = enlarge(maps, [side * model.factor for side in maps.shape[1:]])
     return smoothed(maps, smoothing).cpu()
 
 
@@ -324,7 +305,7 @@ def untangle(responses: Tensor, codes: Tensor, masks: Tensor) -> Tensor:
         (mask, channel, height, width).
     """
     height, width = responses.shape[-2:]
-    prior = smoothed(_enlarged(masks.to(responses), (height, width)), PRIOR_CELLS * height / masks.shape[1])
+    prior = smoothed(enlarge(masks.to(responses), (height, width)), PRIOR_CELLS * height / masks.shape[1])
     codes = codes.to(responses)
     expected = einsum(prior, codes, "mask h w, pattern mask -> h w mask pattern")
     covariance = expected.mT @ codes.T + UNEXPLAINED * torch.eye(len(codes)).to(codes)
@@ -335,7 +316,3 @@ def untangle(responses: Tensor, codes: Tensor, masks: Tensor) -> Tensor:
 def _require_masks(masks: Tensor) -> None:
     if masks.ndim != 3 or len(masks) == 0:
         raise InputError(f"masks of shape {tuple(masks.shape)}; accepted: (mask, grid_height, grid_width)")
-
-
-def _enlarged(maps: Tensor, size: Sequence[int]) -> Tensor:
-    return nn.functional.interpolate(maps[None], size=tuple(size), mode="bilinear")[0]

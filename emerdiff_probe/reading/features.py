@@ -15,9 +15,9 @@ from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
+from emerdiff_probe.arrays import enlarge, number_in_order
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.hooks.attach import Capture, attached
-from emerdiff_probe.images import numbered
 from emerdiff_probe.interventions import Intervention
 from emerdiff_probe.models.batching import rows_that_fit, run_in_batches
 from emerdiff_probe.models.probe_model import Conditioning, ProbeModel
@@ -149,7 +149,7 @@ def cluster(features: Tensor, clusters: int, grid: tuple[int, int], *, seed: int
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct cells than K: documented above
         labels = KMeans(clusters, n_init=10, random_state=k_means_seed(seed)).fit_predict(features.double().numpy())
-    return numbered(labels.reshape(grid))
+    return number_in_order(labels.reshape(grid))
 
 
 def k_means_seed(seed: int) -> int:
@@ -174,8 +174,7 @@ def upsampled(low_resolution_masks: np.ndarray, height: int, width: int, mode: U
     Returns:
         (height, width) integers.
     """
-    masks = one_hot_masks(low_resolution_masks)[None]
-    return torch.nn.functional.interpolate(masks, size=(height, width), mode=mode)[0].argmax(0).numpy()
+    return enlarge(one_hot_masks(low_resolution_masks), (height, width), mode=mode).argmax(0).numpy()
 
 
 def mask_embeddings(features: Tensor, low_resolution_masks: np.ndarray) -> Tensor:

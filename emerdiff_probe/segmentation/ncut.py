@@ -9,8 +9,8 @@ import numpy as np
 from scipy.linalg import eigh
 from scipy.sparse.linalg import LinearOperator, eigsh
 
+from emerdiff_probe.arrays import number_in_order
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.images import numbered
 
 DENSE = 256
 """Nodes up to which all eigenvectors are found at once, which is then faster than Lanczos iterations."""
@@ -148,7 +148,7 @@ def recursive_cut(
         parts += 1
         consider(nodes[first])
         consider(nodes[~first])
-    return numbered(labels)
+    return number_in_order(labels)
 
 
 def _require_affinity(affinity: np.ndarray) -> None:

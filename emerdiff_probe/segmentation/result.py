@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from emerdiff_probe.arrays import enlarge_by_rows
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.files import find_damage, list_checksums, resolve, seal, unseal, write_folder
 from emerdiff_probe.images import (
@@ -30,10 +31,9 @@ from emerdiff_probe.images import (
     load_labels,
     overlay,
     save_labels,
-    written,
+    write_names,
 )
 from emerdiff_probe.models.probe_model import ProbeModel
-from emerdiff_probe.reading.correspondence import enlarge
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig
 from emerdiff_probe.segmentation.tree import SegmentTree
 
@@ -108,7 +108,7 @@ class Segmentation:
             raise InputError(f"mask {mask}; accepted: 0 to {self.masks - 1}")
         own = torch.from_numpy(self.difference_maps[mask : mask + 1]).float()
         height, width = self.labels.shape
-        return torch.cat([stripe[0] for _, stripe in enlarge(own, height, width)]).numpy()
+        return torch.cat([stripe[0] for _, stripe in enlarge_by_rows(own, height, width)]).numpy()
 
     @cached_property
     def tree(self) -> SegmentTree:
@@ -117,7 +117,7 @@ class Segmentation:
 
     def overlay(self, opacity: float = 0.55, names: Mapping[int, str] | None = None) -> Image.Image:
         """Label colours over the image, borders in white; with the names of labels, such as `ScoreMap.names` gives."""
-        return Image.fromarray(written(overlay(self.image, self.labels, opacity), self.labels, names or {}))
+        return Image.fromarray(write_names(overlay(self.image, self.labels, opacity), self.labels, names or {}))
 
     def contours(self) -> Image.Image:
         """Borders between labels over the image."""

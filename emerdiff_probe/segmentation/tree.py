@@ -13,9 +13,10 @@ from scipy.cluster import hierarchy
 from scipy.spatial.distance import pdist
 from torch import Tensor
 
+from emerdiff_probe.arrays import number_in_order
 from emerdiff_probe.checks import is_integer
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.images import contact_sheet, numbered, overlay
+from emerdiff_probe.images import contact_sheet, overlay
 
 Distance = Literal["cosine", "correlation", "braycurtis"]
 """SciPy's names. "braycurtis" of difference maps is 1 - 2 sum(min) / sum(both), one minus their soft Dice overlap."""
@@ -50,7 +51,7 @@ def groups_within(linkage: np.ndarray, threshold: float) -> np.ndarray:
     """Groups of the masks that are merged at a distance of at most `threshold`: (mask,), by first appearance."""
     if len(linkage) == 0:
         return np.zeros(1, int)
-    return numbered(hierarchy.fcluster(linkage, threshold, "distance"))
+    return number_in_order(hierarchy.fcluster(linkage, threshold, "distance"))
 
 
 def groups_after(linkage: np.ndarray, merges: int) -> np.ndarray:
@@ -58,7 +59,7 @@ def groups_after(linkage: np.ndarray, merges: int) -> np.ndarray:
     if len(linkage) == 0:
         return np.zeros(1, int)
     order = np.arange(len(linkage), dtype=float)
-    return numbered(hierarchy.fcluster(linkage, merges - 0.5, "monocrit", monocrit=order))
+    return number_in_order(hierarchy.fcluster(linkage, merges - 0.5, "monocrit", monocrit=order))
 
 
 def merged_maps(difference_maps: Tensor, groups: np.ndarray) -> Tensor:

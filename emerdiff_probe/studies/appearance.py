@@ -12,6 +12,7 @@ from scipy.spatial.distance import cdist
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
+from emerdiff_probe.arrays import enlarge
 from emerdiff_probe.metrics.overlaps import majority_confusion
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.pocket.world import PART_NAMES, Scene, counterfactual_pair, draw_scene
@@ -139,9 +140,7 @@ def small_parts(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = Fals
             coarse = reclustered(probed.features(site, timestep), coarse, seed=config.seed)
         smoothing = config.smoothing * (2 if remedy == "larger input" else 1)
         maps = probed.difference_maps(coarse, modulation, smoothing=smoothing)
-        if maps.shape[1:] != shape:
-            maps = torch.nn.functional.interpolate(maps[None], size=shape, mode="bilinear", antialias=True)[0]
-        return assign(maps).numpy()
+        return assign(enlarge(maps, shape, antialias=True)).numpy()
 
     def measure(probed: ProbedImage, scene: Scene, unit: Mapping[str, Any]) -> dict[Cell, Measured]:
         labels = labels_of(str(unit["remedy"]), probed, scene)

@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 from skimage.measure import points_in_poly
 
-from emerdiff_probe.images import load_image, to_pixels
+from emerdiff_probe.images import load_image
 from emerdiff_probe.interventions import AttentionKind, InjectAttention, Placement
+from emerdiff_probe.models.pixels import to_pixels
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.reading.correspondence import Modulation, difference_map, modulated_images
