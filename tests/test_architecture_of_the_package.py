@@ -25,6 +25,7 @@ ORDER = (
     "naming",
     "pocket",
     "data",
+    "runs",
     "methods",
     "evaluation",
     "studies",
