@@ -11,13 +11,14 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from scipy.ndimage import find_objects
 
 from emerdiff_probe.arrays import enlarge_by_rows
 from emerdiff_probe.errors import InputError
@@ -36,6 +37,10 @@ from emerdiff_probe.images import (
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig
 from emerdiff_probe.segmentation.tree import SegmentTree
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
 
 FORMAT = 2
 """Of result folders. Those of format 1 (before formats were numbered) held maps at the picture's own size."""
@@ -266,6 +271,27 @@ class Segmentation:
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise InputError(f"{folder}: no readable segmentation in it ({error})") from error
 
+    def to_coco(self, file_name: str = "image", names: Mapping[int, str] | None = None) -> dict[str, Any]:
+        """The segments as a COCO object, encoded by runs; see `export.to_coco`."""
+        from emerdiff_probe.segmentation.export import to_coco
+
+        return to_coco([(file_name, self, names or {})])
+
+    def to_xarray(self) -> xr.Dataset:
+        """The arrays with named axes, and the settings; see `export.to_xarray`."""
+        from emerdiff_probe.segmentation.export import to_xarray
+
+        return to_xarray(self)
+
+    def to_table(self, names: Mapping[int, str] | None = None) -> pd.DataFrame:
+        """A row a segment; see `summarise_segments`; with a column `name` where there are names."""
+        import pandas as pd
+
+        table = pd.DataFrame(summarise_segments(self))
+        if names is not None:
+            table.insert(1, "name", [names.get(number, "") for number in table["id"]])
+        return table
+
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
         self.side_by_side().save(buffer, "PNG")
@@ -274,6 +300,30 @@ class Segmentation:
     def __repr__(self) -> str:
         height, width = self.labels.shape
         return f"Segmentation({self.masks} masks, {height} x {width} pixels, model {self.model!r})"
+
+
+def summarise_segments(result: Segmentation) -> list[dict[str, Any]]:
+    """What is known of every segment that has pixels.
+
+    Returns:
+        `id` of its mask, `area` in pixels, box as `left`, `top`, `width`, `height` in pixels, and `mean_response`, the
+        mean of its mask's difference map over it.
+    """
+    boxes = find_objects(result.labels.astype(np.int32) + 1)
+    areas = np.bincount(result.labels.ravel(), minlength=len(boxes))
+    return [
+        {
+            "id": number,
+            "area": int(areas[number]),
+            "left": box[1].start,
+            "top": box[0].start,
+            "width": box[1].stop - box[1].start,
+            "height": box[0].stop - box[0].start,
+            "mean_response": float(result.responses[number]),
+        }
+        for number, box in enumerate(boxes)
+        if box is not None
+    ]
 
 
 def _shrink(picture: np.ndarray, longest: int) -> np.ndarray:
