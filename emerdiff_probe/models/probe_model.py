@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from emerdiff_probe.arrays import enlarge
 from emerdiff_probe.errors import InputError, ModelError
