@@ -11,16 +11,23 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from diffusers import DiffusionPipeline
-from safetensors import SafetensorError
+from diffusers import DiffusionPipeline, ModelMixin, UNet2DConditionModel
 from torch import nn
 
 from emerdiff_probe.errors import InputError, ModelError
+from emerdiff_probe.models.conditions import (
+    find_parts,
+    require_fitting_parts,
+    require_known_conditions,
+    require_plain_state,
+)
 from emerdiff_probe.models.families import wrap
+from emerdiff_probe.models.folders import load_folder
+from emerdiff_probe.models.hub import fetch_folder
 from emerdiff_probe.models.probe_model import COMPONENTS, MAX_DECODES, ProbeModel
+from emerdiff_probe.models.weights import PICKLE_SUFFIXES, require_finite
 
 POCKET_FOLDER = Path(__file__).parents[1] / "pocket" / "weights"
-PICKLE_SUFFIXES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
 
 
 def load_model(
@@ -28,43 +35,56 @@ def load_model(
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
+    variant: str | None = None,
+    revision: str | None = None,
 ) -> ProbeModel:
     """Load a model to probe.
 
     Args:
-        source: "pocket" (ships with the package), a hub id such as "CompVis/stable-diffusion-v1-4", a local
-            diffusers folder, or a pipeline that is already built. A pipeline stays as it is: the model gets networks of
-            its own, in the memory of the pipeline's weights where device, precision and order agree. Load it again
-            after changing it.
+        source: "pocket" (ships with the package), a hub id such as "CompVis/stable-diffusion-v1-4" or
+            "id@revision", a local diffusers folder, or a pipeline that is already built. A pipeline stays as it is: the
+            model gets networks of its own, in the memory of the pipeline's weights where device, precision and order
+            agree. Load it again after changing it.
         device: defaults to a given pipeline's own, else to CUDA, then MPS, then CPU, whichever is there.
         dtype: float32, float16 or bfloat16; defaults to a given pipeline's own, else to float16 on CUDA and float32
             elsewhere. An autoencoder that asks for it (Stable Diffusion XL's) runs in float32.
+        variant: of the weights, such as "fp16"; found by itself where a folder has no other.
+        revision: branch, tag or commit of a model on the hub.
 
     Raises:
-        ModelError: unknown model, pickled weights, NaN in the weights, no U-Net or autoencoder inside, or a U-Net that
-            takes more than latents.
-        InputError: a device or precision that is not there.
+        ModelError: unknown model, pickled weights, weights that do not fit or hold NaN, no U-Net or autoencoder inside,
+            a noise schedule or a condition that is not served; the message names it.
+        InputError: a device, precision or revision that is not there.
     """
     if isinstance(source, DiffusionPipeline):
+        name = str(getattr(source.config, "_name_or_path", "") or type(source).__name__)
+        _require_served(source, name)
         place = find_device(source.device if device is None else device)
         precision = None if dtype is None else _precision(dtype, place)
-        pipeline, name = own_copy(source), str(getattr(source.config, "_name_or_path", "") or type(source).__name__)
+        pipeline = own_copy(source)
     else:
         place = find_device(device)
         precision = _precision(dtype, place)
         name = str(source)
-        pipeline = _load_pipeline(name, precision)
-    _require_finite(pipeline, name)
+        with quiet_loading():
+            pipeline = _load_pipeline(name, precision, variant, revision)
+        _require_served(pipeline, name)
+    require_finite({part: getattr(pipeline, part, None) for part in COMPONENTS}, name)
     model = wrap(pipeline, name)
     with quiet_loading():
-        pipeline.to(place, precision)
-    if model.autoencoder is not None and model.autoencoder.config.force_upcast:
-        model.autoencoder.to(torch.float32)
+        _move(pipeline, place, precision)
     for component in (model.denoiser, model.autoencoder):
         if component is not None:
             component.to(memory_format=torch.channels_last)  # what the fast convolution kernels take
     pipeline.set_progress_bar_config(disable=True)
     return model
+
+
+def _require_served(pipeline: DiffusionPipeline, name: str) -> None:
+    require_plain_state(pipeline, name)
+    if isinstance(getattr(pipeline, "unet", None), UNet2DConditionModel):
+        require_known_conditions(pipeline.unet.config, find_parts(pipeline), pipeline.config, name)
+        require_fitting_parts(pipeline, name)
 
 
 def own_copy(pipeline: DiffusionPipeline) -> DiffusionPipeline:
@@ -73,7 +93,7 @@ def own_copy(pipeline: DiffusionPipeline) -> DiffusionPipeline:
     Weights are not copied: they share memory until one side converts its own.
     """
     other = copy.copy(pipeline)
-    for name, component in pipeline.components.items():
+    for name, component in find_parts(pipeline).items():
         if isinstance(component, nn.Module):
             shared: dict[int, Any] = {
                 id(parameter): nn.Parameter(parameter.detach(), requires_grad=False)
@@ -82,6 +102,14 @@ def own_copy(pipeline: DiffusionPipeline) -> DiffusionPipeline:
             shared |= {id(buffer): buffer.detach() for buffer in component.buffers()}
             setattr(other, name, copy.deepcopy(component, shared).eval())
     return other
+
+
+def _move(pipeline: DiffusionPipeline, device: torch.device, dtype: torch.dtype | None) -> None:
+    for part in find_parts(pipeline).values():
+        if isinstance(part, nn.Module):
+            # An autoencoder that overflows in half precision says so; by way of it, its digits would be lost.
+            upcast = isinstance(part, ModelMixin) and part.config.get("force_upcast")
+            part.to(device=device, dtype=torch.float32 if upcast else dtype)
 
 
 def find_device(device: str | torch.device | None = None) -> torch.device:
@@ -116,25 +144,39 @@ def _precision(dtype: torch.dtype | str | None, device: torch.device) -> torch.d
     raise InputError(f"precision {dtype!r}; accepted: {', '.join(accepted)}")
 
 
-def _load_pipeline(name: str, dtype: torch.dtype) -> DiffusionPipeline:
-    folder = POCKET_FOLDER if name == "pocket" else Path(name)
-    if folder.is_dir():
-        _require_safetensors(folder)
-    elif name == "pocket" or folder.is_absolute() or name.startswith("."):
-        raise ModelError(f"{folder}: no such model folder")
-    try:
-        return _from_pretrained(str(folder) if folder.is_dir() else name, dtype)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(
-            f"cannot load model {name!r}; accepted: 'pocket', a local diffusers folder with safetensors weights, "
-            f"or a hub id such as 'CompVis/stable-diffusion-v1-4' where the hub is reachable ({reason})"
-        ) from error
+def _load_pipeline(name: str, dtype: torch.dtype, variant: str | None, revision: str | None) -> DiffusionPipeline:
+    place = find_source(name)
+    if place is None:
+        identifier, at, given = name.partition("@")
+        if at and revision is not None and revision != given:
+            raise InputError(f"model {name!r} with revision {revision!r}; accepted: one revision, at one place")
+        place = fetch_folder(identifier, given or revision, variant)
+    elif revision is not None:
+        raise InputError(f"revision {revision!r} of {place}; accepted: revisions of models on the hub")
+    return load_folder(place, dtype, variant)
 
 
-def _from_pretrained(location: str, dtype: torch.dtype) -> DiffusionPipeline:
-    with quiet_loading():  # a missing safety checker is on purpose here
-        return DiffusionPipeline.from_pretrained(location, use_safetensors=True, dtype=dtype, safety_checker=None)
+def find_source(name: str, pocket: Path = POCKET_FOLDER) -> Path | None:
+    """Where a model lies here; None for the id of one on the hub.
+
+    Args:
+        name: "pocket", a path or an id.
+        pocket: folder of the one that ships.
+
+    Raises:
+        ModelError: a path at which nothing is, or a file that is not taken.
+    """
+    path = pocket if name == "pocket" else Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        if path.suffix.lower() in PICKLE_SUFFIXES:
+            raise ModelError(f"{path}: pickled weights can run code when opened and are refused; accepted: safetensors")
+        raise ModelError(f"{path}: a file; accepted: a diffusers folder")
+    local = path.is_absolute() or name.startswith((".", "~")) or "\\" in name or name.count("/") > 1
+    if local or name == "pocket" or path.suffix.lower() in {*PICKLE_SUFFIXES, ".safetensors", ".json"}:
+        raise ModelError(f"{path}: no such model folder")
+    return None
 
 
 @contextmanager
@@ -153,26 +195,3 @@ def quiet_loading() -> Iterator[None]:
             library.set_verbosity(level)
             if bar:
                 library.enable_progress_bar()
-
-
-def _require_safetensors(folder: Path) -> None:
-    if not (folder / "model_index.json").is_file():
-        raise ModelError(f"{folder}: no model_index.json in it, so it is no diffusers pipeline folder")
-    for component in COMPONENTS:
-        files = list((folder / component).glob("*")) if (folder / component).is_dir() else []
-        pickled = [file for file in files if file.suffix in PICKLE_SUFFIXES]
-        if pickled and not any(file.suffix == ".safetensors" for file in files):
-            raise ModelError(
-                f"{pickled[0]}: pickled weights can run code when opened and are refused; accepted: safetensors "
-                "(load it once where you trust it, then save_pretrained(..., safe_serialization=True))"
-            )
-
-
-def _require_finite(pipeline: DiffusionPipeline, name: str) -> None:
-    for component in COMPONENTS:
-        module = getattr(pipeline, component, None)
-        if not isinstance(module, nn.Module):
-            continue
-        for key, tensor in module.state_dict().items():
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise ModelError(f"{name}: the weights hold NaN or infinite values, first in {component}.{key}")

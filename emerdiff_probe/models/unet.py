@@ -7,13 +7,15 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline
+from diffusers import DiffusionPipeline
 from diffusers.models.attention import FeedForward
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from emerdiff_probe.errors import ModelError
 from emerdiff_probe.models.addresses import Address, Kind, Part, Stage
+from emerdiff_probe.models.conditions import find_sample_size
+from emerdiff_probe.models.noise_schedule import make_ddim
 from emerdiff_probe.models.probe_model import Conditioning, Pass, ProbeModel
 from emerdiff_probe.models.schedules import DiffusionSchedule
 
@@ -40,15 +42,7 @@ class UNetModel(ProbeModel):
                 f"{name}: the denoiser takes {self.denoiser.config.in_channels} channels, as for inpainting, depth or "
                 f"upscaling; accepted: the {self.autoencoder.config.latent_channels} of its autoencoder's latents"
             )
-        self.scheduler = DDIMScheduler.from_config(
-            pipeline.scheduler.config,
-            timestep_spacing="leading",
-            steps_offset=1,
-            clip_sample=False,
-            thresholding=False,
-            set_alpha_to_one=False,
-            rescale_betas_zero_snr=False,
-        )
+        self.scheduler = make_ddim(pipeline.scheduler, name)
 
     @cached_property
     def family(self) -> str:
@@ -67,7 +61,7 @@ class UNetModel(ProbeModel):
     @property
     def latent_side(self) -> int:
         """Latent cells along a side of the native square."""
-        return int(self.denoiser.config.sample_size)
+        return find_sample_size(self.denoiser.config, self.name)
 
     @property
     def levels(self) -> int:

@@ -138,7 +138,7 @@ def truncate(path):
 @pytest.mark.parametrize("damage", [truncate, lambda path: path.write_bytes(b""), lambda path: path.unlink()])
 def test_damaged_or_missing_weights_are_refused(copied, component, damage):
     damage(copied / component / WEIGHTS[component])
-    with pytest.raises(ModelError, match="cannot load model"):
+    with pytest.raises(ModelError, match=rf"copy/{component}.*(safetensors|no weights)"):
         load_model(copied, device="cpu")
 
 
@@ -179,7 +179,7 @@ def test_a_denoiser_of_another_kind_is_refused():
 def test_a_pipeline_without_an_autoencoder_is_refused():
     pipeline = tiny.pocket()
     pipeline.vae = None
-    with pytest.raises(ModelError, match=r"autoencoder is NoneType; accepted: .*AutoencoderKL"):
+    with pytest.raises(ModelError, match="the pipeline has no vae; accepted"):
         load_model(pipeline, device="cpu")
 
 
