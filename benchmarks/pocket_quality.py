@@ -32,7 +32,7 @@ FIGURES = ("miou", "low", "high")
 def summary(result: EvaluationResult) -> dict[str, Any]:
     """The table as rows, and what EmerDiff gains over bilinear upsampling of its own masks, averaged over K."""
     made = make_report(result).to_json()
-    boundary = {(line["method"], line["clusters"]): line["boundary F"][0] for line in made["without_classes"]}
+    boundary = {(line["method"], line["clusters"]): line["boundary F (BSDS)"][0] for line in made["without_classes"]}
     rows = [
         {name: row[name] for name in ("method", "clusters", *FIGURES)}
         | {"boundary_f": round(100 * boundary[row["method"], row["clusters"]], 2)}
@@ -73,10 +73,10 @@ def main(
     folder = folder_of(store, asdict(config), probed.fingerprint, probed.device.type, str(probed.dtype)) / "records"
     result = summary(run_evaluation(probed, world, evaluation, store=folder, progress=True))
     print(f"majority protocol, {scenes} held-out scenes from seed {seed}, {probed!r}\n{config}\n")
-    print(f"{'method':28s} {'K':>3s} {'mIoU':>6s}  {'95% interval':15s} {'boundary F':>10s}")
+    print(f"{'method':28s} {'K':>3s} {'mIoU':>6s}  {'95% interval':15s} {'boundary F (BSDS)':>17s}")
     for row in result["rows"]:
         span = f"[{row['low']:.2f}, {row['high']:.2f}]"
-        print(f"{row['method']:28s} {row['clusters']:3d} {row['miou']:6.2f}  {span:15s} {row['boundary_f']:10.2f}")
+        print(f"{row['method']:28s} {row['clusters']:3d} {row['miou']:6.2f}  {span:15s} {row['boundary_f']:17.2f}")
     print(f"\ngain over bilinear by K: {result['gain_by_clusters']}; replay error {result['replay_error']:.1e}\n")
     print(json.dumps(result))
 

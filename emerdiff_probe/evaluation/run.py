@@ -32,9 +32,9 @@ from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig, check_config
 from emerdiff_probe.sites import Site
 
-FORMAT = 1
+FORMAT = 2
 """Of the records; raised when they would mean something else."""
-FIGURES = ("boundary F", "adjusted Rand", "variation of information", "covering")
+FIGURES = ("boundary F (BSDS)", "adjusted Rand", "variation of information", "covering")
 """Scores that need no classes."""
 
 

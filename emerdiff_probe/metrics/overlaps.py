@@ -6,17 +6,23 @@ Confusion matrices of images are added up before a score is taken: there is one 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.ndimage import distance_transform_edt
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_flow
 from skimage import metrics as skimage_metrics
+from skimage.morphology import thin
 from sklearn.metrics import adjusted_rand_score
 from sklearn.metrics.cluster import contingency_matrix
 
 from emerdiff_probe.arrays import find_borders
 from emerdiff_probe.errors import InputError
+
+BOUNDARY_PIXELS = 640 * 480
+"""Of larger maps `boundary_f` reads a part of the rows and columns."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,13 +191,17 @@ def pixel_accuracy(confusion: np.ndarray) -> np.ndarray:
 
 
 def boundary_f(
-    predicted: np.ndarray, truth: np.ndarray, tolerance: float = 2.0, *, ignore_index: int | None = None
+    predicted: np.ndarray, truth: np.ndarray, tolerance: float = 0.0075, *, ignore_index: int | None = None
 ) -> float:
-    """Boundary F-score of one image: harmonic mean of boundary precision and recall, in 0 … 1.
+    """Boundary F-score of one image as the Berkeley benchmark has it (BSDS; Martin et al. 2004), in 0 … 1.
+
+    Borders are thinned; those of both are matched one to one, as many as can be, within the tolerance; precision is the
+    share of ours that is matched, recall that of theirs, and the score their harmonic mean.
 
     Args:
-        predicted, truth: (height, width) integers.
-        tolerance: pixels within which two boundaries agree.
+        predicted, truth: (height, width) integers. Of maps of more than `BOUNDARY_PIXELS` pixels every second, or
+            third, … row and column is read: the tolerance is a share of the size, and time is bounded.
+        tolerance: how far apart two pixels that match may be, as a share of the image's diagonal, 0 or more.
         ignore_index: label of the truth that is not counted: between two pixels one of which has it is no boundary,
             neither ours nor theirs. Data sets that ignore a band around every object keep few boundaries.
 
@@ -199,16 +209,42 @@ def boundary_f(
         1 where neither has a boundary, 0 where only one has.
 
     Raises:
-        InputError: shapes differ, or labels that are no integers.
+        InputError: shapes differ, labels that are no integers, or a tolerance below 0.
     """
+    if not tolerance >= 0:
+        raise InputError(f"tolerance {tolerance!r}; accepted: a share of the diagonal, 0 or more")
     _counted_pixels(predicted, truth, ignore_index)
+    stride = math.ceil(math.sqrt(truth.size / BOUNDARY_PIXELS))
+    predicted, truth = predicted[::stride, ::stride], truth[::stride, ::stride]
     counted = np.ones(truth.shape, bool) if ignore_index is None else truth != ignore_index
-    ours, theirs = find_borders(predicted, counted), find_borders(truth, counted)
+    ours, theirs = thin(find_borders(predicted, counted)), thin(find_borders(truth, counted))
     if not ours.any() or not theirs.any():
         return float(ours.any() == theirs.any())
-    precision = (distance_transform_edt(~theirs)[ours] <= tolerance).mean()
-    recall = (distance_transform_edt(~ours)[theirs] <= tolerance).mean()
-    return float(2 * precision * recall / max(precision + recall, 1e-12))
+    matched = _matched_pixels(ours, theirs, tolerance * math.hypot(*truth.shape))
+    return 2 * matched / int(ours.sum() + theirs.sum())
+
+
+def _matched_pixels(ours: np.ndarray, theirs: np.ndarray, distance: float) -> int:
+    """How many pixels of two masks (height, width) bool can be paired one to one, no two farther apart than this.
+
+    As the flow through a network with an edge for every possible pair: on borders SciPy's Dinic takes a tenth of the
+    time of its bipartite matching, or less, for the same number.
+    """
+    reach = math.floor(distance)
+    down, right = np.indices((2 * reach + 1, 2 * reach + 1)).reshape(2, -1) - reach
+    squares = down**2 + right**2
+    nearest_first = np.argsort(squares, kind="stable")[: int((squares <= distance**2).sum())]
+    number = np.full([side + 2 * reach for side in theirs.shape], -1)
+    rows, columns = np.nonzero(theirs)
+    number[rows + reach, columns + reach] = np.arange(len(rows))
+    y, x = (places[:, None] + reach for places in np.nonzero(ours))
+    near = number[y + down[nearest_first], x + right[nearest_first]]
+    pixel, place = np.nonzero(near >= 0)
+    first, last = len(y) + len(rows), len(y) + len(rows) + 1
+    starts = np.concatenate([pixel, np.full(len(y), first), len(y) + np.arange(len(rows))])
+    ends = np.concatenate([len(y) + near[pixel, place], np.arange(len(y)), np.full(len(rows), last)])
+    network = csr_array((np.ones(len(starts), np.int32), (starts, ends)), shape=(last + 1, last + 1))
+    return int(maximum_flow(network, first, last, method="dinic").flow_value)
 
 
 def adjusted_rand(predicted: np.ndarray, truth: np.ndarray, *, ignore_index: int | None = None) -> float:

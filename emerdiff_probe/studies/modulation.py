@@ -33,7 +33,7 @@ from emerdiff_probe.studies.study import (
     strengths_around,
 )
 
-BOUNDARY = Measure("boundary F-score of EmerDiff, 2 px", "%", "mean", True)
+BOUNDARY = Measure("boundary F-score (BSDS) of EmerDiff", "%", "mean", True)
 STRUCTURE = Measure("structural similarity of the modulated images and the unchanged one", "SSIM", "mean", True)
 RELATIVE = Measure("strength relative to the norm of the layer's output", "", "mean")
 

@@ -6,11 +6,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_bipartite_matching
 from skimage.metrics import adapted_rand_error
+from skimage.morphology import thin
 from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score, mutual_info_score
 from torchmetrics.functional.classification import multiclass_jaccard_index
 from torchmetrics.functional.segmentation import mean_iou as torchmetrics_mean_iou
 
+from emerdiff_probe.arrays import find_borders
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.metrics.intervals import bootstrap
 from emerdiff_probe.metrics.overlaps import (
@@ -211,7 +215,7 @@ def test_a_border_beside_an_ignored_pixel_is_none_of_either():
     truth[:, 10:12] = 255  # the truth's only border lies in a band that is not counted
     assert boundary_f(halves(11), truth, ignore_index=255) == 1
     assert boundary_f(halves(5), truth, ignore_index=255) == 0
-    assert boundary_f(halves(11), truth, tolerance=0.0) < 1
+    assert boundary_f(halves(11), truth, 0) < 1
 
 
 @pytest.mark.parametrize("metric", [adjusted_rand, covering, variation_of_information])
@@ -263,11 +267,19 @@ def halves(column, size=20):
     return (np.arange(size) >= column) * np.ones((size, 1), int)
 
 
+def stripes(width, shift=0, size=200):
+    """Bands of alternating labels, `width` pixels each."""
+    return np.tile((np.arange(size) + shift) // width % 2, (size, 1))
+
+
 @pytest.mark.parametrize(
-    ("shift", "tolerance", "expected"), [(0, 0.0, 1), (1, 0.0, 0), (1, 1.0, 1), (2, 2.0, 1), (3, 2.0, 0), (3, 3.0, 1)]
+    ("shift", "pixels", "expected"), [(0, 0, 1), (1, 0, 0), (1, 1, 1), (2, 2, 1), (3, 2.9, 0), (3, 3, 1)]
 )
-def test_a_shifted_border_counts_within_the_tolerance(shift, tolerance, expected):
-    assert boundary_f(halves(10 + shift), halves(10), tolerance) == expected
+def test_a_shifted_border_counts_within_the_tolerance(shift, pixels, expected):
+    """The tolerance is a share of the diagonal; of one of 25 pixels, 0.04 is one pixel."""
+    shifted, truth = (halves(column)[:15] for column in (10 + shift, 10))
+    assert truth.shape == (15, 20)
+    assert boundary_f(shifted, truth, pixels / 25 * (1 + 1e-9)) == expected
 
 
 def test_boundary_f_by_hand():
@@ -279,6 +291,61 @@ def test_boundary_f_by_hand():
     # precision 1/2 and recall 1, whichever has the line too many
     assert np.isclose(boundary_f(both, halves(5)), 2 / 3)
     assert np.isclose(boundary_f(halves(5), both), 2 / 3)
+
+
+def test_one_border_is_found_once_however_many_lie_beside_it():
+    """Bands of four pixels have 49 borders, of eight 24 of them: one of each pair is matched, the other is wrong.
+
+    Each lies within the tolerance (two pixels) of a true one or not at all. Were two allowed to share one, a border
+    drawn three times would be right three times.
+    """
+    assert np.isclose(boundary_f(stripes(4), stripes(8)), 2 * 24 / (49 + 24), atol=1e-3)
+    thrice = sum((halves(column, 200) for column in (99, 100, 101)), np.zeros((200, 200), int))
+    thrice[:, 99:101] = [7, 8]
+    apart = halves(97, 200) + halves(100, 200) + halves(103, 200)
+    assert np.isclose(boundary_f(apart, halves(100, 200), 0.02), 2 * 1 / (3 + 1))
+
+
+def test_bands_that_are_shifted_match_but_for_what_leaves_the_image():
+    """25 bands have 24 borders; by one pixel all match, by half a band none within two pixels, but all within four."""
+    truth = stripes(8)
+    assert np.isclose(boundary_f(stripes(8, 1), truth), 2 * 24 / (25 + 24), atol=0.03)
+    assert boundary_f(stripes(8, 4), truth) == 0
+    assert boundary_f(stripes(8, 4), truth, 4.01 / np.hypot(200, 200)) > 0.95
+
+
+def test_as_many_borders_are_matched_as_can_be():
+    """Ours at 10 and 12, theirs at 11 and 14, within two pixels: the nearest of 12 is 11, which 10 needs."""
+    ours = (halves(10, 40) + halves(12, 40)) % 2
+    theirs = (halves(11, 40) + halves(14, 40)) % 2
+    tolerance = 2.01 / np.hypot(40, 40)
+    assert boundary_f(ours, theirs, tolerance) == boundary_f(theirs, ours, tolerance) == 1
+
+
+@settings(max_examples=30, deadline=None)
+@given(LABELS, LABELS)
+def test_the_matching_is_the_largest_there_is(predicted, truth):
+    ours, theirs = (thin(find_borders(labels)) for labels in (predicted, truth))
+    if not ours.any() or not theirs.any():
+        return
+    near = np.linalg.norm(np.argwhere(ours)[:, None] - np.argwhere(theirs), axis=2) <= 1.5
+    matched = (maximum_bipartite_matching(csr_array(near), "column") >= 0).sum()
+    expected = 2 * matched / (ours.sum() + theirs.sum())
+    assert np.isclose(boundary_f(predicted, truth, 1.5 / np.hypot(*truth.shape)), expected)
+
+
+def test_borders_of_a_large_image_score_as_those_of_a_small_one():
+    """Twice as large in both ways: the tolerance grows with it, and the time does not."""
+    rng = np.random.default_rng(0)
+    truth = np.kron(rng.integers(0, 4, (8, 10)), np.ones((60, 60), int))
+    moved = np.roll(truth, 3, 1)
+    large, small = (np.kron(labels, np.ones((2, 2), int)) for labels in (moved, truth)), (moved, truth)
+    assert boundary_f(*large) == boundary_f(*small)
+
+
+def test_a_tolerance_below_zero_is_refused():
+    with pytest.raises(InputError, match="tolerance -1"):
+        boundary_f(halves(10), halves(10), -1)
 
 
 def mean_of(values):
