@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -49,7 +49,7 @@ def score(model: ProbeModel, seed: int, config: EmerDiffConfig, clusters: Sequen
     atlas = response_atlas(model, probed.trajectory, modulation)
     found: Arrays = {"seconds": np.array(time.perf_counter() - began)}
     for count in clusters:
-        coarse = probed.low_resolution_masks(site, count, config.feature_timestep)
+        coarse = probed.low_resolution_masks(site, count, config.features.timesteps)
         masks = probed.masks(coarse, modulation.site)
         read = atlas.difference_maps(masks, smoothing=config.smoothing)
         run = probed.difference_maps(coarse, modulation, smoothing=config.smoothing)
@@ -120,7 +120,9 @@ def main(
     """Print the table and, as the last line, one JSON object."""
     probed = load_model(model, device=device, dtype="float32")
     config = EmerDiffConfig.for_model(probed)
-    config = replace(config, steps=steps or config.steps, modulate_at=modulate_at or config.modulate_at)
+    config = config.change(
+        steps=steps or config.inversion.steps, modulate_at=modulate_at or config.modulation.modulate_at
+    )
     counts = [int(count) for count in clusters.split(",")]
     folder = folder_of(store, asdict(config), counts, probed.fingerprint, probed.device.type, torch.get_num_threads())
     scores = [

@@ -35,7 +35,8 @@ from emerdiff_probe.metrics.overlaps import majority_confusion, mean_iou
 from emerdiff_probe.models.loading import find_device
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.pocket.world import PART_NAMES, Scene, draw_scene
-from emerdiff_probe.segmentation.configuration import LAYERS, PRESETS, EmerDiffConfig
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig
+from emerdiff_probe.segmentation.presets import DIVISORS, LAYERS
 from emerdiff_probe.segmentation.segment import segment
 from emerdiff_probe.sites import find_site
 
@@ -118,8 +119,8 @@ def _loaded(setup: Setup) -> tuple[ProbeModel, Scene, float]:
 def _config(setup: Setup, mode: str, clusters: int) -> EmerDiffConfig:
     model, _, _ = _loaded(setup)
     changes: dict[str, Any] = {"clusters": clusters, "steps": setup.steps, "modulate_at": setup.modulate_at}
-    changes |= {"feature_timestep": 1, "feature_draws": 1}  # the paper's features and layers, as the yardstick's
-    divisor = PRESETS[model.family][0]
+    changes |= {"feature_timesteps": 1, "feature_draws": 1}  # the paper's features and layers, as the yardstick's
+    divisor = DIVISORS[model.family]
     if setup.model == SD14_SHAPE:  # of a native size that is no published model's
         divisor, changes["smoothing"] = 4, 2.0
     grid = int(model.denoiser.config.sample_size) // divisor
@@ -148,10 +149,10 @@ def _reference(setup: Setup, clusters: int) -> Callable[[], Result]:
     model.pipeline.scheduler = model.scheduler
     paper = Paper(
         clusters=clusters,
-        block=".".join(find_site(model, config.layer).path.split(".")[:2]),
-        strength=config.strength,
-        modulate_at=config.modulate_at,
-        steps=config.steps,
+        block=".".join(find_site(model, config.modulation.layer).path.split(".")[:2]),
+        strength=config.modulation.strength,
+        modulate_at=config.modulation.modulate_at,
+        steps=config.inversion.steps,
         smoothing=config.smoothing,
         seed=config.seed,
     )

@@ -23,7 +23,7 @@ from benchmarks.shapes import load
 from emerdiff_probe.hooks.attach import Capture, Edit, attached
 from emerdiff_probe.interventions import attention_part
 from emerdiff_probe.models.probe_model import ProbeModel
-from emerdiff_probe.segmentation.configuration import EmerDiffConfig
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig, find_feature_sites
 from emerdiff_probe.sites import Site, find_site
 
 TIMESTEP = 281
@@ -36,8 +36,8 @@ class Ways:
     def __init__(self, model: ProbeModel, batch: int) -> None:
         self.model = model
         config = EmerDiffConfig.for_model(model)
-        self.query = find_site(model, config.feature_site)
-        self.output = attention_part(model, find_site(model, config.layer), "output")
+        self.query = find_feature_sites(model, config)[0]
+        self.output = attention_part(model, find_site(model, config.modulation.layer), "output")
         size = int(model.denoiser.config.sample_size)
         generator = torch.Generator().manual_seed(0)
         shape = (batch, model.denoiser.config.in_channels, size, size)

@@ -40,13 +40,13 @@ def modulations(model: ProbeModel, config: EmerDiffConfig) -> dict[str, Way]:
     scene = draw_scene(0, height=model.native_size, width=model.native_size)
     site, modulation = check_config(model, config, *scene.image.shape[:2])
     probed = config.probe(model, scene.image)
-    coarse = probed.low_resolution_masks(site, config.given_clusters, config.feature_timestep)
+    coarse = probed.low_resolution_masks(site, config.given_clusters, config.features.timesteps)
 
     def exact() -> Tensor:
         return probed.difference_maps(coarse, modulation, smoothing=config.smoothing)
 
     def with_residuals() -> Tensor:
-        invert(model, probed.latents, start=config.modulate_at, steps=config.steps)
+        invert(model, probed.latents, start=config.modulation.modulate_at, steps=config.inversion.steps)
         return exact()
 
     return {

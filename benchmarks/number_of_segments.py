@@ -78,11 +78,11 @@ class Measured:
     @cached_property
     def features(self) -> Tensor:
         """Features (cell, channel) that are clustered."""
-        return self.probed.features(self._site, self.config.feature_timestep)
+        return self.probed.features(self._sites, self.config.features.timesteps)
 
     def masks(self, clusters: int) -> np.ndarray:
         """Low-resolution masks."""
-        return self.probed.low_resolution_masks(self._site, clusters, self.config.feature_timestep)
+        return self.probed.low_resolution_masks(self._sites, clusters, self.config.features.timesteps)
 
     def maps(self, clusters: int) -> Tensor:
         """Difference maps of that many masks."""
@@ -111,7 +111,7 @@ class Measured:
         return kept(folder / f"{self.seed}.safetensors", lambda: self._found(criterion))
 
     def _found(self, criterion: Criterion) -> Arrays:
-        features, grid = self.features, self.probed.grid(self._site)
+        features, grid = self.features, self.probed.grid(self._sites)
         began = time.perf_counter()
         clusters = criterion.clusters(features, grid, seed=self.config.seed)
         seconds = time.perf_counter() - began
@@ -139,11 +139,11 @@ class Measured:
         }
 
     @cached_property
-    def _checked(self) -> tuple[Site, Modulation]:
+    def _checked(self) -> tuple[tuple[Site, ...], Modulation]:
         return check_config(self.model, self.config, *self.scene.parts.shape)
 
     @property
-    def _site(self) -> Site:
+    def _sites(self) -> tuple[Site, ...]:
         return self._checked[0]
 
 

@@ -8,9 +8,15 @@ from .naming.maskclip import MaskClip
 from .naming.vocabulary import ScoreMap, Vocabulary
 from .naming.words import ClassWords, WordAttention
 from .reading.atlas import ResponseAtlas, response_atlas
-from .reading.correspondence import Modulation, difference_maps, modulated_images
+from .reading.correspondence import Modulation, Readout, difference_maps, modulated_images
 from .reading.features import capture, capture_replayed, cluster, one_hot_masks, pca_view
-from .segmentation.configuration import EmerDiffConfig
+from .segmentation.configuration import (
+    EmerDiffConfig,
+    FeatureSettings,
+    InversionSettings,
+    ModulationSettings,
+    find_feature_sites,
+)
 from .segmentation.result import Segmentation
 from .segmentation.segment import segment, segment_all
 from .sites import Site, find_site, list_sites
@@ -24,13 +30,17 @@ __all__ = [
     "ClassWords",
     "Clip",
     "EmerDiffConfig",
+    "FeatureSettings",
     "Found",
     "InjectAttention",
+    "InversionSettings",
     "MaskClip",
     "Modulate",
     "Modulation",
+    "ModulationSettings",
     "Noise",
     "ProbeModel",
+    "Readout",
     "Replace",
     "ResponseAtlas",
     "Scale",
@@ -51,6 +61,7 @@ __all__ = [
     "explore_segmentation",
     "explore_study",
     "find",
+    "find_feature_sites",
     "find_site",
     "generate",
     "invert",

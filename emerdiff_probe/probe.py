@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import cached_property, partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,11 +17,13 @@ from emerdiff_probe.errors import InputError
 from emerdiff_probe.images import load_image
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.reading.correspondence import Modulation, difference_maps
-from emerdiff_probe.reading.features import capture, cluster, one_hot_masks
+from emerdiff_probe.reading.features import capture, cluster, combine, finest_grid, one_hot_masks
 from emerdiff_probe.sites import Site
 from emerdiff_probe.trajectories.denoise import denoise
-from emerdiff_probe.trajectories.inversion import Inversion, invert
+from emerdiff_probe.trajectories.inversion import InversionMethod, invert
 from emerdiff_probe.trajectories.trajectory import Trajectory
+
+Value = TypeVar("Value", Site, int)
 
 
 class ProbedImage:
@@ -50,7 +53,7 @@ class ProbedImage:
         start: int,
         scale: int = 1,
         steps: int = 50,
-        method: Inversion = "ddpm",
+        method: InversionMethod = "ddpm",
         prompt: str = "",
         seed: int = 0,
         draws: int = 1,
@@ -67,7 +70,7 @@ class ProbedImage:
         paths = [self.trajectory.latents, *(drawn(draw=draw).latents for draw in range(1, draws))]
         self._drawn = replace(self.trajectory, latents=torch.cat(paths, dim=1))
         self._features: dict[tuple[Site, int], Tensor] = {}
-        self._coarse: dict[tuple[Site, int, int], np.ndarray] = {}
+        self._coarse: dict[tuple[tuple[Site, ...], int, tuple[int, ...]], np.ndarray] = {}
 
     def afresh(self) -> ProbedImage:
         """The same inverted image with nothing kept, so that the time of an answer is the time of all its work."""
@@ -80,9 +83,9 @@ class ProbedImage:
         """The image as the autoencoder paints it: (3, height, width) float32 on the CPU, about [-1, 1]."""
         return self.model.decode(self.latents)[0].cpu()
 
-    def grid(self, site: Site) -> tuple[int, int]:
-        """Height and width of a site's grid for this image."""
-        return site.grid(*self.latents.shape[-2:])
+    def grid(self, sites: Site | Sequence[Site]) -> tuple[int, int]:
+        """Height and width of a site's grid for this image, of several the finest."""
+        return finest_grid(_as_tuple(sites), *self.latents.shape[-2:])
 
     def capture(self, sites: Iterable[Site], timestep: int) -> None:
         """Read many sites at one timestep in one pass, and keep what they hold."""
@@ -91,16 +94,24 @@ class ProbedImage:
             captured = capture(self.model, self._drawn, missing, [timestep])
             self._features |= {key: features.mean(0) for key, features in captured.items()}
 
-    def features(self, site: Site, timestep: int = 1) -> Tensor:
-        """Features (cell, channel) float32 at a site and timestep, their mean over the draws of noise."""
-        self.capture([site], timestep)
-        return self._features[site, timestep]
+    def features(self, sites: Site | Sequence[Site], timesteps: int | Sequence[int] = 1) -> Tensor:
+        """Features (cell, channel) float32 at a site and timestep, their mean over the draws of noise.
 
-    def low_resolution_masks(self, site: Site, clusters: int, timestep: int = 1) -> np.ndarray:
+        Of several sites or timesteps, those of each are brought to one scale and stand side by side; see `combine`.
+        """
+        sites, timesteps = _as_tuple(sites), _as_tuple(timesteps)
+        for timestep in timesteps:
+            self.capture(sites, timestep)
+        held = [(self._features[site, timestep], self.grid(site)) for site in sites for timestep in timesteps]
+        return held[0][0] if len(held) == 1 else combine(*held)
+
+    def low_resolution_masks(
+        self, sites: Site | Sequence[Site], clusters: int, timesteps: int | Sequence[int] = 1
+    ) -> np.ndarray:
         """Labels (grid_height, grid_width) by k-means over the features; see `cluster`."""
-        key = site, clusters, timestep
+        key = _as_tuple(sites), clusters, _as_tuple(timesteps)
         if key not in self._coarse:
-            self._coarse[key] = cluster(self.features(site, timestep), clusters, self.grid(site), seed=self.seed)
+            self._coarse[key] = cluster(self.features(sites, timesteps), clusters, self.grid(sites), seed=self.seed)
         return self._coarse[key]
 
     def masks(self, low_resolution_masks: np.ndarray, site: Site) -> Tensor:
@@ -132,7 +143,11 @@ class ProbedImage:
         return float(torch.abs(replayed - self.latents).max())
 
 
-def require_draws(draws: int, method: Inversion) -> None:
+def _as_tuple(values: Value | Sequence[Value]) -> tuple[Value, ...]:
+    return tuple(values) if isinstance(values, Sequence) else (values,)
+
+
+def require_draws(draws: int, method: InversionMethod) -> None:
     """Refuse a number of draws that the inversion cannot give.
 
     Raises:
@@ -141,4 +156,4 @@ def require_draws(draws: int, method: Inversion) -> None:
     if not is_integer(draws, 1):
         raise InputError(f"{draws!r} draws of noise; accepted: an integer, 1 or more")
     if draws > 1 and method == "ddim":
-        raise InputError(f"{draws} draws of noise, but DDIM inversion draws none; accepted: 1, or inversion 'ddpm'")
+        raise InputError(f"{draws} draws of noise, but DDIM inversion draws none; accepted: 1, or method 'ddpm'")

@@ -18,13 +18,14 @@ from emerdiff_probe.evaluation.report import make_report
 from emerdiff_probe.evaluation.run import Evaluation, run_evaluation
 from emerdiff_probe.methods.catalogue import METHODS
 from emerdiff_probe.models.loading import load_model
-from emerdiff_probe.segmentation.configuration import FAST, PRESETS, EmerDiffConfig
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig
+from emerdiff_probe.segmentation.presets import FAST, POCKET
 
 STEPS = 6
 """501, 401, 301, 201, 101, 1 of the grid of ten."""
-OWN_STEPS = len(range(1, 1 + PRESETS["pocket"][1]["modulate_at"], 50))
+OWN_STEPS = len(range(1, 1 + POCKET["modulate_at"], 50))
 """601, 551 … 51, 1 of the pocket model's own grid of twenty."""
-DRAWS = PRESETS["pocket"][1]["feature_draws"]
+DRAWS = POCKET["feature_draws"]
 
 
 def fast_steps(steps):
@@ -80,7 +81,7 @@ def test_the_yardstick_puts_the_pipelines_own_processors_back(folder):
 
 
 def test_every_fast_mode_is_a_configuration_and_the_first_is_exact():
-    configs = {name: EmerDiffConfig(**switches) for name, switches in fast_modes.all_modes().items()}
+    configs = {name: EmerDiffConfig().change(**switches) for name, switches in fast_modes.all_modes().items()}
     assert next(iter(configs)) == fast_modes.EXACT
     assert configs[fast_modes.EXACT] == EmerDiffConfig()
     assert len(set(configs.values())) == len(configs)

@@ -11,9 +11,13 @@ from emerdiff_probe.sites import list_sites
 from emerdiff_probe.studies.features import layers
 from emerdiff_probe.studies.run import world_scenes
 
-SETTINGS = EmerDiffConfig(
-    clusters=3, feature_site="up8.cross0.query", layer="up8.cross2.output", modulate_at=301, steps=10
-)
+SETTINGS = {
+    "clusters": 3,
+    "feature_sites": "up8.cross0.query",
+    "layer": "up8.cross2.output",
+    "modulate_at": 301,
+    "steps": 10,
+}
 STEPS = 4
 """301, 201, 101, 1."""
 
@@ -33,7 +37,7 @@ def test_all_sites_and_timesteps_of_a_trajectory_are_read_in_one_pass(model, tra
 
 
 def test_a_sweep_over_layers_takes_one_pass_a_timestep_and_image(model, passes):
-    study = layers(model, SETTINGS, quick=True)
+    study = layers(model, EmerDiffConfig.paper(model, **SETTINGS), quick=True)
     counts = []
     for scene in world_scenes(model, 2, seed=3):
         passes.clear()
@@ -72,5 +76,5 @@ def test_a_segmentation_asks_once_for_features_and_once_a_step_for_every_mask_an
     model, passes, changes, expected
 ):
     """The unchanged image rides along in every batch."""
-    segment(model, tiny.picture(), EmerDiffConfig.for_model(model, **{**vars(SETTINGS), **changes}))
+    segment(model, tiny.picture(), EmerDiffConfig.paper(model, **{**SETTINGS, **changes}))
     assert passes == expected

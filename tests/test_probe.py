@@ -25,7 +25,7 @@ def probe(model: ProbeModel, draws: int = 1, seed: int = 0) -> ProbedImage:
 
 
 def test_features_over_many_draws_depend_less_on_the_seed(model):
-    site = find_site(model, EmerDiffConfig.for_model(model).feature_site)
+    site = find_site(model, EmerDiffConfig.for_model(model).features.sites[0])
 
     def apart(draws: int) -> float:
         first, second = (probe(model, draws, seed).features(site, 301) for seed in (0, 1))
@@ -35,7 +35,7 @@ def test_features_over_many_draws_depend_less_on_the_seed(model):
 
 
 def test_draws_are_of_features_only(model):
-    site = find_site(model, EmerDiffConfig.for_model(model).feature_site)
+    site = find_site(model, EmerDiffConfig.for_model(model).features.sites[0])
     one, many = probe(model), probe(model, 4)
     assert torch.equal(one.trajectory.latents, many.trajectory.latents)
     assert not torch.allclose(one.features(site, 301), many.features(site, 301))
@@ -52,18 +52,18 @@ def test_the_first_draw_is_the_trajectory(model):
 def test_a_bad_number_of_draws_is_refused(model, draws):
     with pytest.raises(InputError, match="draws of noise"):
         probe(model, draws)
-    with pytest.raises(InputError, match="draws of noise"):
-        EmerDiffConfig(feature_draws=draws)
+    with pytest.raises(InputError, match="feature_draws"):
+        EmerDiffConfig().change(feature_draws=draws)
 
 
 def test_ddim_has_no_draws_to_average(model):
     with pytest.raises(InputError, match="DDIM"):
-        EmerDiffConfig(feature_draws=2, inversion="ddim")
-    assert EmerDiffConfig.for_model(model, inversion="ddim").feature_draws == 1
+        EmerDiffConfig().change(feature_draws=2, method="ddim")
+    assert EmerDiffConfig.for_model(model, method="ddim").features.draws == 1
 
 
 def test_a_configuration_probes_as_it_says(model):
-    config = EmerDiffConfig.for_model(model, steps=10, modulate_at=101, feature_timestep=301, feature_draws=2, seed=3)
+    config = EmerDiffConfig.for_model(model, steps=10, modulate_at=101, feature_timesteps=301, feature_draws=2, seed=3)
     probed = config.probe(model, tiny.picture())
     assert (probed.trajectory.timesteps[0], probed.draws, probed.seed) == (301, 2, 3)
     assert config.probe(model, tiny.picture(), start=101).trajectory.timesteps[0] == 101

@@ -79,7 +79,7 @@ def evaluate(
 
     given: dict[str, Any] = {"steps": steps, "modulate_at": modulate_at, "seed": seed}
     changes = {key: value for key, value in given.items() if value is not None}
-    EmerDiffConfig(**changes)  # refuses values out of range before a model is loaded
+    EmerDiffConfig().change(**changes)  # refuses values out of range before a model is loaded
     protocols = split_list(protocol)
     require_protocols(protocols)
     require_folder(store)

@@ -53,9 +53,9 @@ def segment(
     names = _folder_names(images)
     given: dict[str, Any] = {
         "clusters": _integer_or_name(clusters),
-        "feature_timestep": feature_timestep,
+        "feature_timesteps": feature_timestep,
         "feature_draws": feature_draws,
-        "feature_site": feature_layer,
+        "feature_sites": feature_layer,
         "modulate_at": modulate_at,
         "steps": steps,
         "strength": strength,
@@ -67,7 +67,7 @@ def segment(
         "seed": seed,
     }
     changes = {name: value for name, value in given.items() if value is not None}
-    EmerDiffConfig(**changes)  # refuses values out of range before a model is loaded
+    EmerDiffConfig().change(**changes)  # refuses values out of range before a model is loaded
     require_folder(out)
     for name in names:
         require_replaceable(out / name)

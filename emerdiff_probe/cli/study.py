@@ -45,7 +45,7 @@ def study(
         raise InputError(f"no study {name!r}; accepted: {', '.join(STUDIES)}")
     given: dict[str, Any] = {"clusters": clusters, "steps": steps, "modulate_at": modulate_at}
     changes = {key: value for key, value in given.items() if value is not None}
-    EmerDiffConfig(**changes)  # refuses values out of range before a model is loaded
+    EmerDiffConfig().change(**changes)  # refuses values out of range before a model is loaded
     folder = store or Path("out") / "studies" / name
     require_folder(folder)
     probed = load_model(model, device=device, dtype=precision)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -165,8 +165,8 @@ def run_evaluation(
     if not data.labelled:
         raise InputError(f"{data!r}: nothing to score against; accepted: a data set with labels")
     largest = max((count for count in evaluation.clusters if count is not None), default=1)
-    fitted = replace(evaluation.config, clusters=largest)
-    site, _ = check_config(model, fitted, model.native_size, model.native_size)
+    fitted = evaluation.config.change(clusters=largest)
+    sites, _ = check_config(model, fitted, model.native_size, model.native_size)
     for method in evaluation.methods:
         if isinstance(method, Reference):
             _require_apart(method, data)
@@ -174,7 +174,7 @@ def run_evaluation(
     kept = RecordStore(store, _identity(model, data, evaluation))
     for method in evaluation.methods:
         kept.require_method(method.name, identity(method))
-    run = _Run(model, evaluation, kept, site, data.classes, progress, warn)
+    run = _Run(model, evaluation, kept, sites, data.classes, progress, warn)
     cells = evaluation.cells
     images, skipped, computed, reused = [], {}, 0, 0
     with tqdm(total=len(data) * len(cells), disable=not progress, desc=data.name, unit="record") as bar:
@@ -233,8 +233,6 @@ def _require_capacity(model: ProbeModel, evaluation: Evaluation) -> None:
 
 def _identity(model: ProbeModel, data: DataSet, evaluation: Evaluation) -> dict[str, Any]:
     """What must be the same for records to be used again; methods, numbers and images may come and go."""
-    configuration = asdict(evaluation.config)
-    del configuration["clusters"]
     return {
         "format": FORMAT,
         **data.identity(),
@@ -242,7 +240,7 @@ def _identity(model: ProbeModel, data: DataSet, evaluation: Evaluation) -> dict[
         "fingerprint": model.fingerprint,
         "precision": str(model.dtype),
         "device": model.device.type,  # seconds of two devices would be averaged
-        **configuration,
+        **evaluation.config.change(clusters=None).options(),
         "resizing": asdict(evaluation.resizing),
     }
 
@@ -276,7 +274,7 @@ class _Run:
     model: ProbeModel
     evaluation: Evaluation
     store: RecordStore
-    site: Site
+    sites: Sequence[Site]
     classes: Sequence[str]
     progress: bool
     warn: Callable[[str], None]
@@ -296,8 +294,8 @@ class _Run:
         """
         config = self.evaluation.config
         probed, inversion = measured(partial(config.probe, self.model, seen.image), self.model.device)
-        cells = probed.features(self.site, config.feature_timestep)
-        features = rearrange(cells, "(h w) c -> h w c", h=probed.grid(self.site)[0]).numpy()
+        cells = probed.features(self.sites, config.features.timesteps)
+        features = rearrange(cells, "(h w) c -> h w c", h=probed.grid(self.sites)[0]).numpy()
         self.store.keep_image(name, seen.digest, stamp, partial(self._about, probed, seen.truth, features))
         for cell in missing:
             segmenter = self._ready(self.evaluation.cells[cell])

@@ -21,14 +21,16 @@ from emerdiff_probe.methods.references import Reference
 from emerdiff_probe.methods.supervised import LinearProbe, ProbeTraining, SupervisedUNet, UNetTraining
 from emerdiff_probe.methods.upsampling import Bilinear, Clustered, DenseCrf, Guided, Nearest
 from emerdiff_probe.methods.walking import RandomWalk
-from emerdiff_probe.segmentation.configuration import FAST, EmerDiffConfig
+from emerdiff_probe.reading.correspondence import Readout
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig
+from emerdiff_probe.segmentation.presets import FAST
 
 Method = Segmenter | Reference | Naming
 
 _ALL: tuple[Segmenter, ...] = (
     EmerDiff(),
-    EmerDiff(fast=True),
-    EmerDiff(injection=False),
+    EmerDiff(EmerDiffConfig(readout=Readout(**FAST))),
+    EmerDiff(EmerDiffConfig().change(injection=())),
     Nearest(),
     Bilinear(),
     Guided(),
@@ -97,11 +99,15 @@ def _plain(name: str) -> str:
 
 
 def configured(method: Method, config: EmerDiffConfig) -> Method:
-    """The method under settings of EmerDiff: EmerDiff itself, and those that start from its low-resolution masks."""
+    """The method, if it is EmerDiff or starts from its masks, with these settings for what it leaves open.
+
+    What the method was given stays.
+    """
     if isinstance(method, EmerDiff):
-        return replace(method, config=config)
+        return replace(method, config=method.config.fill(config.options()))
     if isinstance(method, Clustered):
-        return replace(method, site=config.feature_site, timestep=config.feature_timestep)  # type: ignore[arg-type]
+        given = EmerDiffConfig(features=method.features).fill(config.options())
+        return replace(method, features=given.features)  # type: ignore[arg-type]
     if isinstance(method, Naming) and method.masks is not None:
         return replace(method, masks=configured(method.masks, config))  # type: ignore[arg-type]
     return method
@@ -114,5 +120,4 @@ def identity(method: Method) -> dict[str, Any]:
     if isinstance(method, Naming):
         return method.identity() | ({} if method.masks is None else {"masks": identity(method.masks)})
     assert is_dataclass(method)
-    parameters = {"class": type(method).__name__, **asdict(method)}
-    return {**parameters, "approximations": dict(FAST)} if isinstance(method, EmerDiff) and method.fast else parameters
+    return {"class": type(method).__name__, **asdict(method)}

@@ -5,26 +5,24 @@ from __future__ import annotations
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.probe import ProbedImage
-from emerdiff_probe.segmentation.configuration import EmerDiffConfig
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig, find_feature_sites
 from emerdiff_probe.sites import Site, find_site, list_sites
 
 
-def feature_site(model: ProbeModel, name: str | None) -> Site:
-    """The site of this name, or the one whose features EmerDiff clusters.
+def feature_sites(model: ProbeModel, *names: str) -> tuple[Site, ...]:
+    """The sites of these names or patterns; without any, those whose features EmerDiff clusters.
 
     Raises:
         SiteError: the model has no such site.
         InputError: keys and values of cross-attention, which hold text tokens.
     """
-    site = find_site(model, name or EmerDiffConfig.for_model(model).feature_site)
-    if site.kind == "cross" and site.part in {"key", "value"}:
-        raise InputError(f"{site} holds text tokens, not cells; accepted: any site with a grid")
-    return site
+    return find_feature_sites(model, EmerDiffConfig().change(feature_sites=names or None))
 
 
-def feature_timestep(probed: ProbedImage, timestep: int | None) -> int:
-    """The timestep that was asked for, or the one of the trajectory nearest to that of EmerDiff's features."""
-    return timestep_near(probed, timestep, EmerDiffConfig.for_model(probed.model).feature_timestep)
+def resolve_for(probed: ProbedImage, config: EmerDiffConfig) -> EmerDiffConfig:
+    """Settings in which what is left open is the best known for the model, as far as the image's trajectory has it."""
+    inverted = config.fill({"steps": probed.trajectory.steps})
+    return inverted.resolve(probed.model, probed.trajectory.timesteps)
 
 
 def self_attention_sites(model: ProbeModel, names: tuple[str, ...] | None) -> list[Site]:

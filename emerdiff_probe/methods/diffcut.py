@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from emerdiff_probe.arrays import enlarge
 from emerdiff_probe.checks import is_integer, is_positive, require
 from emerdiff_probe.errors import SiteError
-from emerdiff_probe.methods.choices import feature_site, native_grid, timestep_near
+from emerdiff_probe.methods.choices import feature_sites, native_grid, timestep_near
 from emerdiff_probe.methods.interface import Counts, optional
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.probe import ProbedImage
@@ -89,7 +89,7 @@ class DiffCut:
         return prod(native_grid(model, self._site(model)))
 
     def _site(self, model: ProbeModel) -> Site:
-        return last_of_encoder(model) if self.site is None else feature_site(model, self.site)
+        return last_of_encoder(model) if self.site is None else feature_sites(model, self.site)[0]
 
 
 def last_of_encoder(model: ProbeModel) -> Site:

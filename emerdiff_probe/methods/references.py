@@ -101,7 +101,9 @@ class Reference:
         """Sites and timestep of what a linear probe sees: what EmerDiff clusters, where nothing else is asked for."""
         assert isinstance(self.training, ProbeTraining)
         timestep = self.training.timestep
-        return self.training.sites or (config.feature_site,), config.feature_timestep if timestep is None else timestep
+        return self.training.sites or config.features.sites, config.features.timesteps[
+            0
+        ] if timestep is None else timestep
 
     def _probe_weights(
         self, model: ProbeModel, config: EmerDiffConfig, progress: bool, warn: Callable[[str], None]

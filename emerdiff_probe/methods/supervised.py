@@ -21,9 +21,10 @@ from emerdiff_probe.arrays import enlarge
 from emerdiff_probe.checks import is_integer, is_positive, require
 from emerdiff_probe.data.sample import IGNORED
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.methods.choices import feature_site, feature_timestep
+from emerdiff_probe.methods.choices import feature_sites, resolve_for
 from emerdiff_probe.methods.interface import Counts, Pictured, none
 from emerdiff_probe.probe import ProbedImage
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig
 from emerdiff_probe.sites import Site
 
 
@@ -94,7 +95,7 @@ class LinearProbe:
         """As `Segmenter.segment`; labels are classes."""
         none(self, clusters)
         height, width = probed.image.shape[:2]
-        sites = [feature_site(probed.model, name) for name in self.sites]
+        sites = feature_sites(probed.model, *self.sites)
         probed.capture(sites, self.timestep)
         scores = self.bias[:, None, None].expand(-1, height, width)
         for site, weights in zip(sites, self.weights, strict=True):
@@ -133,8 +134,9 @@ def train_linear_probe(
     timestep = 0
     for probed, labels in samples:
         _require_labels(probed.image, labels, classes, ignore_index)
-        sites = [feature_site(probed.model, name) for name in training.sites or (None,)]
-        timestep = feature_timestep(probed, training.timestep)
+        sites = list(feature_sites(probed.model, *(training.sites or ())))
+        asked = EmerDiffConfig().change(feature_timesteps=training.timestep)
+        timestep = resolve_for(probed, asked).features.timesteps[0]
         probed.capture(sites, timestep)
         counted = np.flatnonzero(labels.ravel() != ignore_index)
         places = rng.choice(counted, min(training.pixels, len(counted)), replace=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import ClassVar
 
@@ -11,12 +11,13 @@ import torch
 
 from emerdiff_probe.arrays import enlarge
 from emerdiff_probe.checks import is_integer, is_positive, require
-from emerdiff_probe.methods.choices import feature_site, feature_timestep, native_grid
+from emerdiff_probe.methods.choices import native_grid, resolve_for
 from emerdiff_probe.methods.interface import Counts, given
 from emerdiff_probe.methods.refinement import BilateralKernel, guided_filter, mean_field
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.reading.features import one_hot_masks, upsampled
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig, FeatureSettings, find_feature_sites
 
 
 @dataclass(frozen=True)
@@ -24,32 +25,22 @@ class Clustered:
     """K-means of features at one site, the low-resolution masks that EmerDiff itself starts from.
 
     Attributes:
-        site: name of the site; None is EmerDiff's.
-        timestep: of the features; None is the one of the trajectory nearest to EmerDiff's.
-
-    Raises:
-        InputError: a value out of range.
+        features: which; what they leave open is EmerDiff's, at the timesteps of the trajectory nearest to its own.
     """
 
-    site: str | None = None
-    timestep: int | None = None
+    features: FeatureSettings = field(default_factory=FeatureSettings)
     counts: ClassVar[Counts] = "given"
     probes: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        require(
-            self,
-            [("timestep", self.timestep is None or is_integer(self.timestep, 0), "an integer, 0 or more, or None")],
-        )
-
     def low_resolution_masks(self, probed: ProbedImage, clusters: int) -> np.ndarray:
         """Labels (grid_height, grid_width); kept by the probed image, so that rivals share them."""
-        site, timestep = feature_site(probed.model, self.site), feature_timestep(probed, self.timestep)
-        return probed.low_resolution_masks(site, clusters, timestep)
+        config = resolve_for(probed, EmerDiffConfig(features=self.features))
+        sites = find_feature_sites(probed.model, config)
+        return probed.low_resolution_masks(sites, clusters, config.features.timesteps)
 
     def capacity(self, model: ProbeModel) -> int:
         """As `Bounded.capacity`: the cells of the features."""
-        return prod(native_grid(model, feature_site(model, self.site)))
+        return prod(native_grid(model, *find_feature_sites(model, EmerDiffConfig(features=self.features))))
 
 
 @dataclass(frozen=True)
@@ -94,7 +85,6 @@ class Guided(Clustered):
     name: ClassVar[str] = "guided filter"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         require(
             self,
             [
@@ -141,7 +131,6 @@ class DenseCrf(Clustered):
     name: ClassVar[str] = "crf"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         positive = ("appearance", "colour", "smoothness", "smoothing", "certainty")
         require(self, [(name, is_positive(getattr(self, name)), "a finite number above 0") for name in positive])
         require(

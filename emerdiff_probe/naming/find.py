@@ -90,7 +90,7 @@ def find(
     if clip is not None and (prompt, attention) != (None, None):
         raise InputError("a CLIP beside a prompt or attention; accepted: one or the other")
     if isinstance(image, Segmentation):
-        if config is not None and config != image.config:
+        if config is not None and config.resolve(model) != image.config:
             raise InputError("a configuration other than the segmentation's; accepted: None, or an image")
         result = image
     else:
@@ -98,7 +98,9 @@ def find(
     coarse = result.low_resolution_masks
     if clip is None:
         settings, attention = result.config, attention or WordAttention()
-        probed = settings.probe(model, result.image, start=max(attention.timesteps or (settings.modulate_at,)))
+        probed = settings.probe(
+            model, result.image, start=max(attention.timesteps or (settings.modulation.modulate_at,))
+        )
         scores = attention.of_prompt(probed, f"a {concept}" if prompt is None else prompt, [concept])
     else:
         scores = MaskClip(clip, Vocabulary.of([concept]))(result.image)

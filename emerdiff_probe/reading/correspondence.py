@@ -49,7 +49,6 @@ class Readout:
             takes one for every three masks, and runs up to 24 masks alone. One mask a run when None.
         shared_levels: coarsest levels of the denoiser whose features all masks take from the unchanged image after
             t_m; see `denoise`.
-        seed: of the signs.
 
     Raises:
         InputError: a value out of range.
@@ -61,7 +60,6 @@ class Readout:
     one_sided: bool = False
     sign_patterns: int | Literal["auto"] | None = None
     shared_levels: int = 0
-    seed: int = 0
 
     def __post_init__(self) -> None:
         steps, skip, patterns = self.denoising_steps, self.skip_after, self.sign_patterns
@@ -78,7 +76,6 @@ class Readout:
                     "an integer, 1 or more, 'auto', or None",
                 ),
                 ("shared_levels", is_integer(self.shared_levels, 0), "an integer, 0 or more"),
-                ("seed", is_integer(self.seed, 0), "an integer, 0 or more"),
             ],
         )
 
@@ -101,6 +98,7 @@ class Modulation:
         injection: attention of the unchanged image to inject; none when None.
         direction: (channel,) vector; all ones, the paper's, when None.
         readout: exact, or which approximations.
+        seed: of the readout's sign patterns.
     """
 
     site: Site
@@ -110,6 +108,7 @@ class Modulation:
     injection: InjectAttention | None = field(default_factory=InjectAttention)
     direction: Tensor | None = None
     readout: Readout = Readout()
+    seed: int = 0
 
     def variant(self, mask: Tensor, sign: float) -> list[Intervention]:
         """Interventions that modulate one mask with one sign."""
@@ -252,7 +251,7 @@ def difference_maps(
     """
     readout = modulation.readout
     _require_masks(masks)
-    codes = sign_codes(len(masks), readout.patterns(len(masks)), seed=readout.seed)
+    codes = sign_codes(len(masks), readout.patterns(len(masks)), seed=modulation.seed)
     together = masks if codes is None else einsum(codes, masks, "pattern mask, mask h w -> pattern h w")
     if codes is not None:  # one way only, what masks answer together is too far from the sum of their answers
         modulation = replace(modulation, readout=replace(readout, one_sided=False))

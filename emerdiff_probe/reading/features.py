@@ -117,6 +117,35 @@ def capture_replayed(
     return {key: _cells_first(activation).float() for key, activation in record.items()}
 
 
+def finest_grid(sites: Sequence[Site], latent_height: int, latent_width: int) -> tuple[int, int]:
+    """Height and width of the finest of the sites' grids for latents of this size."""
+    return max((site.grid(latent_height, latent_width) for site in sites), key=math.prod)
+
+
+def combine(*features: tuple[Tensor, tuple[int, int]]) -> Tensor:
+    """Features of several sites or timesteps side by side, so that each counts by its number of channels alone.
+
+    Each is centred over its cells and scaled to a mean square of 1; those of coarser grids are enlarged bilinearly.
+
+    Args:
+        features: (cell, channel), and height and width of their grid.
+
+    Returns:
+        (cell, channel) float32 on the finest of the grids, the channels of all in the order given.
+    """
+    finest = max((grid for _, grid in features), key=math.prod)
+    parts = []
+    for held, grid in features:
+        centred = held - held.mean(0)
+        scaled = centred / centred.square().mean().sqrt().clamp_min(torch.finfo(centred.dtype).tiny)
+        if grid != finest:
+            planes = rearrange(scaled, "(h w) channel -> 1 channel h w", h=grid[0])
+            enlarged = torch.nn.functional.interpolate(planes, size=finest, mode="bilinear")
+            scaled = rearrange(enlarged, "1 channel h w -> (h w) channel")
+        parts.append(scaled)
+    return torch.cat(parts, dim=1)
+
+
 def _cells_first(activation: Tensor) -> Tensor:
     if activation.ndim == 4:
         return rearrange(activation, "batch channel h w -> batch (h w) channel")

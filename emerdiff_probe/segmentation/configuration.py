@@ -1,10 +1,13 @@
-"""Every choice of the method, its presets for models, and checks of it against a model."""
+"""Every choice of the method: a value made of parts, what a model fills in, and checks of it against a model."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, fields
-from typing import Any, Literal, Self
+import difflib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from fnmatch import fnmatchcase
+from types import MappingProxyType
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -14,95 +17,264 @@ from emerdiff_probe.errors import InputError
 from emerdiff_probe.interventions import AttentionKind, InjectAttention, Placement
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.probe import ProbedImage, require_draws
-from emerdiff_probe.reading.correspondence import Modulation, Readout, Space
+from emerdiff_probe.reading.correspondence import Modulation, Readout
+from emerdiff_probe.reading.features import finest_grid
 from emerdiff_probe.segmentation.criteria import CRITERIA, accepted_clusters
-from emerdiff_probe.sites import Site, coarsest_blocks, find_site
-from emerdiff_probe.trajectories.inversion import Inversion
+from emerdiff_probe.segmentation.presets import FAST, find_preset, paper_preset
+from emerdiff_probe.sites import Site, coarsest_blocks, find_site, list_sites
+from emerdiff_probe.trajectories.inversion import InversionMethod
 from emerdiff_probe.trajectories.trajectory import require_on_grid
+
+OPEN: Any = None
+"""Left to the model: the types of fields are those that they have once `EmerDiffConfig.resolve` has filled them in."""
 
 
 @dataclass(frozen=True)
-class EmerDiffConfig:
-    """Every choice of the method. The defaults are the paper's for Stable Diffusion v1.4 where it states them.
+class FeatureSettings:
+    """Which features are clustered; None is left to the model.
 
     Attributes:
-        clusters: number of masks K, 1 or more; or "auto", or the name of a criterion in `CRITERIA` that finds it.
-        feature_site: name of the site whose features are clustered.
-        feature_timestep: the paper's t_f.
-        feature_draws: draws of the inversion's noise that features are averaged over, 1 or more (the paper's is 1).
-        layer: name of a site of the attention layer that is modulated.
-        modulate_at: the paper's t_m; the inversion starts there.
-        strength: the paper's lambda, above 0.
-        placement: offset "after" or "before" the layer's output projection.
-        injection: kinds of attention layers whose attention is injected; empty, or None, for none.
-        smoothing: standard deviation in pixels of the Gaussian over difference maps (width is ours, not the paper's).
-        steps: of the scheduler's grid.
-        inversion: "ddpm" (edit-friendly, the paper's) or "ddim".
-        prompt: text for the denoiser; the paper's is empty.
-        seed: of the inversion's noise and of k-means.
-        denoising_steps, skip_after, compare, one_sided, sign_patterns, shared_levels: approximations, see `Readout`;
-            the defaults are exact.
+        sites: names of sites, or patterns of names such as "up16.*", which take every site with a grid; one alone may
+            be given as text.
+        timesteps: the paper's t_f, or several; one alone may be given as a number.
+        draws: of the inversion's noise that features are averaged over, 1 or more (the paper's is 1).
 
     Raises:
         InputError: a value out of range.
     """
 
-    clusters: int | str = 20
-    feature_site: str = "up16.cross0.query"
-    feature_timestep: int = 1
-    feature_draws: int = 1
-    layer: str = "up16.cross2.output"
-    modulate_at: int = 281
-    strength: float = 10.0
-    placement: Placement = "after"
-    injection: tuple[AttentionKind, ...] = ("self", "cross")
-    smoothing: float = 2.0
-    steps: int = 50
-    inversion: Inversion = "ddpm"
-    prompt: str = ""
-    seed: int = 0
-    denoising_steps: int | None = None
-    skip_after: int | None = None
-    compare: Space = "pixels"
-    one_sided: bool = False
-    sign_patterns: int | Literal["auto"] | None = None
-    shared_levels: int = 0
+    sites: tuple[str, ...] = OPEN
+    timesteps: tuple[int, ...] = OPEN
+    draws: int = OPEN
 
     def __post_init__(self) -> None:
-        for known in fields(self):
-            value = getattr(self, known.name)
-            if isinstance(value, np.generic):  # a loop over np.arange gives them, and JSON does not take them
-                object.__setattr__(self, known.name, value.item())
-        kinds = () if self.injection is None else self.injection
-        listed = isinstance(kinds, Collection) and all(is_one_of(kind, ("self", "cross")) for kind in kinds)
+        _take_plain_values(self)
+        for name, single in (("sites", str), ("timesteps", int)):
+            value = getattr(self, name)
+            if isinstance(value, single) and not isinstance(value, bool):
+                object.__setattr__(self, name, (value,))
+            elif isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, str):
+                object.__setattr__(self, name, tuple(_plain_value(each) for each in value))
+        _check(
+            self,
+            "feature_",
+            [
+                ("sites", _are(self.sites, lambda site: isinstance(site, str) and bool(site)), "names of sites"),
+                ("timesteps", _are(self.timesteps, lambda value: is_integer(value, 0)), "integers, 0 or more"),
+                ("draws", is_integer(self.draws, 1), "an integer, 1 or more"),
+            ],
+        )
+
+
+@dataclass(frozen=True)
+class ModulationSettings:
+    """What is pushed, when and how; None is left to the model.
+
+    Attributes:
+        layer: name of a site of the attention layer that is modulated.
+        modulate_at: the paper's t_m; the inversion starts there.
+        strength: the paper's lambda, above 0.
+        placement: offset "after" or "before" the layer's output projection.
+        injection: kinds of attention layers whose attention is injected, "self" and "cross"; empty for none.
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    layer: str = OPEN
+    modulate_at: int = OPEN
+    strength: float = OPEN
+    placement: Placement = OPEN
+    injection: tuple[AttentionKind, ...] = OPEN
+
+    def __post_init__(self) -> None:
+        _take_plain_values(self)
+        kinds = self.injection
+        listed = (
+            isinstance(kinds, Collection)
+            and not isinstance(kinds, str)
+            and all(is_one_of(kind, ("self", "cross")) for kind in kinds)
+        )
         if listed:
             object.__setattr__(self, "injection", tuple(kinds))
+        _check(
+            self,
+            "",
+            [
+                ("layer", isinstance(self.layer, str) and bool(self.layer), "the name of a site"),
+                ("modulate_at", is_integer(self.modulate_at, 0), "an integer, 0 or more"),
+                ("strength", _is_finite(self.strength) and self.strength > 0, "a finite number above 0"),
+                ("placement", is_one_of(self.placement, ("after", "before")), "'after', 'before'"),
+                ("injection", listed, "any of 'self', 'cross', or () for none"),
+            ],
+        )
+
+
+@dataclass(frozen=True)
+class InversionSettings:
+    """How the image is inverted; None is left to the model.
+
+    Attributes:
+        steps: of the scheduler's grid.
+        method: "ddpm" (edit-friendly, the paper's) or "ddim".
+        prompt: text for the denoiser; the paper's is empty.
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    steps: int = OPEN
+    method: InversionMethod = OPEN
+    prompt: str = OPEN
+
+    def __post_init__(self) -> None:
+        _take_plain_values(self)
+        _check(
+            self,
+            "",
+            [
+                ("steps", is_integer(self.steps, 1), "an integer, 1 or more"),
+                ("method", is_one_of(self.method, ("ddpm", "ddim")), "'ddpm', 'ddim'"),
+                ("prompt", isinstance(self.prompt, str), "text"),
+            ],
+        )
+
+
+@dataclass(frozen=True)
+class EmerDiffConfig:
+    """Every choice of the method. What is None is left open: `resolve` fills it in, and nothing else.
+
+    Every leaf has one option name, in `OPTIONS`: its own, with "feature_" before those of `features`. `change`,
+    `for_model`, `fast`, `paper` and the command line take these names; `change` also takes whole parts.
+
+    Attributes:
+        clusters: number of masks K, 1 or more; or "auto", or the name of a criterion in `CRITERIA` that finds it.
+        features: which features are clustered.
+        modulation: what is pushed, when and how.
+        readout: how the response is read, exactly or by approximations.
+        inversion: how the image is inverted.
+        smoothing: standard deviation in pixels of the Gaussian over difference maps (width is ours, not the paper's).
+        seed: of the inversion's noise, of k-means and of the readout's sign patterns.
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    clusters: int | str = OPEN
+    features: FeatureSettings = field(default_factory=FeatureSettings)
+    modulation: ModulationSettings = field(default_factory=ModulationSettings)
+    readout: Readout = OPEN
+    inversion: InversionSettings = field(default_factory=InversionSettings)
+    smoothing: float = OPEN
+    seed: int = OPEN
+
+    def __post_init__(self) -> None:
+        _take_plain_values(self)
+        for name, kind in PARTS.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind) and not (name == "readout" and value is OPEN):
+                raise InputError(f"{name} {value!r}; accepted: a {kind.__name__}")
         criteria = ("auto", *CRITERIA)
-        checks: list[tuple[str, bool, str]] = [
-            ("clusters", is_integer(self.clusters, 1) or is_one_of(self.clusters, criteria), accepted_clusters()),
-            ("feature_site", isinstance(self.feature_site, str), "the name of a site"),
-            ("layer", isinstance(self.layer, str), "the name of a site"),
-            ("feature_timestep", is_integer(self.feature_timestep, 0), "an integer, 0 or more"),
-            ("modulate_at", is_integer(self.modulate_at, 0), "an integer, 0 or more"),
-            ("prompt", isinstance(self.prompt, str), "text"),
-            ("steps", is_integer(self.steps, 1), "an integer, 1 or more"),
-            ("seed", is_integer(self.seed, 0), "an integer, 0 or more"),
-            ("strength", _is_finite(self.strength) and self.strength > 0, "a finite number above 0"),
-            ("smoothing", _is_finite(self.smoothing) and self.smoothing >= 0, "a finite number, 0 or more"),
-            ("placement", is_one_of(self.placement, ("after", "before")), "'after', 'before'"),
-            ("inversion", is_one_of(self.inversion, ("ddpm", "ddim")), "'ddpm', 'ddim'"),
-            ("injection", listed, "any of 'self', 'cross', or None"),
-        ]
-        for name, holds, accepted in checks:
-            if not holds:
-                raise InputError(f"{name} {getattr(self, name)!r}; accepted: {accepted}")
-        require_draws(self.feature_draws, self.inversion)
-        _ = self.readout  # refuses values out of range
+        _check(
+            self,
+            "",
+            [
+                ("clusters", is_integer(self.clusters, 1) or is_one_of(self.clusters, criteria), accepted_clusters()),
+                ("smoothing", _is_finite(self.smoothing) and self.smoothing >= 0, "a finite number, 0 or more"),
+                ("seed", is_integer(self.seed, 0), "an integer, 0 or more"),
+            ],
+        )
+        if self.features.draws is not OPEN and self.inversion.method is not OPEN:
+            require_draws(self.features.draws, self.inversion.method)
+
+    @classmethod
+    def for_model(cls, model: ProbeModel, **options: Any) -> Self:
+        """The best known settings for a model, under these options."""
+        return cls().change(**options).resolve(model)
+
+    @classmethod
+    def fast(cls, model: ProbeModel, **options: Any) -> Self:
+        """The settings of `for_model` with the approximations of `FAST`, under these options."""
+        approximations = {} if "readout" in options else FAST
+        return cls.for_model(model, **{**approximations, **options})
+
+    @classmethod
+    def paper(cls, model: ProbeModel, **options: Any) -> Self:
+        """The paper's settings, its layers in the block of this model's own resolution, under these options."""
+        return cls().change(**options)._fill_from(model, paper_preset(model))
+
+    def options(self) -> dict[str, Any]:
+        """What is not left open, by option names."""
+        leaves = {}
+        for name, (part, leaf) in OPTIONS.items():
+            holder = self if part is None else getattr(self, part)
+            if holder is not OPEN and (part == "readout" or getattr(holder, leaf) is not OPEN):
+                leaves[name] = getattr(holder, leaf)
+        return leaves
+
+    def change(self, **options: Any) -> Self:
+        """A copy with these settings, by option names or whole parts; None leaves one open again.
+
+        Raises:
+            InputError: no such option, or a value out of range.
+        """
+        unknown = [name for name in options if name not in OPTIONS and name not in PARTS]
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], (*OPTIONS, *PARTS), n=3)
+            hint = f"near ones: {', '.join(near)}" if near else f"accepted: {', '.join((*OPTIONS, *PARTS))}"
+            raise InputError(f"no such setting: {', '.join(unknown)}; {hint}")
+        options = {name: _plain_value(value) for name, value in options.items()}
+        changed = {name: value for name, value in options.items() if name in PARTS}
+        for part, kind in PARTS.items():
+            leaves = {OPTIONS[name][1]: value for name, value in options.items() if OPTIONS.get(name, ("",))[0] == part}
+            if leaves:
+                base = changed.get(part, getattr(self, part))
+                changed[part] = kind(**leaves) if base is OPEN else replace(base, **leaves)
+        own = {name: value for name, value in options.items() if name in OPTIONS and OPTIONS[name][0] is None}
+        return replace(self, **changed, **own)
+
+    def fill(self, options: Mapping[str, Any]) -> Self:
+        """A copy in which what is left open has these settings, by option names; what was given stays.
+
+        The readout is one setting: it is filled in as a whole, or not at all.
+        """
+        given = self.options()
+        taken = {
+            name: value
+            for name, value in options.items()
+            if name not in given and not (self.readout is not OPEN and OPTIONS[name][0] == "readout")
+        }
+        if self.inversion.method == "ddim" or taken.get("method") == "ddim":
+            taken |= {"feature_draws": 1} if "feature_draws" in taken else {}  # it draws no noise
+        return self.change(**taken)
+
+    def resolve(self, model: ProbeModel, timesteps: Sequence[int] | None = None) -> Self:
+        """A copy in which nothing is left open: the best known settings for a model fill in what was.
+
+        Args:
+            model: whose preset it is.
+            timesteps: what open timesteps are chosen from, the nearest to the preset's; the scheduler's grid when None.
+
+        Raises:
+            InputError: a number of steps that the scheduler does not take.
+        """
+        return self._fill_from(model, find_preset(model), timesteps)
+
+    def _fill_from(self, model: ProbeModel, preset: Mapping[str, Any], timesteps: Sequence[int] | None = None) -> Self:
+        given = self.options()
+        filled = dict(preset)
+        if not {"feature_timesteps", "modulate_at"} <= set(given):
+            grid = timesteps or model.schedule(given.get("steps", preset["steps"])).timesteps
+            filled["modulate_at"] = _nearest(grid, preset["modulate_at"])
+            filled["feature_timesteps"] = tuple(_nearest(grid, each) for each in preset["feature_timesteps"])
+        if self.readout is OPEN:
+            filled |= asdict(Readout())
+        return self.fill(filled)
 
     @property
-    def readout(self) -> Readout:
-        """How the response to a modulation is read."""
-        return Readout(**{known.name: getattr(self, known.name) for known in fields(Readout)})
+    def start(self) -> int:
+        """The highest timestep that is needed, where the inversion begins; of a configuration that is resolved."""
+        return max(self.modulation.modulate_at, *self.features.timesteps)
 
     @property
     def given_clusters(self) -> int:
@@ -111,9 +283,9 @@ class EmerDiffConfig:
         Raises:
             InputError: it is to be found for every image.
         """
-        if isinstance(self.clusters, str):
+        if not is_integer(self.clusters, 1):
             raise InputError(f"clusters {self.clusters!r}; accepted here: an integer, 1 or more")
-        return self.clusters
+        return int(self.clusters)
 
     def probe(self, model: ProbeModel, image: np.ndarray, *, start: int | None = None, scale: int = 1) -> ProbedImage:
         """An image inverted as these settings say, up to the highest timestep that they need.
@@ -127,113 +299,170 @@ class EmerDiffConfig:
         Raises:
             TimestepError: the highest timestep is not on the grid.
         """
+        config = self.resolve(model)
         return ProbedImage(
             model,
             image,
-            start=max(self.modulate_at, self.feature_timestep) if start is None else start,
+            start=config.start if start is None else start,
             scale=scale,
-            steps=self.steps,
-            method=self.inversion,
-            prompt=self.prompt,
-            seed=self.seed,
-            draws=self.feature_draws,
+            steps=config.inversion.steps,
+            method=config.inversion.method,
+            prompt=config.inversion.prompt,
+            seed=config.seed,
+            draws=config.features.draws,
         )
 
-    @classmethod
-    def for_model(cls, model: ProbeModel, **changes: Any) -> Self:
-        """The best known settings for a model, with changes: the paper's, or for the pocket model its measured ones.
+    def to_dict(self) -> dict[str, Any]:
+        """Settings as JSON and TOML hold them: a table a part; what is left open, or None, is left out."""
+        return _plain(asdict(self))
 
-        Layers are named for the model's own grid: a quarter of Stable Diffusion's latent grid, half of the pocket
-        model's.
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> Self:
+        """The configuration that `to_dict` gave; options by their own names are taken, too.
+
+        Raises:
+            InputError: a setting that does not exist, or a value out of range.
         """
-        divisor, settings = PRESETS[model.family]
-        resolution = model.latent_side // divisor
-        unknown = set(changes) - {known.name for known in fields(cls)}
-        if unknown:
-            raise InputError(f"no such setting: {', '.join(sorted(unknown))}")
-        settings = {**LAYERS, **settings}
-        settings |= {name: settings[name].format(resolution=resolution) for name in LAYERS}
-        if changes.get("inversion") == "ddim":
-            settings["feature_draws"] = 1  # it draws no noise
-        return cls(**{**settings, **changes})
-
-    @classmethod
-    def fast(cls, model: ProbeModel, **changes: Any) -> Self:
-        """The settings of `for_model` with the approximations of `FAST`, and changes."""
-        return cls.for_model(model, **{**FAST, **changes})
+        options: dict[str, Any] = {}
+        for name, value in settings.items():
+            if name in PARTS and isinstance(value, Mapping):
+                prefix = PREFIXES.get(name, "")
+                unknown = [leaf for leaf in value if OPTIONS.get(prefix + leaf, ("",))[0] != name]
+                if unknown:
+                    raise InputError(f"no such setting: {', '.join(f'{name}.{leaf}' for leaf in unknown)}")
+                options |= {prefix + leaf: held for leaf, held in value.items()}
+            else:
+                options[name] = value
+        return cls().change(**options)
 
 
-FAST: dict[str, Any] = {
-    "skip_after": 2,
-    "compare": "latents",
-    "one_sided": True,
-    "sign_patterns": "auto",
-    "shared_levels": 1,
-}
-"""Approximations of the fast mode: the fastest of those that `python -m benchmarks.fast_modes` found to keep 98% of
-the pocket model's mIoU."""
-LAYERS = {"feature_site": "up{resolution}.cross0.query", "layer": "up{resolution}.cross2.output"}
-"""The paper's layers, in the block of a model's own resolution."""
-PRESETS: dict[str, tuple[int, dict[str, Any]]] = {
-    "sd1": (4, {}),
-    "sd2": (4, {}),
-    "sdxl": (4, {}),
-    "pocket": (
-        2,
-        {
-            "clusters": 12,
-            "feature_site": "up{resolution}.self1.query",
-            "feature_timestep": 301,
-            "feature_draws": 16,
-            "layer": "up{resolution}.cross1.output",
-            "modulate_at": 601,
-            "strength": 300.0,
-            "smoothing": 3.0,
-            "steps": 20,
-        },
-    ),
-}
-"""For every family: latent cells a cell of the probed grid along one side, and what differs from the defaults."""
+PARTS: Mapping[str, Any] = MappingProxyType(
+    {
+        "features": FeatureSettings,
+        "modulation": ModulationSettings,
+        "readout": Readout,
+        "inversion": InversionSettings,
+    }
+)
+"""The parts of `EmerDiffConfig` that are values of their own."""
+PREFIXES: Mapping[str, str] = MappingProxyType({"features": "feature_"})
+"""What stands before the names of a part's fields in option names."""
+OPTIONS: Mapping[str, tuple[str | None, str]] = MappingProxyType(
+    {PREFIXES.get(part, "") + leaf.name: (part, leaf.name) for part, kind in PARTS.items() for leaf in fields(kind)}
+    | {leaf.name: (None, leaf.name) for leaf in fields(EmerDiffConfig) if leaf.name not in PARTS}
+)
+"""For every option name the part that it lies in (None: the configuration itself) and the name of the field there."""
+
+
+def find_feature_sites(model: ProbeModel, config: EmerDiffConfig) -> tuple[Site, ...]:
+    """The sites that a configuration clusters, each once, in the order in which they are named.
+
+    Raises:
+        SiteError: the model has no site of a name, or of a pattern.
+        InputError: keys and values of cross-attention, which hold text tokens.
+    """
+    found: dict[Site, None] = {}
+    for name in config.resolve(model).features.sites:
+        matching = [site for site in list_sites(model) if fnmatchcase(site.name, name) and _has_grid(site)]
+        if not matching or not any(letter in name for letter in "*?["):
+            matching = [find_site(model, name)]  # a name or a path; an error that lists near ones
+        for site in matching:
+            if not _has_grid(site):
+                raise InputError(f"{site} holds text tokens, not cells; accepted: any site with a grid")
+            found[site] = None
+    return tuple(found)
+
+
+def resolve_modulation(model: ProbeModel, config: EmerDiffConfig) -> Modulation:
+    """The configuration's modulation, with its layer found in the model."""
+    config = config.resolve(model)
+    settings = config.modulation
+    return Modulation(
+        find_site(model, settings.layer),
+        settings.strength,
+        settings.modulate_at,
+        settings.placement,
+        InjectAttention(settings.injection) if settings.injection else None,
+        readout=config.readout,
+        seed=config.seed,
+    )
+
+
+def check_config(
+    model: ProbeModel, config: EmerDiffConfig, height: int, width: int
+) -> tuple[tuple[Site, ...], Modulation]:
+    """The feature sites and the modulation that a configuration names, if the model can run it at this size.
+
+    Raises:
+        SiteError, TimestepError, InputError: as in `segment`.
+    """
+    config = config.resolve(model)
+    sites = find_feature_sites(model, config)
+    modulation = resolve_modulation(model, config)
+    modulation.variant(torch.zeros(1, 1), 1.0)  # refuses a layer that cannot be modulated
+    grid = model.schedule(config.inversion.steps).timesteps
+    for timestep in (*config.features.timesteps, modulation.modulate_at):
+        require_on_grid(timestep, grid)
+    single = config.readout.denoising_steps == 1 or modulation.modulate_at == grid[-1]
+    levels = config.readout.shared_levels
+    if coarsest_blocks(model, levels) and single:
+        raise InputError(f"shared_levels {levels} in a single denoising step; accepted: 0, or more steps")
+    rows, columns = finest_grid(sites, height // model.factor, width // model.factor)
+    if not isinstance(config.clusters, str) and config.clusters > rows * columns:
+        raise InputError(
+            f"{config.clusters} clusters, but {', '.join(site.name for site in sites[:3])} "
+            f"{'has' if len(sites) == 1 else 'have'} {rows} x {columns} cells at "
+            f"{height} x {width} pixels; accepted: 1 to {rows * columns}"
+        )
+    return sites, modulation
+
+
+def _plain_value(value: Any) -> Any:
+    """The value itself, or the number that one of NumPy is: a loop over np.arange gives them, JSON takes none."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _take_plain_values(settings: Any) -> None:
+    for known in fields(settings):
+        object.__setattr__(settings, known.name, _plain_value(getattr(settings, known.name)))
+
+
+def _check(settings: Any, prefix: str, checks: Sequence[tuple[str, bool, str]]) -> None:
+    """Refuse the first value, by its option name, that is neither open nor holds."""
+    for name, holds, accepted in checks:
+        value = getattr(settings, name)
+        if value is not OPEN and not holds:
+            raise InputError(f"{prefix}{name} {value!r}; accepted: {accepted}")
+
+
+def _are(values: object, holds: Any) -> bool:
+    """Whether these are one or more different values, each of which holds."""
+    return (
+        isinstance(values, tuple)
+        and bool(values)
+        and all(holds(value) for value in values)
+        and len(set(values)) == len(values)
+    )
 
 
 def _is_finite(value: object) -> bool:
     return isinstance(value, (int, float, np.integer, np.floating)) and bool(np.isfinite(value))
 
 
-def resolve_modulation(model: ProbeModel, config: EmerDiffConfig) -> Modulation:
-    """The configuration's modulation, with its layer found in the model."""
-    injection = InjectAttention(config.injection) if config.injection else None
-    return Modulation(
-        find_site(model, config.layer),
-        config.strength,
-        config.modulate_at,
-        config.placement,
-        injection,
-        readout=config.readout,
-    )
+def _has_grid(site: Site) -> bool:
+    return not (site.kind == "cross" and site.part in {"key", "value"})
 
 
-def check_config(model: ProbeModel, config: EmerDiffConfig, height: int, width: int) -> tuple[Site, Modulation]:
-    """The feature site and the modulation that a configuration names, if the model can run it at this size.
+def _nearest(grid: Sequence[int], timestep: int) -> int:
+    return min(grid, key=lambda other: abs(other - timestep))
 
-    Raises:
-        SiteError, TimestepError, InputError: as in `segment`.
-    """
-    feature_site = find_site(model, config.feature_site)
-    if feature_site.kind == "cross" and feature_site.part in {"key", "value"}:
-        raise InputError(f"{feature_site} holds text tokens, not cells; accepted: any site with a grid")
-    modulation = resolve_modulation(model, config)
-    modulation.variant(torch.zeros(1, 1), 1.0)  # refuses a layer that cannot be modulated
-    grid = model.schedule(config.steps).timesteps
-    require_on_grid(config.feature_timestep, grid)
-    require_on_grid(config.modulate_at, grid)
-    single = config.denoising_steps == 1 or config.modulate_at == grid[-1]
-    if coarsest_blocks(model, config.shared_levels) and single:
-        raise InputError(f"shared_levels {config.shared_levels} in a single denoising step; accepted: 0, or more steps")
-    rows, columns = feature_site.grid(height // model.factor, width // model.factor)
-    if not isinstance(config.clusters, str) and config.clusters > rows * columns:
-        raise InputError(
-            f"{config.clusters} clusters, but {feature_site.name} has {rows} x {columns} cells at "
-            f"{height} x {width} pixels; accepted: 1 to {rows * columns}"
-        )
-    return feature_site, modulation
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            if held := _plain(value):
+                plain[name] = held
+        elif value is not OPEN:
+            plain[name] = list(value) if isinstance(value, tuple) else value
+    return plain

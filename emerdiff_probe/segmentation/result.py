@@ -7,7 +7,7 @@ import io
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -262,7 +262,7 @@ class Segmentation:
                 responses=tensors["responses"].numpy(),
                 mask_embeddings=tensors["mask_embeddings"].numpy(),
                 linkage=tensors["linkage"].numpy(),
-                config=EmerDiffConfig(**summary["configuration"]),
+                config=EmerDiffConfig.from_dict(summary["configuration"]),
                 model=summary["model"],
                 fingerprint=summary["fingerprint"],
                 precision=summary["precision"],
@@ -391,7 +391,7 @@ def is_finished(
     folder = Path(folder)
     try:
         summary = read_summary(folder)
-        origin = json.loads(json.dumps(_origin(config, model.fingerprint, _precision(model))))
+        origin = json.loads(json.dumps(_origin(config.resolve(model), model.fingerprint, _precision(model))))
         return (
             summary == summary | origin
             and not find_damage(folder, summary["files"])
@@ -407,7 +407,7 @@ def _origin(config: EmerDiffConfig, fingerprint: str, precision: str) -> dict[st
     return {
         "fingerprint": fingerprint,
         "precision": precision,
-        "configuration": asdict(config),
+        "configuration": config.to_dict(),
         "versions": package_versions(),
     }
 

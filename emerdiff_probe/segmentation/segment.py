@@ -53,14 +53,14 @@ def segment(
     Args:
         model: from `load_model`.
         image: a file, a Pillow image or an array; see `load_image`.
-        config: settings; `EmerDiffConfig.for_model(model)` when None.
+        config: settings; what they leave open is filled in by `EmerDiffConfig.resolve`.
         progress: show a progress bar over denoiser passes.
 
     Raises:
         InputError: a bad image, or more clusters than the image has cells.
         SiteError, TimestepError: a layer or timestep that the model does not have. All before any model runs.
     """
-    config = config or EmerDiffConfig.for_model(model)
+    config = (config or EmerDiffConfig()).resolve(model)
     stage = _Stopwatch(model.device)
     with stage("read"):
         pixels = load_image(image)
@@ -78,15 +78,16 @@ def segment_probed(probed: ProbedImage, config: EmerDiffConfig, *, progress: boo
         InputError, SiteError, TimestepError: as in `segment`; also for a timestep that the trajectory does not pass.
     """
     model, pixels = probed.model, probed.image
+    config = config.resolve(model)
     height, width = pixels.shape[:2]
-    feature_site, modulation = check_config(model, config, *(side * model.factor for side in probed.latents.shape[-2:]))
+    sites, modulation = check_config(model, config, *(side * model.factor for side in probed.latents.shape[-2:]))
     criterion = find_criterion(config.clusters)
     stage = _Stopwatch(model.device)
     with stage("features"):
-        features = probed.features(feature_site, config.feature_timestep)
+        features = probed.features(sites, config.features.timesteps)
     with stage("cluster"):
-        count = criterion.clusters(features, probed.grid(feature_site), seed=config.seed)
-        coarse = probed.low_resolution_masks(feature_site, count, config.feature_timestep)
+        count = criterion.clusters(features, probed.grid(sites), seed=config.seed)
+        coarse = probed.low_resolution_masks(sites, count, config.features.timesteps)
     with stage("modulate"):
         maps = probed.difference_maps(coarse, modulation, smoothing=config.smoothing, progress=progress)
     with stage("assign"):
@@ -121,7 +122,7 @@ def segment_all(
 
     One at a time is held: each is read again when its turn comes.
     """
-    config = config or EmerDiffConfig.for_model(model)
+    config = (config or EmerDiffConfig()).resolve(model)
     for height, width in {model.working_size(*load_image(image).shape[:2]) for image in images}:
         check_config(model, config, height, width)
     return (segment(model, image, config, progress=progress) for image in images)

@@ -19,8 +19,8 @@ from emerdiff_probe.pocket.world import PART_NAMES, Scene, counterfactual_pair, 
 from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.reading.correspondence import assign
 from emerdiff_probe.reading.features import cluster, mask_embeddings, upsampled
-from emerdiff_probe.segmentation.configuration import EmerDiffConfig, resolve_modulation
-from emerdiff_probe.sites import Site, find_site, list_sites
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig, find_feature_sites, resolve_modulation
+from emerdiff_probe.sites import Site, list_sites
 from emerdiff_probe.studies.features import by_cell, majority_part
 from emerdiff_probe.studies.study import Axis, Cell, Direction, Measure, Measured, Study, probed_resolution
 
@@ -35,14 +35,14 @@ def counterfactual(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = F
     """Questions 7 and 2: the same scene with its colours, light, texture or style changed."""
     factors = ("palette", "style") if quick else ("palette", "light", "texture", "style")
     values = (*factors, OTHER_SCENE)
-    site, modulation = find_site(model, config.feature_site), resolve_modulation(model, config)
+    site, modulation = find_feature_sites(model, config), resolve_modulation(model, config)
 
     def maps_of(probed: ProbedImage, coarse: np.ndarray) -> np.ndarray:
         return probed.difference_maps(coarse, modulation, smoothing=config.smoothing).numpy()
 
     def measure(probed: ProbedImage, scene: Scene, unit: Mapping[str, Any]) -> dict[Cell, Measured]:
-        coarse = probed.low_resolution_masks(site, config.given_clusters, config.feature_timestep)
-        features, maps = probed.features(site, config.feature_timestep), maps_of(probed, coarse)
+        coarse = probed.low_resolution_masks(site, config.given_clusters, config.features.timesteps)
+        features, maps = probed.features(site, config.features.timesteps), maps_of(probed, coarse)
         size, cells = scene.parts.shape[0], probed.grid(site)
         measured: dict[Cell, Measured] = {}
         for factor in values:
@@ -52,12 +52,12 @@ def counterfactual(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = F
                 _, changed = counterfactual_pair(scene.seed, factor, height=size, width=scene.parts.shape[1],
                                                  factors=scene.factors)  # fmt: skip
             other = config.probe(model, changed.image, start=probed.trajectory.timesteps[0])
-            theirs = other.features(site, config.feature_timestep)
+            theirs = other.features(site, config.features.timesteps)
             matched = nearest(features, theirs)
             ours, found = majority_part(scene, cells), majority_part(changed, cells)
             closest = nearest_colour(*(by_cell(each.image, cells).mean(1) for each in (scene, changed)))
             carried = nearest(theirs, mask_embeddings(features, coarse)).reshape(cells)
-            clusters = other.low_resolution_masks(site, config.given_clusters, config.feature_timestep)
+            clusters = other.low_resolution_masks(site, config.given_clusters, config.features.timesteps)
             measured[(factor,)] = {
                 "same_part": 100 * float(np.mean(found[matched] == ours)),
                 "same_part_by_colour": 100 * float(np.mean(found[closest] == ours)),
@@ -93,7 +93,7 @@ def counterfactual(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = F
         config=config,
         measure=measure,
         together=("factor",),
-        start=max(config.modulate_at, config.feature_timestep),
+        start=config.start,
         directions=tuple(
             beyond(factor, measure, f"{name} survive a change of {factor}: more alike than in {OTHER_SCENE}")
             for factor in factors
@@ -121,14 +121,14 @@ def _distance(matched: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
 def small_parts(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) -> Study:
     """Question 6: how much of parts of each size is found, and which remedies bring more back."""
-    site, modulation = find_site(model, config.feature_site), resolve_modulation(model, config)
+    site, modulation = find_feature_sites(model, config), resolve_modulation(model, config)
     fine = finer_site(model, config)
     remedies = ["none", "twice the clusters", "re-clustering", "larger input"] + ["finer layer"] * (fine is not None)
     if quick:
         remedies = ["none", "twice the clusters"]
 
     def labels_of(remedy: str, probed: ProbedImage, scene: Scene) -> np.ndarray:
-        shape, timestep = scene.parts.shape, config.feature_timestep
+        shape, timestep = scene.parts.shape, config.features.timesteps
         if remedy == "finer layer":
             assert fine is not None
             return upsampled(probed.low_resolution_masks(fine, config.given_clusters, timestep), *shape)
@@ -170,7 +170,7 @@ def small_parts(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = Fals
         config=config,
         measure=measure,
         together=("area",),
-        start=max(config.modulate_at, config.feature_timestep),
+        start=config.start,
         directions=tuple(against(remedy, area) for remedy in remedies[1:] for area in ("1/4 to 1", "1 to 4")),
     )  # fmt: skip
 

@@ -51,6 +51,6 @@ def make_study(name: str, model: ProbeModel, config: EmerDiffConfig | None = Non
     """
     if name not in STUDIES:
         raise InputError(f"no study {name!r}; accepted: {', '.join(STUDIES)}")
-    config = config or EmerDiffConfig.for_model(model)
+    config = (config or EmerDiffConfig()).resolve(model)
     check_config(model, config, model.native_size, model.native_size)
     return STUDIES[name](model, config, quick=quick)

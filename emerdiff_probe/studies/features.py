@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,8 @@ from emerdiff_probe.pocket.world import PART_NAMES, Scene
 from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.reading.correspondence import assign
 from emerdiff_probe.reading.features import upsampled
-from emerdiff_probe.segmentation.configuration import EmerDiffConfig, resolve_modulation
-from emerdiff_probe.sites import Site, find_site, list_sites
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig, find_feature_sites, resolve_modulation
+from emerdiff_probe.sites import Site, list_sites
 from emerdiff_probe.studies.run import WorldScenes
 from emerdiff_probe.studies.study import (
     Axis,
@@ -64,12 +63,12 @@ def majority_part(scene: Scene, grid: tuple[int, int]) -> np.ndarray:
 
 def layers(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) -> Study:
     """Every site of the denoiser at several timesteps: how semantic, and how much is only position or colour."""
-    grid = model.schedule(config.steps).timesteps
+    grid = model.schedule(config.inversion.steps).timesteps
     sites = cell_sites(model)
     if quick:
         near = [site for site in sites if site.kind in {"self", "cross"} and site.part in {"query", "output"}]
         sites = [site for site in near if site.stage == "up"] or near
-    timesteps = on_grid(grid, (config.feature_timestep,) if quick else (1, 101, 281, 481))
+    timesteps = on_grid(grid, config.features.timesteps if quick else (1, 101, 281, 481))
     by_name = {site.name: site for site in sites}
 
     seeds = PROBE_SEEDS[:6] if quick else PROBE_SEEDS
@@ -177,16 +176,16 @@ def explained(features: np.ndarray, predictors: np.ndarray) -> float:
 
 def feature_timestep(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) -> Study:
     """Table 6: the timestep of the clustered features."""
-    grid = model.schedule(config.steps).timesteps
+    grid = model.schedule(config.inversion.steps).timesteps
     values = on_grid(grid, (1, 101, 281, 481) if quick else (1, 101, 201, 281, 381, 481, 681))
     claims = [
-        Direction(f"Table 6: t_f = {values[0]} beats t_f = {value}", "emerdiff", {"feature_timestep": values[0]},
-                  {"feature_timestep": value})
+        Direction(f"Table 6: t_f = {values[0]} beats t_f = {value}", "emerdiff", {"feature_timesteps": values[0]},
+                  {"feature_timesteps": value})
         for value in values[1:] if value >= 200
     ]  # fmt: skip
     axis = Axis(values, "timestep", "timestep of the clustered features, t_f")
     return _segmented("feature_timestep", "At which timestep do features cluster into parts?", model, config,
-                      {"feature_timestep": axis}, claims)  # fmt: skip
+                      {"feature_timesteps": axis}, claims)  # fmt: skip
 
 
 def clusters(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) -> Study:
@@ -215,13 +214,13 @@ def feature_layer(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = Fa
     )
     first, *others = (name for name in values if name.endswith("query"))
     claims = [
-        Direction(f"Table 5: {first} and {other} differ little (2 points)", "emerdiff", {"feature_site": first},
-                  {"feature_site": other}, 2.0)
+        Direction(f"Table 5: {first} and {other} differ little (2 points)", "emerdiff", {"feature_sites": first},
+                  {"feature_sites": other}, 2.0)
         for other in others
     ]  # fmt: skip
     axis = Axis(values, "", "site whose features are clustered")
     return _segmented("feature_layer", "Which layer's features make the best masks?", model, config,
-                      {"feature_site": axis}, claims)  # fmt: skip
+                      {"feature_sites": axis}, claims)  # fmt: skip
 
 
 def _segmented(
@@ -235,15 +234,15 @@ def _segmented(
     """A study whose axes are settings of the clustering, scored before and after modulated denoising."""
 
     def measure(probed: ProbedImage, scene: Scene, unit: Mapping[str, Any]) -> dict[Cell, Measured]:
-        asked = replace(config, **unit)
-        site = find_site(model, asked.feature_site)
-        coarse = probed.low_resolution_masks(site, asked.given_clusters, asked.feature_timestep)
+        asked = config.change(**unit)
+        site = find_feature_sites(model, asked)
+        coarse = probed.low_resolution_masks(site, asked.given_clusters, asked.features.timesteps)
         labels = upsampled(coarse, *scene.parts.shape)
         maps = probed.difference_maps(coarse, resolve_modulation(model, asked), smoothing=config.smoothing)
         score = {"bilinear": labels, "emerdiff": assign(maps).numpy()}
         return {(): {key: majority_confusion(found, scene.parts, len(PART_NAMES)) for key, found in score.items()}}
 
-    timesteps = axes["feature_timestep"].values if "feature_timestep" in axes else (config.feature_timestep,)
+    timesteps = axes["feature_timesteps"].values if "feature_timesteps" in axes else config.features.timesteps
     return Study(
         name=name,
         question=question,
@@ -251,6 +250,6 @@ def _segmented(
         measures={"bilinear": BILINEAR, "emerdiff": EMERDIFF},
         config=config,
         measure=measure,
-        start=max(config.modulate_at, *(int(timestep) for timestep in timesteps)),
+        start=max(config.modulation.modulate_at, *(int(timestep) for timestep in timesteps)),
         directions=tuple(directions),
     )

@@ -18,8 +18,8 @@ from emerdiff_probe.pocket.world import PART_NAMES, Scene
 from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.reading.correspondence import Modulation, assign, difference_map, modulated_images
 from emerdiff_probe.reading.features import capture
-from emerdiff_probe.segmentation.configuration import EmerDiffConfig, resolve_modulation
-from emerdiff_probe.sites import find_site, list_sites
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig, find_feature_sites, resolve_modulation
+from emerdiff_probe.sites import list_sites
 from emerdiff_probe.studies.features import EMERDIFF
 from emerdiff_probe.studies.study import (
     Axis,
@@ -40,7 +40,7 @@ RELATIVE = Measure("strength relative to the norm of the layer's output", "", "m
 
 def modulate_at(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) -> Study:
     """Table 7: the timestep of the modulation."""
-    grid = model.schedule(config.steps).timesteps
+    grid = model.schedule(config.inversion.steps).timesteps
     values = on_grid(grid, (101, 281, 481) if quick else (21, 101, 181, 281, 381, 481, 681, 881))
     low, middle, high = values[0], on_grid(grid, (281,))[0], values[-1]
     claims = [
@@ -53,7 +53,7 @@ def modulate_at(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = Fals
         "When should the modulation happen?",
         config,
         {"modulate_at": Axis(values, "timestep", "timestep of the modulation, t_m")},
-        lambda unit: resolve_modulation(model, replace(config, **unit)),
+        lambda unit: resolve_modulation(model, config.change(**unit)),
         claims,
         start=max(values),
     )
@@ -73,7 +73,7 @@ def strength(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) 
         "How strong should the modulation be?",
         config,
         {"strength": Axis(values, "", "strength of the modulation, lambda")},
-        lambda unit: resolve_modulation(model, replace(config, **unit)),
+        lambda unit: resolve_modulation(model, config.change(**unit)),
         claims,
     )
 
@@ -102,7 +102,7 @@ def placement(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False)
             "placement": Axis(("after", "before"), "", "side of the output projection"),
             "strength": Axis(strengths, "", "strength of the modulation, lambda"),
         },
-        lambda unit: resolve_modulation(model, replace(config, **unit)),
+        lambda unit: resolve_modulation(model, config.change(**unit)),
         claims,
     )
 
@@ -151,8 +151,8 @@ def _modulated(
 
     def measure(probed: ProbedImage, scene: Scene, unit: Mapping[str, Any]) -> dict[Cell, Measured]:
         modulation = modulation_of(unit)
-        site = find_site(probed.model, config.feature_site)
-        coarse = probed.low_resolution_masks(site, config.given_clusters, config.feature_timestep)
+        site = find_feature_sites(probed.model, config)
+        coarse = probed.low_resolution_masks(site, config.given_clusters, config.features.timesteps)
         masks = probed.masks(coarse, modulation.site)
         minus, plus = modulated_images(probed.model, probed.trajectory, masks, modulation)
         labels = assign(difference_map(minus, plus, config.smoothing)).numpy()
@@ -172,7 +172,7 @@ def _modulated(
         measures={"emerdiff": EMERDIFF, "boundary": BOUNDARY, "structure": STRUCTURE, "relative_strength": RELATIVE},
         config=config,
         measure=measure,
-        start=max(config.modulate_at, config.feature_timestep, start or 0),
+        start=max(config.start, start or 0),
         directions=tuple(directions),
     )
 

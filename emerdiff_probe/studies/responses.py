@@ -15,7 +15,7 @@ from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.pocket.world import Scene
 from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.reading.correspondence import Modulation, difference_map, modulated_images
-from emerdiff_probe.segmentation.configuration import EmerDiffConfig, resolve_modulation
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig, find_feature_sites, resolve_modulation
 from emerdiff_probe.sites import find_site
 from emerdiff_probe.studies.study import Axis, Cell, Direction, Measure, Measured, Study, strengths_around
 
@@ -66,7 +66,7 @@ def locality(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) 
         config=config,
         measure=measure,
         together=("place",),
-        start=max(config.modulate_at, config.feature_timestep),
+        start=config.start,
         parameters={"masks": count},
         directions=(
             denser("region", "same part", "nearby", "meaning beats nearness: the same part answers more than what is "
@@ -83,14 +83,14 @@ def locality(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) 
 
 def _masks(kind: str, probed: ProbedImage, scene: Scene, config: EmerDiffConfig, count: int) -> Tensor:
     """`count` masks (mask, grid_height, grid_width) of a kind, the same ones in every run."""
-    site = find_site(probed.model, config.layer)
+    site = find_site(probed.model, config.modulation.layer)
     grid = probed.grid(site)
     rng = np.random.default_rng([config.seed, scene.seed])
     if kind == "cell":
         cells = rng.choice(grid[0] * grid[1], min(count, grid[0] * grid[1]), replace=False)
         return torch.eye(grid[0] * grid[1])[cells].unflatten(1, grid)
     coarse = probed.low_resolution_masks(
-        find_site(probed.model, config.feature_site), config.given_clusters, config.feature_timestep
+        find_feature_sites(probed.model, config), config.given_clusters, config.features.timesteps
     )
     masks = probed.masks(coarse, site)
     masks = masks[np.sort(rng.permutation(len(masks))[:count])]
@@ -154,7 +154,7 @@ def additivity(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False
         },
         config=config,
         measure=measure,
-        start=max(config.modulate_at, config.feature_timestep),
+        start=config.start,
         parameters={"unions": pairs},
         directions=(
             Direction("responses add up better at low strength than at high: correlation", "correlation",
@@ -168,9 +168,9 @@ def _unions(
 ) -> list[Tensor]:
     """Sets of disjoint masks (piece, grid_height, grid_width)."""
     coarse = probed.low_resolution_masks(
-        find_site(probed.model, config.feature_site), config.given_clusters, config.feature_timestep
+        find_feature_sites(probed.model, config), config.given_clusters, config.features.timesteps
     )
-    masks = probed.masks(coarse, find_site(probed.model, config.layer))
+    masks = probed.masks(coarse, find_site(probed.model, config.modulation.layer))
     if kind == "two regions":
         return [masks[rng.permutation(len(masks))[:2]] for _ in range(count)]
     sizes = masks.sum((1, 2))

@@ -199,7 +199,7 @@ def stored_study(path: str | Path) -> Study:
                 for name, values in identity["axes"].items()
             },
             measures={name: Measure(**measure) for name, measure in identity["measures"].items()},
-            config=EmerDiffConfig(**identity["configuration"]),
+            config=EmerDiffConfig.from_dict(identity["configuration"]),
             measure=_only_shown,
             together=tuple(identity["together"]),
             start=identity["start"],

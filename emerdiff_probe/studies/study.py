@@ -156,7 +156,7 @@ class Study:
             "together": list(self.together),
             "start": self.start,
             "parameters": dict(self.parameters),
-            "configuration": asdict(self.config) | {"injection": list(self.config.injection)},
+            "configuration": self.config.to_dict(),
         }
 
 
@@ -167,9 +167,9 @@ def on_grid(grid: Sequence[int], wanted: Sequence[int]) -> tuple[int, ...]:
 
 def strengths_around(config: EmerDiffConfig, *factors: float) -> tuple[float, ...]:
     """A configuration's own strength (10 in the paper) times factors, rising."""
-    return tuple(sorted(float(f"{config.strength * factor:.6g}") for factor in factors))
+    return tuple(sorted(float(f"{config.modulation.strength * factor:.6g}") for factor in factors))
 
 
 def probed_resolution(config: EmerDiffConfig) -> int:
     """Resolution of the block that a configuration probes, from the name of its site."""
-    return int(config.feature_site.split(".")[0].removeprefix("up"))
+    return int(config.features.sites[0].split(".")[0].removeprefix("up"))

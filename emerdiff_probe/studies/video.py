@@ -14,8 +14,7 @@ from emerdiff_probe.pocket.world import MOTIONS, PART_NAMES, Scene, draw_clip
 from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.reading.correspondence import assign
 from emerdiff_probe.reading.features import mask_embeddings
-from emerdiff_probe.segmentation.configuration import EmerDiffConfig, resolve_modulation
-from emerdiff_probe.sites import find_site
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig, find_feature_sites, resolve_modulation
 from emerdiff_probe.studies.appearance import nearest, nearest_colour
 from emerdiff_probe.studies.features import by_cell, majority_part
 from emerdiff_probe.studies.study import Axis, Cell, Direction, Measure, Measured, Study
@@ -29,8 +28,8 @@ ANEW = "anew"
 def video(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) -> Study:
     """Question 5: whether masks carried to later frames stay on what they were on, when the camera or a thing moves."""
     gaps = (1, FRAMES - 1) if quick else (1, 2, 4, FRAMES - 1)
-    site, modulation = find_site(model, config.feature_site), resolve_modulation(model, config)
-    start = max(config.modulate_at, config.feature_timestep)
+    site, modulation = find_feature_sites(model, config), resolve_modulation(model, config)
+    start = config.start
 
     def measure(probed: ProbedImage, scene: Scene, unit: Mapping[str, Any]) -> dict[Cell, Measured]:
         height, width = scene.parts.shape
@@ -38,9 +37,9 @@ def video(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) -> 
                          factors=scene.factors)  # fmt: skip
         frames = {gap: config.probe(model, clip[gap].image, start=start) for gap in (0, *gaps)}
         cells = frames[0].grid(site)
-        masks = {gap: frame.low_resolution_masks(site, config.given_clusters, config.feature_timestep)
+        masks = {gap: frame.low_resolution_masks(site, config.given_clusters, config.features.timesteps)
                  for gap, frame in frames.items()}  # fmt: skip
-        features = {gap: frame.features(site, config.feature_timestep) for gap, frame in frames.items()}
+        features = {gap: frame.features(site, config.features.timesteps) for gap, frame in frames.items()}
         colours = {gap: by_cell(clip[gap].image, cells).mean(1) for gap in frames}
         parts = {gap: majority_part(clip[gap], cells) for gap in frames}
         whole = segmented(frames[0], masks[0])

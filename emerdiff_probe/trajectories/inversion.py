@@ -16,7 +16,7 @@ from emerdiff_probe.trajectories.denoise import conditionings, denoiser_rows_tha
 from emerdiff_probe.trajectories.noise import noise
 from emerdiff_probe.trajectories.trajectory import Trajectory, require_on_grid
 
-Inversion = Literal["ddpm", "ddim"]
+InversionMethod = Literal["ddpm", "ddim"]
 
 
 @torch.no_grad()
@@ -26,7 +26,7 @@ def invert(
     *,
     start: int = 281,
     steps: int = 50,
-    method: Inversion = "ddpm",
+    method: InversionMethod = "ddpm",
     prompt: str = "",
     seed: int = 0,
     draw: int = 0,

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +15,8 @@ from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.reading.atlas import response_atlas
 from emerdiff_probe.reading.correspondence import assign, difference_map, modulated_images
 from emerdiff_probe.reading.features import one_hot_masks
-from emerdiff_probe.segmentation.configuration import EmerDiffConfig, resolve_modulation
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig, find_feature_sites, resolve_modulation
 from emerdiff_probe.segmentation.segment import segment
-from emerdiff_probe.sites import find_site
 from emerdiff_probe.studies.run import run_study, world_scenes
 from emerdiff_probe.studies.study import Axis, Direction, Measure, Study
 
@@ -36,7 +34,7 @@ COARSE = {
     "steps": 10,
     "modulate_at": 101,
     "smoothing": 1.0,
-    "feature_timestep": 1,
+    "feature_timesteps": 1,
     "feature_draws": 1,
 }
 CELLS = [
@@ -51,7 +49,7 @@ image = tiny.picture()
 config = EmerDiffConfig.for_model(model, **{COARSE!r})""",
     "explore_layers(model, image, config=config)",
     "explore_modulation(model, image, config=config)",
-    """probed = ProbedImage(model, image, start=config.modulate_at, steps=config.steps)
+    """probed = ProbedImage(model, image, start=config.modulation.modulate_at, steps=config.inversion.steps)
 atlas = response_atlas(model, probed.trajectory, resolve_modulation(model, config))
 explore_segmentation(atlas, probed, config=config, folder="labels")""",
     "explore_study('study')",
@@ -68,7 +66,7 @@ def config(model):
 
 @pytest.fixture(scope="module")
 def probed(model, config):
-    return ProbedImage(model, tiny.picture(), start=901, steps=config.steps)
+    return ProbedImage(model, tiny.picture(), start=901, steps=config.inversion.steps)
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +109,8 @@ def notebook(place):
 
 
 def similarity(probed, config, row, column):
-    site = find_site(probed.model, config.feature_site)
-    features, (rows, columns) = probed.features(site, config.feature_timestep), probed.grid(site)
+    site = find_feature_sites(probed.model, config)
+    features, (rows, columns) = probed.features(site, config.features.timesteps), probed.grid(site)
     cell = row * columns + column
     return torch.nn.functional.cosine_similarity(features, features[cell : cell + 1]).reshape(rows, columns).numpy()
 
@@ -147,7 +145,7 @@ def test_dragging_a_slider_shows_the_last_value_and_menus_change_the_grid(notebo
     shown.until(f"gd.layout.annotations[2].text.endsWith('= {clusters}')")
     shown.ready()
     expected = probed.low_resolution_masks(
-        find_site(probed.model, config.feature_site), clusters, config.feature_timestep
+        find_feature_sites(probed.model, config), clusters, config.features.timesteps
     )
     assert np.array_equal(shown.values(2), expected)
     shown.choose("site", "up16.self0.query")
@@ -193,9 +191,9 @@ def test_strength_by_the_keyboard_and_hover_names_the_cell_and_the_distance(note
 
 def test_masks_compete_for_the_pixel_under_the_pointer(notebook, model, config):
     shown = notebook.explorer(SEGMENTATION).ready()
-    probed = ProbedImage(model, tiny.picture(), start=config.modulate_at, steps=config.steps)
+    probed = ProbedImage(model, tiny.picture(), start=config.modulation.modulate_at, steps=config.inversion.steps)
     atlas = response_atlas(model, probed.trajectory, resolve_modulation(model, config))
-    site = find_site(model, config.feature_site)
+    site = find_feature_sites(model, config)
     shown.slider("clusters K").focus()
     for _ in range(4):
         notebook.page.keyboard.press("ArrowRight")
@@ -203,11 +201,11 @@ def test_masks_compete_for_the_pixel_under_the_pointer(notebook, model, config):
     shown.hover(2, 20, 44)
     shown.until("gd.layout.annotations[2].text.startsWith('pixel (44, 20)')")
     maps = atlas.difference_maps(
-        one_hot_masks(probed.low_resolution_masks(site, 7, config.feature_timestep)), smoothing=config.smoothing
+        one_hot_masks(probed.low_resolution_masks(site, 7, config.features.timesteps)), smoothing=config.smoothing
     )
     assert np.allclose(shown.values(2, "x"), maps[:, 44, 20], atol=1e-3)
     assert np.mean(np.array(shown.values(1)) == assign(maps).numpy()) > 0.99
-    assert f"strength {config.strength:g}, timestep 101" in shown.place.inner_text()
+    assert f"strength {config.modulation.strength:g}, timestep 101" in shown.place.inner_text()
     shown.screenshot(SCREENSHOTS / "segmentation.png")
 
 
@@ -257,7 +255,7 @@ def test_menus_lay_out_a_stored_study(notebook):
 
 def test_zoom_and_pointer_of_two_segmentations_are_one(notebook, model, config):
     shown = notebook.explorer(COMPARISON).ready()
-    one, other = (segment(model, tiny.picture(), replace(config, clusters=clusters)) for clusters in (3, 5))
+    one, other = (segment(model, tiny.picture(), config.change(clusters=clusters)) for clusters in (3, 5))
     shown.hover(3, 40, 10)
     masks = f"one: mask {one.labels[10, 40]} .*other: mask {other.labels[10, 40]} "
     playwright.expect(shown.place).to_contain_text(re.compile(r"pixel \(10, 40\) · " + masks))

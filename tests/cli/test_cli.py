@@ -56,7 +56,7 @@ def test_segment_writes_the_documented_files(run, folder, image_file, tmp_path):
             assert labels.size == size[::-1]
             assert overlay.size == size[::-1]
         assert summary["masks"] == 3
-        assert summary["configuration"]["modulate_at"] == 101
+        assert summary["configuration"]["modulation"]["modulate_at"] == 101
         assert summary["fingerprint"] == load_model(folder, device="cpu").fingerprint
         assert set(summary["seconds"]) >= {"invert", "modulate"}
 
@@ -89,9 +89,11 @@ def test_options_reach_the_configuration(run, folder, image_file, tmp_path):
     )
     assert code == 0
     made = Segmentation.load(out / "photo").config
-    expected = {name.replace("-", "_").replace("feature_layer", "feature_site"): v for name, v in options.items()}
-    assert {name: getattr(made, name) for name in expected} == expected
-    assert made.injection == ()
+    expected = {name.replace("-", "_"): value for name, value in options.items()}
+    expected["feature_timesteps"] = (expected.pop("feature_timestep"),)
+    expected["feature_sites"] = (expected.pop("feature_layer"),)
+    assert made.options() | expected == made.options()
+    assert made.modulation.injection == ()
 
 
 def test_the_number_of_masks_can_be_found(run, folder, image_file, tmp_path):

@@ -22,6 +22,7 @@ from emerdiff_probe.evaluation.cost import measured
 from emerdiff_probe.evaluation.report import make_report
 from emerdiff_probe.evaluation.run import Evaluation, run_evaluation
 from emerdiff_probe.evaluation.store import Cell, RecordStore
+from emerdiff_probe.methods.catalogue import METHODS, configured
 from emerdiff_probe.methods.colour import RgbKMeans
 from emerdiff_probe.methods.diffcut import DiffCut
 from emerdiff_probe.methods.emerdiff import EmerDiff
@@ -33,22 +34,22 @@ from emerdiff_probe.metrics.overlaps import covering, overlaps
 from emerdiff_probe.metrics.protocols import concept_embeddings, region_sums
 from emerdiff_probe.models.loading import load_model
 from emerdiff_probe.naming.vocabulary import Vocabulary
-from emerdiff_probe.segmentation.configuration import FAST, EmerDiffConfig
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig, FeatureSettings, find_feature_sites
+from emerdiff_probe.segmentation.presets import FAST
 from emerdiff_probe.segmentation.segment import segment
-from emerdiff_probe.sites import find_site
 
-METHODS = (EmerDiff(), Bilinear(), DiffCut(), RgbKMeans())
+COMPARED = (EmerDiff(), Bilinear(), DiffCut(), RgbKMeans())
 EVERY = ("majority", "hungarian-per-image", "hungarian-per-dataset", "concept")
 
 
 @pytest.fixture(scope="module")
 def config(model):
-    return EmerDiffConfig.for_model(model, steps=10, modulate_at=101, feature_timestep=101, feature_draws=2)
+    return EmerDiffConfig.for_model(model, steps=10, modulate_at=101, feature_timesteps=101, feature_draws=2)
 
 
 @pytest.fixture(scope="module")
 def evaluation(config):
-    return Evaluation(METHODS, (3, None), config)
+    return Evaluation(COMPARED, (3, None), config)
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +103,8 @@ def test_every_method_has_a_record_of_every_image_and_number(result, scenes):
 def test_a_record_holds_what_the_method_says_of_the_image(result, model, scenes, config):
     sample = scenes[1]
     probed = config.probe(model, sample.pixels())
-    site = find_site(model, config.feature_site)
-    features = probed.features(site, config.feature_timestep).reshape(*probed.grid(site), -1).numpy()
+    site = find_feature_sites(model, config)
+    features = probed.features(site, config.features.timesteps).reshape(*probed.grid(site), -1).numpy()
     for cell, method in result.evaluation.cells.items():
         labels = method.segment(probed, cell.clusters)
         assert np.array_equal(result.store.labels(sample.name, cell), labels)
@@ -119,11 +120,11 @@ def test_a_record_holds_what_the_method_says_of_the_image(result, model, scenes,
 
 
 def test_concepts_are_means_over_the_truth_of_all_images(result, model, scenes, config):
-    site = find_site(model, config.feature_site)
+    site = find_feature_sites(model, config)
     sums, pixels = 0, 0
     for sample in scenes:
         probed = config.probe(model, sample.pixels())
-        features = probed.features(site, config.feature_timestep).reshape(*probed.grid(site), -1).numpy()
+        features = probed.features(site, config.features.timesteps).reshape(*probed.grid(site), -1).numpy()
         some, count = region_sums(features, sample.labels, len(scenes.classes))
         sums, pixels = sums + some, pixels + count
     assert np.array_equal(result.concepts, concept_embeddings(sums, pixels), equal_nan=True)
@@ -164,7 +165,7 @@ def test_what_else_is_run_does_not_matter(result, model, scenes, config, tmp_pat
     some = Evaluation((RgbKMeans(), DiffCut()), (3,), config)
     run_evaluation(model, scenes[2:], some, store=store)
     run_evaluation(model, scenes[:1], replace(some, methods=(DiffCut(),), clusters=(None,)), store=store)
-    rest = run_evaluation(model, scenes, Evaluation(METHODS, (3, None), config), store=store)
+    rest = run_evaluation(model, scenes, Evaluation(COMPARED, (3, None), config), store=store)
     assert (rest.computed, rest.reused) == (15, 3)
     assert timeless(rest) == timeless(result)
 
@@ -176,8 +177,8 @@ def test_a_store_of_something_else_is_refused(change, model, pictures, config, t
     other, data, probed = some, pictures, model
     expected = {"classes": "classes was", "device": "cpu there", "model": "fingerprint was", "resizing": "resizing was"}
     if change == "strength":
-        other = replace(some, config=replace(config, strength=3.0))
-        expected["strength"] = rf"strength was {config.strength} there and is 3.0 now"
+        other = replace(some, config=config.change(strength=3.0))
+        expected["strength"] = rf"strength was {config.modulation.strength} there and is 3.0 now"
     elif change == "classes":
         data = replace(pictures, classes=("sea", "sky"))
     elif change == "device":
@@ -348,7 +349,7 @@ def _two_people(path, classes):
     ("change", "message"),
     [
         ({"methods": ()}, "methods none"),
-        ({"methods": (Bilinear(), Bilinear(timestep=21))}, "each once"),
+        ({"methods": (Bilinear(), Bilinear(FeatureSettings(timesteps=(21,))))}, "each once"),
         ({"clusters": ()}, r"clusters \[\]"),
         ({"clusters": (3, 3)}, "each once"),
         ({"clusters": (0,)}, "integers from 1"),
@@ -376,7 +377,7 @@ def test_settings_that_do_not_fit_the_model_are_refused_before_it_runs(model, sc
     named = replace(evaluation, methods=(naming,), clusters=(17,))
     with pytest.raises(InputError, match="cross-attention \\+ diffcut: 17 clusters of 16 cells"):
         run_evaluation(model, scenes, named, store=tmp_path / "store")
-    wrong = replace(evaluation, config=replace(evaluation.config, modulate_at=100))
+    wrong = replace(evaluation, config=evaluation.config.change(modulate_at=100))
     with pytest.raises(TimestepError, match="near ones"):
         run_evaluation(model, scenes, wrong, store=tmp_path / "store")
     assert not (tmp_path / "store").exists()
@@ -430,14 +431,16 @@ def test_trained_methods_are_trained_once_and_name_classes(model, scenes, config
 
 @pytest.mark.parametrize("size", [(64, 64), (70, 101)])
 @pytest.mark.parametrize(
-    ("variant", "changes"), [({}, {}), ({"injection": False}, {"injection": ()}), ({"fast": True}, FAST)]
+    ("name", "changes"), [("emerdiff", {}), ("emerdiff without injection", {"injection": ()}), ("emerdiff fast", FAST)]
 )
-def test_emerdiff_among_its_rivals_is_segment(model, config, size, variant, changes):
+def test_emerdiff_among_its_rivals_is_segment(model, config, size, name, changes):
     image = tiny.picture(*size)
-    expected = segment(model, image, replace(config, clusters=4, **changes)).labels
+    expected = segment(model, image, config.change(clusters=4, **changes)).labels
     probed = config.probe(model, image)
-    assert np.array_equal(EmerDiff(config, **variant).segment(probed, 4), expected)
-    assert np.array_equal(EmerDiff(**variant).segment(probed, 4), expected)  # 101 is nearest to 281
+    resolved = configured(METHODS[name], config.change(readout=None))
+    assert np.array_equal(resolved.segment(probed, 4), expected)
+    assert np.array_equal(METHODS[name].segment(probed, 4), expected)  # 101 is nearest to 281
+    assert resolved.name == METHODS[name].name == name
 
 
 def test_a_cost_is_the_time_and_the_peak_of_the_work_alone(model):

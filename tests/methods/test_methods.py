@@ -8,8 +8,12 @@ import pytest
 from emerdiff_probe.data.sources import open_data
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.methods.catalogue import METHODS, TRAININGS, configured, find_method, find_methods, identity
+from emerdiff_probe.methods.emerdiff import EmerDiff
 from emerdiff_probe.methods.references import Reference
-from emerdiff_probe.segmentation.configuration import FAST, EmerDiffConfig
+from emerdiff_probe.methods.upsampling import Bilinear
+from emerdiff_probe.reading.correspondence import Readout
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig, FeatureSettings
+from emerdiff_probe.segmentation.presets import FAST
 
 
 def data():
@@ -27,7 +31,7 @@ def test_a_method_is_found_by_name():
     assert find_method("diffseg") is METHODS["diffseg"]
     assert find_method("RGB_k-means") is METHODS["rgb k-means"]
     assert find_method("guided-filter") is METHODS["guided filter"]
-    assert find_method("emerdiff-without-injection").injection is False
+    assert find_method("emerdiff-without-injection").config.modulation.injection == ()
     with pytest.raises(InputError, match="near ones: diffseg"):
         find_method("difseg")
     with pytest.raises(InputError, match=r"accepted: emerdiff, .*coordinate k-means, linear probe, unet"):
@@ -48,22 +52,41 @@ def test_what_needs_training_asks_for_data_and_nothing_else_does():
 
 
 def test_settings_reach_emerdiff_and_what_starts_from_its_masks():
-    config = EmerDiffConfig(feature_site="up8.cross1.query", feature_timestep=21, strength=7.0)
-    assert configured(METHODS["emerdiff"], config).config is config
+    config = EmerDiffConfig().change(feature_sites="up8.cross1.query", feature_timesteps=21, strength=7.0)
+    assert configured(METHODS["emerdiff"], config).config == config
     for name in ("nearest", "bilinear", "guided filter", "crf"):
         made = configured(METHODS[name], config)
-        assert (made.site, made.timestep) == ("up8.cross1.query", 21)
-        assert replace(made, site=None, timestep=None) == METHODS[name]
+        assert made.features == config.features
+        assert replace(made, features=FeatureSettings()) == METHODS[name]
     assert configured(METHODS["diffcut"], config) is METHODS["diffcut"]
 
 
-def test_an_identity_is_plain_and_changes_with_every_parameter(monkeypatch):
+def test_what_a_method_was_given_is_never_overridden():
+    config = EmerDiffConfig().change(feature_sites="up8.cross1.query", feature_timesteps=21, strength=7.0, **FAST)
+    given = EmerDiffConfig().change(strength=3.0, readout=Readout())
+    kept = configured(EmerDiff(given), config).config
+    assert (kept.modulation.strength, kept.readout) == (3.0, Readout())
+    assert kept.features == config.features, "what was left open is filled in"
+    some = configured(Bilinear(FeatureSettings(sites="up16.self0.query")), config)
+    assert (some.features.sites, some.features.timesteps) == (("up16.self0.query",), (21,))
+    kept = configured(METHODS["emerdiff without injection"], config.change(injection=("self",))).config
+    assert kept.modulation.injection == ()
+
+
+def test_a_name_follows_from_resolved_settings():
+    fast = EmerDiffConfig().change(**FAST)
+    assert configured(METHODS["emerdiff"], fast).name == "emerdiff fast"
+    assert configured(METHODS["emerdiff"], fast.change(skip_after=5)).name == "emerdiff approximate"
+    assert configured(METHODS["emerdiff"], EmerDiffConfig(readout=Readout())).name == "emerdiff"
+    assert configured(METHODS["emerdiff"], EmerDiffConfig().change(injection=())).name == "emerdiff without injection"
+
+
+def test_an_identity_is_plain_and_changes_with_every_parameter():
     methods = [*METHODS.values(), *find_methods(list(TRAININGS), data)]
     made = [json.dumps(identity(method), sort_keys=True) for method in methods]
     assert len(set(made)) == len(methods)
     assert identity(replace(METHODS["crf"], colour=5.0)) != identity(METHODS["crf"])
-    fast = identity(METHODS["emerdiff fast"])
-    monkeypatch.setitem(FAST, "skip_after", 7)
-    assert identity(METHODS["emerdiff fast"]) != fast, "records of another fast mode would be used again"
+    slower = EmerDiff(EmerDiffConfig().change(**{**FAST, "skip_after": 7}))
+    assert identity(METHODS["emerdiff fast"]) != identity(slower), "records of another fast mode would be used again"
     unet = find_method("unet", data)
     assert identity(replace(unet, data=unet.data[:1])) != identity(unet)

@@ -39,7 +39,7 @@ def words(scenes, clip_folder):
 
 @pytest.fixture(scope="module")
 def config(model):
-    return EmerDiffConfig.for_model(model, steps=10, modulate_at=101, feature_timestep=101, feature_draws=1)
+    return EmerDiffConfig.for_model(model, steps=10, modulate_at=101, feature_timesteps=101, feature_draws=1)
 
 
 def find(name, words):
@@ -105,7 +105,7 @@ def test_maskclip_without_a_clip():
 
 def test_settings_reach_the_masks_and_an_identity_changes_with_every_part(words, scenes, config):
     inside = find("maskclip + emerdiff", words)
-    assert configured(inside, config).masks.config is config
+    assert configured(inside, config).masks.config == config
     other = Words(open_data("world:2", side=64), source=words.source, device="cpu")
     methods = [
         inside,

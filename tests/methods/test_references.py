@@ -25,7 +25,7 @@ def scenes():
 
 @pytest.fixture(scope="module")
 def config(model):
-    return EmerDiffConfig.for_model(model, steps=10, modulate_at=101, feature_timestep=101, feature_draws=2)
+    return EmerDiffConfig.for_model(model, steps=10, modulate_at=101, feature_timesteps=101, feature_draws=2)
 
 
 @pytest.mark.parametrize("training", [UNET, PROBE, ProbeTraining(pixels=64, steps=5)], ids=["unet", "probe", "site"])

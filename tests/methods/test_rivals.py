@@ -18,7 +18,7 @@ from emerdiff_probe.methods.walking import RandomWalk
 from emerdiff_probe.pocket.world import draw_scene
 from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.reading.features import upsampled
-from emerdiff_probe.segmentation.configuration import EmerDiffConfig
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig, find_feature_sites
 from emerdiff_probe.sites import find_site
 
 SIZES = {"square": (64, 64), "wide": (70, 101)}
@@ -103,7 +103,7 @@ def test_the_answer_does_not_depend_on_what_was_asked_before(probed, model):
 
 def test_upsampling_starts_from_emerdiffs_own_masks(probed):
     config = EmerDiffConfig.for_model(probed.model)
-    coarse = probed.low_resolution_masks(find_site(probed.model, config.feature_site), 5, config.feature_timestep)
+    coarse = probed.low_resolution_masks(find_feature_sites(probed.model, config), 5, config.features.timesteps)
     height, width = probed.image.shape[:2]
     assert np.array_equal(Nearest().segment(probed, 5), upsampled(coarse, height, width, "nearest"))
     assert np.array_equal(Bilinear().segment(probed, 5), upsampled(coarse, height, width))

@@ -1,7 +1,5 @@
 """Names of segments: vocabularies, score maps, MaskCLIP, attention to words, and finding a concept."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import tiny
@@ -337,7 +335,7 @@ def test_an_image_gives_what_its_segmentation_gives(model, segmented):
     assert np.array_equal(from_image.mask, from_segments.mask)
     assert np.array_equal(from_image.attention, from_segments.attention)
     with pytest.raises(InputError, match="configuration"):
-        find(model, segmented, "car", replace(segmented.config, clusters=5))
+        find(model, segmented, "car", segmented.config.change(clusters=5))
 
 
 def test_a_concept_must_be_in_its_prompt(model, segmented):

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import weakref
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from emerdiff_probe.images import load_image
 from emerdiff_probe.models.loading import load_model
 from emerdiff_probe.reading.correspondence import assign
 from emerdiff_probe.reading.features import one_hot_masks
-from emerdiff_probe.segmentation.configuration import EmerDiffConfig, check_config
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig, check_config, find_feature_sites
 from emerdiff_probe.segmentation.criteria import CRITERIA, ResponseOverlap, find_criterion
 from emerdiff_probe.segmentation.result import Segmentation, is_finished, read_summary, require_replaceable
 from emerdiff_probe.segmentation.segment import segment, segment_all, segment_probed
@@ -60,7 +60,7 @@ def asleep(model):
 
 
 def test_shapes_at_a_size_that_is_neither_native_nor_square(result, model, config):
-    site = find_site(model, config.feature_site)
+    site = find_feature_sites(model, config)[0]
     height, width = model.working_size(50, 81)
     grid = site.grid(height // model.factor, width // model.factor)
     assert result.labels.shape == (50, 81)
@@ -107,27 +107,27 @@ def test_the_same_call_gives_the_same_bits_and_leaves_no_hooks(result, model, co
         {"injection": ()},
         {"injection": ("self",)},
         {"smoothing": 0.0},
-        {"inversion": "ddim", "feature_draws": 1},
+        {"method": "ddim", "feature_draws": 1},
         {"prompt": "red car"},
         {"seed": 1},
         {"modulate_at": 101},
         {"layer": "up8.cross0.query"},
-        {"feature_timestep": 201},
+        {"feature_timesteps": 201},
     ],
     ids=str,
 )
 def test_every_setting_reaches_the_method(result, model, config, change):
-    other = segment(model, IMAGE, replace(config, **change))
+    other = segment(model, IMAGE, config.change(**change))
     assert not np.allclose(other.difference_maps, result.difference_maps, atol=1e-5)
 
 
 def test_features_may_be_later_or_earlier_than_the_modulation(model, config):
-    other = segment(model, IMAGE, replace(config, feature_timestep=501, modulate_at=101))
+    other = segment(model, IMAGE, config.change(feature_timesteps=501, modulate_at=101))
     assert other.masks == 4
 
 
 def test_features_and_modulation_may_lie_on_different_grids(model, config):
-    other = segment(model, IMAGE, replace(config, feature_site="up16.cross0.query", layer="up4.self0.output"))
+    other = segment(model, IMAGE, config.change(feature_sites="up16.cross0.query", layer="up4.self0.output"))
     assert other.low_resolution_masks.shape == find_site(model, "up16.cross0.query").grid(16, 24)
     assert other.labels.shape == (50, 81)
 
@@ -146,18 +146,11 @@ def test_an_image_of_one_colour_is_segmented(model, config):
 
 def test_defaults_come_from_the_model(model):
     default = EmerDiffConfig.for_model(model)
-    assert find_site(model, default.feature_site).part == "query"
-    assert find_site(model, default.layer).stage == "up"
-    assert EmerDiffConfig.for_model(model, strength=3.5).strength == 3.5
+    assert find_feature_sites(model, default)[0].part == "query"
+    assert find_site(model, default.modulation.layer).stage == "up"
+    assert EmerDiffConfig.for_model(model, strength=3.5).modulation.strength == 3.5
     with pytest.raises(InputError, match="no such setting: lambda_"):
         EmerDiffConfig.for_model(model, lambda_=3.5)
-
-
-def test_the_papers_settings_are_the_defaults():
-    paper = asdict(EmerDiffConfig())
-    assert (paper["feature_timestep"], paper["modulate_at"], paper["strength"], paper["steps"]) == (1, 281, 10.0, 50)
-    assert (paper["feature_site"], paper["layer"]) == ("up16.cross0.query", "up16.cross2.output")
-    assert (paper["placement"], paper["injection"], paper["inversion"]) == ("after", ("self", "cross"), "ddpm")
 
 
 @pytest.mark.parametrize(
@@ -180,31 +173,28 @@ def test_the_papers_settings_are_the_defaults():
         ("strength", "10"),
         ("smoothing", -0.1),
         ("smoothing", float("nan")),
-        ("smoothing", None),
         ("placement", "between"),
-        ("inversion", "null-text"),
+        ("method", "null-text"),
         ("injection", ("joint",)),
         ("injection", "self"),
         ("injection", 3),
         ("injection", [["self"]]),
         ("clusters", np.arange(3)),
         ("placement", ["after"]),
-        ("inversion", {}),
-        ("prompt", None),
-        ("layer", None),
-        ("feature_site", 3),
-        ("modulate_at", None),
+        ("method", {}),
+        ("feature_sites", 3),
         ("modulate_at", "281"),
-        ("feature_timestep", 1.5),
+        ("feature_timesteps", 1.5),
+        ("feature_timesteps", ()),
+        ("feature_timesteps", (1, 1)),
+        ("feature_sites", ("up8.cross0.query", 3)),
+        ("inversion", "ddpm"),
+        ("features", 3),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(name, value):
     with pytest.raises(InputError, match=rf"{name} .*accepted: "):
-        EmerDiffConfig(**{name: value})
-
-
-def test_no_injection_may_be_said_as_none():
-    assert EmerDiffConfig(injection=None) == EmerDiffConfig(injection=())
+        EmerDiffConfig().change(**{name: value})
 
 
 def test_numbers_of_numpy_are_saved_like_any_other(result, tmp_path):
@@ -217,8 +207,8 @@ def test_numbers_of_numpy_are_saved_like_any_other(result, tmp_path):
         "denoising_steps": np.int64(2),
         "one_sided": np.bool_(True),
     }
-    made = replace(result.config, **numbers)
-    plain = replace(result.config, **{name: value.item() for name, value in numbers.items()})
+    made = result.config.change(**numbers)
+    plain = result.config.change(**{name: value.item() for name, value in numbers.items()})
     assert made == plain
     assert Segmentation.load(replace(result, config=made).save(tmp_path / "photo")).config == plain
 
@@ -230,43 +220,43 @@ def test_numbers_of_numpy_are_saved_like_any_other(result, tmp_path):
         (np.zeros((1, 1, 3), np.uint8), {}, InputError, "too small"),
         (np.full((40, 40), np.nan), {}, InputError, "NaN"),
         (IMAGE, {"clusters": 10_000}, InputError, "10000 clusters, but .* cells"),
-        (IMAGE, {"feature_site": "up99.cross0.query"}, SiteError, "near ones"),
+        (IMAGE, {"feature_sites": "up99.cross0.query"}, SiteError, "near ones"),
         (IMAGE, {"layer": "nowhere"}, SiteError, "near ones"),
-        (IMAGE, {"feature_site": "up8.cross0.key"}, InputError, "text tokens"),
-        (IMAGE, {"feature_timestep": 2}, TimestepError, "near ones: 1, "),
+        (IMAGE, {"feature_sites": "up8.cross0.key"}, InputError, "text tokens"),
+        (IMAGE, {"feature_timesteps": 2}, TimestepError, "near ones: 1, "),
         (IMAGE, {"modulate_at": 281}, TimestepError, "near ones: .*301"),
         (IMAGE, {"steps": 1000}, InputError, "accepted: 1 to 999"),
     ],
 )
 def test_bad_input_is_refused_before_any_model_runs(model, config, source, change, error, message):
     with asleep(model), pytest.raises(error, match=message):
-        segment(model, source, replace(config, **change))
+        segment(model, source, config.change(**change))
 
 
 def test_a_layer_that_cannot_be_modulated_is_refused_before_any_model_runs(model, config):
     with asleep(model), pytest.raises(InterventionError, match="no attention layer"):
-        segment(model, IMAGE, replace(config, layer="up8.resnet0.output"))
+        segment(model, IMAGE, config.change(layer="up8.resnet0.output"))
 
 
 def test_as_many_clusters_as_cells_is_the_most(model, config):
-    rows, columns = find_site(model, config.feature_site).grid(16, 16)
-    check_config(model, replace(config, clusters=rows * columns), 64, 64)
+    rows, columns = find_feature_sites(model, config)[0].grid(16, 16)
+    check_config(model, config.change(clusters=rows * columns), 64, 64)
     with pytest.raises(InputError, match=f"accepted: 1 to {rows * columns}"):
-        check_config(model, replace(config, clusters=rows * columns + 1), 64, 64)
+        check_config(model, config.change(clusters=rows * columns + 1), 64, 64)
 
 
 def test_a_larger_image_has_more_cells_to_cluster(model, config):
-    rows, columns = find_site(model, config.feature_site).grid(32, 32)
+    rows, columns = find_feature_sites(model, config)[0].grid(32, 32)
     probed = config.probe(model, tiny.picture(), scale=2)
-    many = replace(config, clusters=rows * columns // 4 + 1, denoising_steps=1)
+    many = config.change(clusters=rows * columns // 4 + 1, denoising_steps=1)
     assert segment_probed(probed, many).masks == rows * columns // 4 + 1
     with pytest.raises(InputError, match=f"accepted: 1 to {rows * columns}"):
-        segment_probed(probed, replace(config, clusters=rows * columns + 1))
+        segment_probed(probed, config.change(clusters=rows * columns + 1))
 
 
 @pytest.mark.parametrize("name", ["auto", *CRITERIA])
 def test_the_number_of_masks_can_be_found(model, config, name):
-    found = segment(model, IMAGE, replace(config, clusters=name))
+    found = segment(model, IMAGE, config.change(clusters=name))
     cells = found.low_resolution_masks.size
     assert 1 <= found.masks <= cells
     assert found.labels.max() < found.masks == len(found.difference_maps)
@@ -275,24 +265,24 @@ def test_the_number_of_masks_can_be_found(model, config, name):
     assert found.config.clusters == name
     if find_criterion(name).name == "overlap":  # merges masks after they are modulated
         return
-    site = find_site(model, config.feature_site)
-    start = max(config.modulate_at, config.feature_timestep)
+    site = find_feature_sites(model, config)
+    start = config.start
     probed = config.probe(model, IMAGE, start=start)
-    features = probed.features(site, config.feature_timestep)
+    features = probed.features(site, config.features.timesteps)
     count = find_criterion(name).clusters(features, probed.grid(site))
-    assert np.array_equal(segment(model, IMAGE, replace(config, clusters=count)).labels, found.labels)
+    assert np.array_equal(segment(model, IMAGE, config.change(clusters=count)).labels, found.labels)
 
 
 def test_masks_that_overlap_are_merged_without_another_pass(model, config, monkeypatch):
     passes = []
     handle = model.denoiser.register_forward_pre_hook(lambda *_: passes.append(True))
     try:
-        fine = segment(model, IMAGE, replace(config, clusters=6))
+        fine = segment(model, IMAGE, config.change(clusters=6))
         enough = len(passes)
         threshold = float(np.median(fine.linkage[:, 2]))
         criteria = {**CRITERIA, "overlap": ResponseOverlap(masks=6, threshold=threshold)}
         monkeypatch.setattr("emerdiff_probe.segmentation.criteria.CRITERIA", criteria)
-        merged = segment(model, IMAGE, replace(config, clusters="overlap"))
+        merged = segment(model, IMAGE, config.change(clusters="overlap"))
     finally:
         handle.remove()
     assert len(passes) == 2 * enough
@@ -306,7 +296,7 @@ def test_masks_that_overlap_are_merged_without_another_pass(model, config, monke
 def test_what_needs_a_number_refuses_one_that_is_to_be_found(config):
     assert config.given_clusters == 4
     with pytest.raises(InputError, match="clusters 'auto'; accepted here: an integer"):
-        _ = replace(config, clusters="auto").given_clusters
+        _ = config.change(clusters="auto").given_clusters
 
 
 def test_levels_go_from_the_labels_to_one_segment(result, tmp_path):
@@ -344,7 +334,7 @@ def test_the_files_are_what_the_documentation_says(result, tmp_path):
     }
     assert not tensors["low_resolution_masks"].is_floating_point()
     summary = json.loads((folder / "result.json").read_text())
-    assert summary["configuration"]["strength"] == result.config.strength
+    assert summary["configuration"]["modulation"]["strength"] == result.config.modulation.strength
     assert (summary["masks"], summary["height"], summary["width"]) == (4, 50, 81)
     with Image.open(folder / "labels.png") as labels:
         assert labels.mode == "P"
@@ -547,11 +537,9 @@ def test_of_several_images_one_at_a_time_is_held(model, config, tmp_path, monkey
 
 
 def test_settings_that_one_of_several_images_cannot_have_are_refused_before_the_first_runs(model, config):
-    rows, columns = find_site(model, config.feature_site).grid(16, 24)
+    rows, columns = find_feature_sites(model, config)[0].grid(16, 24)
     with asleep(model), pytest.raises(InputError, match="clusters, but"):
-        segment_all(
-            model, [tiny.picture(64, 96), IMAGE, tiny.picture(64, 64)], replace(config, clusters=rows * columns)
-        )
+        segment_all(model, [tiny.picture(64, 96), IMAGE, tiny.picture(64, 64)], config.change(clusters=rows * columns))
 
 
 def test_a_bad_image_among_several_is_refused_before_the_first_runs(model, config):
@@ -597,9 +585,9 @@ def test_stable_diffusions_topology_saved_and_reloaded_runs_the_whole_job(tmp_pa
     loaded = load_model(tmp_path / "sd", device="cpu")
     assert (loaded.family, loaded.native_size) == ("sd1", 512)
     config = EmerDiffConfig.for_model(loaded, clusters=2, modulate_at=1)
-    assert config.strength == 10.0
-    assert find_site(loaded, config.layer).path == "up_blocks.1.attentions.2.transformer_blocks.0.attn2"
-    assert find_site(loaded, config.feature_site).attention == "up_blocks.1.attentions.0.transformer_blocks.0.attn2"
+    assert config.modulation.strength == 10.0
+    assert find_site(loaded, config.modulation.layer).path == "up_blocks.1.attentions.2.transformer_blocks.0.attn2"
+    assert find_feature_sites(loaded, config)[0].attention == "up_blocks.1.attentions.0.transformer_blocks.0.attn2"
     found = segment(loaded, tiny.picture(100, 100), config)
     assert found.low_resolution_masks.shape == (16, 16)
     assert found.labels.shape == (100, 100)

@@ -30,9 +30,15 @@ from emerdiff_probe.studies.study import Axis, Direction, Measure, Study
 
 
 @pytest.fixture(scope="module")
-def config():
-    return EmerDiffConfig(
-        clusters=3, feature_site="up8.cross0.query", layer="up8.cross2.output", modulate_at=101, steps=10, strength=1.0
+def config(model):
+    return EmerDiffConfig.paper(
+        model,
+        clusters=3,
+        feature_sites="up8.cross0.query",
+        layer="up8.cross2.output",
+        modulate_at=101,
+        steps=10,
+        strength=1.0,
     )
 
 
@@ -185,7 +191,7 @@ def test_more_images_extend_a_store_and_fewer_read_a_part(model, scenes, countin
     [
         (lambda study: replace(study, start=201), "start was 101 there and is 201 now"),
         (lambda study: replace(study, name="other", together=()), "study was counting there"),
-        (lambda study: replace(study, config=replace(study.config, seed=1)), "configuration was"),
+        (lambda study: replace(study, config=study.config.change(seed=1)), "configuration was"),
     ],
 )
 def test_a_store_of_another_study_is_refused_and_kept(model, scenes, counting, tmp_path, change, message):

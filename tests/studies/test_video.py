@@ -42,8 +42,14 @@ def test_what_is_kept_does_not_depend_on_the_numbers_of_segments(clip):
 
 
 def test_every_carrier_is_measured_on_the_same_frames(model):
-    config = EmerDiffConfig(
-        clusters=3, feature_site="up8.cross0.query", layer="up8.cross2.output", modulate_at=101, steps=10, strength=1.0
+    config = EmerDiffConfig.paper(
+        model,
+        clusters=3,
+        feature_sites="up8.cross0.query",
+        layer="up8.cross2.output",
+        modulate_at=101,
+        steps=10,
+        strength=1.0,
     )
     study = make_study("video", model, config, quick=True)
     scene = draw_scene(3, height=64, width=64)

@@ -20,7 +20,7 @@ from emerdiff_probe.interventions import InjectAttention
 from emerdiff_probe.reading.atlas import response_atlas
 from emerdiff_probe.reading.correspondence import assign, difference_map, modulated_images
 from emerdiff_probe.reading.features import pca_view
-from emerdiff_probe.segmentation.configuration import EmerDiffConfig, resolve_modulation
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig, find_feature_sites, resolve_modulation
 from emerdiff_probe.segmentation.segment import segment
 from emerdiff_probe.sites import find_site
 from emerdiff_probe.studies.run import load_result, run_study, world_scenes
@@ -241,8 +241,8 @@ def test_the_modulation_explorer_shows_what_the_model_paints(model, config, prob
     mask = torch.zeros(1, 16, 16)
     mask[0, 2:5, 5:8] = 1
     assert explorer.cells == tuple(np.flatnonzero(mask).tolist())
-    settings = replace(config, strength=100.0, modulate_at=201, placement="before", injection=("self",))
-    modulation = resolve_modulation(model, replace(settings, layer="up16.cross1.output"))
+    settings = config.change(strength=100.0, modulate_at=201, placement="before", injection=("self",))
+    modulation = resolve_modulation(model, settings.change(layer="up16.cross1.output"))
     minus, plus = modulated_images(model, probed.trajectory, mask, modulation)
     shown = explorer.figure.data[3]
     assert np.allclose(shown.z, difference_map(minus, plus)[0], atol=1e-5)
@@ -296,19 +296,21 @@ def test_what_cannot_be_pushed_is_told_and_the_next_answer_is_shown(model, confi
 
 def test_bad_settings_are_refused_before_the_model_runs(model, config):
     with pytest.raises(TimestepError):
-        explore_layers(model, tiny.picture(), config=replace(config, feature_timestep=2))
+        explore_layers(model, tiny.picture(), config=config.change(feature_timesteps=2))
     with pytest.raises(InputError):
         explore_modulation(model, np.zeros((2, 2)))
 
 
 def test_the_segmentation_explorer_shows_what_the_atlas_gives_for_every_k_and_smoothing(probed, atlas, config):
     explorer = answered(explore_segmentation(atlas, probed, config=config))
-    assert f"strength {config.strength:g}" in " ".join(getattr(child, "value", "") for child in explorer.children)
+    assert f"strength {config.modulation.strength:g}" in " ".join(
+        getattr(child, "value", "") for child in explorer.children
+    )
     for clusters, smoothing in ((3, 1.0), (6, 0.0), (6, 3.0)):
         explorer.clusters.value, explorer.smoothing.value = clusters, smoothing
         answered(explorer)
-        site = find_site(probed.model, config.feature_site)
-        coarse = probed.low_resolution_masks(site, clusters, config.feature_timestep)
+        site = find_feature_sites(probed.model, config)
+        coarse = probed.low_resolution_masks(site, clusters, config.features.timesteps)
         maps = atlas.difference_maps(torch.eye(clusters)[coarse].permute(2, 0, 1), smoothing=smoothing)
         assert np.array_equal(explorer.labels, assign(maps))
         assert np.array_equal(explorer.figure.data[1].z, explorer.labels)
@@ -461,7 +463,7 @@ def test_studies_stored_before_directions_were_kept_are_read(stores, monkeypatch
 
 def test_two_segmentations_share_pointer_and_zoom(model, config):
     one = segment(model, tiny.picture(), config)
-    other = segment(model, tiny.picture(), replace(config, clusters=5, strength=50.0))
+    other = segment(model, tiny.picture(), config.change(clusters=5, strength=50.0))
     explorer = answered(emerdiff_probe.compare(one, other))
     layout = explorer.figure.layout
     assert layout.xaxis2.matches == layout.xaxis3.matches == "x"
@@ -478,7 +480,7 @@ def test_two_segmentations_share_pointer_and_zoom(model, config):
     explorer.view.value = "difference map of the mask at the pointer"
     assert np.array_equal(answered(explorer).figure.data[2].z, other.difference_maps[masks[1]])
     table = explorer.children[3].value
-    assert f"<th>strength</th><td>{config.strength}</td><td>50.0</td>" in table
+    assert f"<th>strength</th><td>{config.modulation.strength}</td><td>50.0</td>" in table
     assert "<th>smoothing</th>" not in table
 
 

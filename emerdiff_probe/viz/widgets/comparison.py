@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-from dataclasses import asdict
 from typing import Any
 
 import ipywidgets as widgets
@@ -119,7 +118,9 @@ def _names(one: Segmentation, other: Segmentation) -> tuple[str, str]:
 
 def _differences(one: Segmentation, other: Segmentation) -> str:
     """A table of the settings in which two segmentations differ."""
-    settings = [{"model": f"{result.model} ({result.fingerprint})", **asdict(result.config)} for result in (one, other)]
+    settings = [
+        {"model": f"{result.model} ({result.fingerprint})", **result.config.options()} for result in (one, other)
+    ]
     rows = [
         f"<tr><th>{name}</th><td>{html.escape(str(value))}</td><td>{html.escape(str(settings[1][name]))}</td></tr>"
         for name, value in settings[0].items()

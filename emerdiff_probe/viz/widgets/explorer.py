@@ -73,9 +73,9 @@ def probing_config(model: ProbeModel, config: EmerDiffConfig | None) -> EmerDiff
     """Settings to start from: as given, or the model's own, on a grid of 20 steps where its own is finer."""
     if config is None:
         config = EmerDiffConfig.for_model(model)
-        if config.steps > STEPS:
+        if config.inversion.steps > STEPS:
             config = EmerDiffConfig.for_model(model, steps=STEPS, modulate_at=MODULATE_AT)
-    return config
+    return config.resolve(model)
 
 
 def row_of(*children: widgets.Widget) -> widgets.HBox:

@@ -51,12 +51,12 @@ class LayersExplorer(Explorer):
         self._model, self._image, self._config = model, image, config
         height, width = image.shape[:2]
         check_config(model, config, *model.working_size(height, width))
-        grid = model.schedule(config.steps).timesteps
+        grid = model.schedule(config.inversion.steps).timesteps
         self._start = grid[0]
         sites = [site.name for site in list_sites(model) if not (site.kind == "cross" and site.part in TOKENS)]
-        self.site = described(widgets.Dropdown, "site", options=sites, value=config.feature_site)
+        self.site = described(widgets.Dropdown, "site", options=sites, value=config.features.sites[0])
         self.timestep = described(
-            widgets.SelectionSlider, "timestep", options=sorted(grid), value=config.feature_timestep
+            widgets.SelectionSlider, "timestep", options=sorted(grid), value=config.features.timesteps[0]
         )
         self.clusters = described(widgets.IntSlider, "clusters K", min=1, max=40, value=config.given_clusters)
         self.row = described(widgets.IntSlider, "row", min=0, max=0)

@@ -61,20 +61,21 @@ class ModulationExplorer(Explorer):
         check_config(model, config, height, width)
         self._model, self._config = model, config
         self._image = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-        grid = model.schedule(config.steps).timesteps
+        grid = model.schedule(config.inversion.steps).timesteps
+        start = config.modulation
         self._start = grid[0]
         sites = [site.name for site in list_sites(model, part="output") if site.kind in {"self", "cross"}]
         given = {tuple(kinds): name for name, kinds in INJECTIONS.items()} | {("cross", "self"): "self and cross"}
-        self.site = described(widgets.Dropdown, "attention layer", options=sites, value=_layer(model, config.layer))
-        self.timestep = described(widgets.SelectionSlider, "timestep", options=sorted(grid), value=config.modulate_at)
+        self.site = described(widgets.Dropdown, "attention layer", options=sites, value=_layer(model, start.layer))
+        self.timestep = described(widgets.SelectionSlider, "timestep", options=sorted(grid), value=start.modulate_at)
         self.strength = described(
-            widgets.FloatLogSlider, "strength", min=-1, max=3, step=0.1, value=config.strength, readout_format=".3g"
+            widgets.FloatLogSlider, "strength", min=-1, max=3, step=0.1, value=start.strength, readout_format=".3g"
         )
         self.placement = described(
-            widgets.ToggleButtons, "output projection", options=["after", "before"], value=config.placement
+            widgets.ToggleButtons, "output projection", options=["after", "before"], value=start.placement
         )
         self.injection = described(
-            widgets.Dropdown, "inject attention", options=list(INJECTIONS), value=given[config.injection]
+            widgets.Dropdown, "inject attention", options=list(INJECTIONS), value=given[start.injection]
         )
         self.row = described(widgets.IntSlider, "row", min=0, max=0)
         self.column = described(widgets.IntSlider, "column", min=0, max=0)

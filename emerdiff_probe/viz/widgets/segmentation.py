@@ -17,7 +17,7 @@ from emerdiff_probe.images import palette
 from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.reading.atlas import ResponseAtlas
 from emerdiff_probe.reading.correspondence import assign
-from emerdiff_probe.segmentation.configuration import EmerDiffConfig
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig, find_feature_sites
 from emerdiff_probe.sites import find_site
 from emerdiff_probe.viz.figures import label_colours
 from emerdiff_probe.viz.naming import Naming
@@ -57,7 +57,7 @@ class SegmentationExplorer(Explorer):
         super().__init__()
         self._atlas, self._probed, self._config = atlas, probed, config
         self._layer = find_site(probed.model, atlas.settings["layer"])
-        self._site = find_site(probed.model, config.feature_site)
+        self._site = find_feature_sites(probed.model, config)
         height, width = atlas.responses.shape[2:]
         self._height, self._width = height, width
         rows, columns = probed.grid(self._site)
@@ -138,7 +138,7 @@ class SegmentationExplorer(Explorer):
         self._ask(lambda: self._answer(clusters, smoothing), self._show)
 
     def _answer(self, clusters: int, smoothing: float) -> _Answer:
-        coarse = self._probed.low_resolution_masks(self._site, clusters, self._config.feature_timestep)
+        coarse = self._probed.low_resolution_masks(self._site, clusters, self._config.features.timesteps)
         maps = self._atlas.difference_maps(self._probed.masks(coarse, self._layer), smoothing=smoothing)
         return _Answer(maps.numpy(), assign(maps).numpy())
 
@@ -256,4 +256,4 @@ def explore_segmentation(
         )
     size = [side * probed.model.factor for side in probed.latents.shape[-2:]]
     require_same_size(atlas.responses.shape[2:], size, "atlas and probed image")
-    return SegmentationExplorer(atlas, probed, config or EmerDiffConfig.for_model(probed.model), str(folder))
+    return SegmentationExplorer(atlas, probed, (config or EmerDiffConfig()).resolve(probed.model), str(folder))
