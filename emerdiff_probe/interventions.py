@@ -11,13 +11,15 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from emerdiff_probe.errors import InterventionError
+from emerdiff_probe.errors import InterventionError, SiteError
 from emerdiff_probe.hooks.attach import Edit, Injection
 from emerdiff_probe.models.probe_model import ProbeModel
-from emerdiff_probe.sites import Site, find_site, list_sites
+from emerdiff_probe.sites import Site, list_sites
 
 Placement = Literal["after", "before"]
-AttentionKind = Literal["self", "cross"]
+AttentionKind = Literal["self", "cross", "joint"]
+ATTENTION_KINDS: tuple[AttentionKind, ...] = ("self", "cross", "joint")
+"""Kinds of attention layers that have probabilities."""
 
 MaskLike = Tensor | np.ndarray
 
@@ -101,18 +103,20 @@ class InjectAttention:
     Exact and without stored maps: softmax(Q K^T) is fixed by Q and K, and the reference rides in the same batch.
 
     Attributes:
-        kinds: of attention layers, "self" and / or "cross".
+        kinds: of attention layers, any of "self", "cross" and "joint"; a model has some of them.
         sites: any sites of the layers to inject; every layer of those kinds when None.
         timesteps: when; at every timestep when None.
     """
 
-    kinds: tuple[AttentionKind, ...] = ("self", "cross")
+    kinds: tuple[AttentionKind, ...] = ATTENTION_KINDS
     sites: tuple[Site, ...] | None = None
     timesteps: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not self.kinds or not set(self.kinds) <= {"self", "cross"}:
-            raise InterventionError(f"InjectAttention: kinds {self.kinds!r}; accepted: 'self', 'cross' or both")
+        if not self.kinds or not set(self.kinds) <= set(ATTENTION_KINDS):
+            raise InterventionError(
+                f"InjectAttention: kinds {self.kinds!r}; accepted: one or more of 'self', 'cross', 'joint'"
+            )
         if self.sites is not None and not self.sites:
             raise InterventionError("InjectAttention: no site given; accepted: one or more, or None for all")
         for site in self.sites or ():
@@ -123,17 +127,32 @@ class InjectAttention:
             object.__setattr__(self, "timesteps", _timesteps(self.timesteps, "InjectAttention"))
 
     def edits(self, model: ProbeModel, rows: Sequence[int], references: Sequence[int]) -> list[Injection]:
-        """One injection a layer."""
+        """One injection a layer.
+
+        Raises:
+            InterventionError: no such layer, or "self" is asked of a model whose self-attention is linear.
+        """
         sources = dict(zip(rows, references, strict=True))
         wanted = [site for site in list_sites(model, part="query") if site.kind in self.kinds]
         if self.sites is not None:
             wanted = list(dict.fromkeys(attention_part(model, site, "query") for site in self.sites))
+        if self.sites is None and "self" in self.kinds and list_sites(model, kind="linear"):
+            raise InterventionError(
+                f"InjectAttention: the self-attention of {model.name} is linear, so it has no probabilities to inject; "
+                "accepted: kinds=('cross',)"
+            )
         if not wanted:
             raise InterventionError(f"InjectAttention: {model.name} has no attention of the kinds {self.kinds!r}")
         when = None if self.timesteps is None else frozenset(self.timesteps)
-        return [
-            Injection(site, attention_part(model, site, "key"), sources, when, "InjectAttention") for site in wanted
-        ]
+        parts = {
+            query: tuple(
+                site
+                for site in list_sites(model, kind=query.kind)
+                if site.layer == query.layer and site.part.removeprefix("text_") in {"query", "key"}
+            )
+            for query in wanted
+        }
+        return [Injection(parts[query], sources, when, "InjectAttention") for query in wanted]
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,7 +256,10 @@ class Noise:
 
 def attention_part(model: ProbeModel, site: Site, part: Literal["query", "key", "value", "heads", "output"]) -> Site:
     """The site of another part of the attention layer that `site` belongs to."""
-    return find_site(model, stage=site.stage, resolution=site.resolution, kind=site.kind, part=part, nth=site.nth)
+    for other in list_sites(model, kind=site.kind, part=part):
+        if other.layer == site.layer:
+            return other
+    raise SiteError(f"{site} belongs to another model than {model.name}, or to a layer without {part}")
 
 
 def _masked_edit(intervention: Scale | Replace | Noise, rows: Sequence[int], change: _Change, label: str) -> Edit:
@@ -284,11 +306,11 @@ def _take_tensor(intervention: Modulate | Scale | Replace | Noise, field: str, d
 
 def _timesteps(timesteps: Sequence[int] | int, name: str) -> tuple[int, ...]:
     values = (timesteps,) if isinstance(timesteps, (int, np.integer)) else tuple(timesteps)
-    if not values or any(not 0 <= int(value) < 1000 or int(value) != value for value in values):
-        raise InterventionError(f"{name}: timesteps {timesteps!r}; accepted: one or more integers from 0 to 999")
+    if not values or any(not 0 <= int(value) <= 1000 or int(value) != value for value in values):
+        raise InterventionError(f"{name}: timesteps {timesteps!r}; accepted: one or more integers from 0 to 1000")
     return tuple(int(value) for value in values)
 
 
 def _require_attention(site: Site, name: str) -> None:
-    if site.kind not in {"self", "cross"}:
-        raise InterventionError(f"{name}: {site} is no attention layer; accepted: sites of kind self or cross")
+    if not site.layer:
+        raise InterventionError(f"{name}: {site} is no attention layer; accepted: sites of an attention layer")

@@ -247,16 +247,16 @@ NAN = float("nan")
         (lambda site, block: Modulate(site, MASK[0]), "grid_height"),
         (lambda site, block: Modulate(site, MASK, placement="inside"), "'after', 'before'"),
         (lambda site, block: Modulate(site, MASK, modulate_at=()), "timesteps"),
-        (lambda site, block: Modulate(site, MASK, modulate_at=(1000,)), "0 to 999"),
-        (lambda site, block: Modulate(site, MASK, modulate_at=(-1,)), "0 to 999"),
-        (lambda site, block: Modulate(site, MASK, modulate_at=(0.5,)), "0 to 999"),
+        (lambda site, block: Modulate(site, MASK, modulate_at=(1001,)), "0 to 1000"),
+        (lambda site, block: Modulate(site, MASK, modulate_at=(-1,)), "0 to 1000"),
+        (lambda site, block: Modulate(site, MASK, modulate_at=(0.5,)), "0 to 1000"),
         (lambda site, block: Modulate(site, MASK, direction=torch.ones(2, 2)), "channel"),
         (lambda site, block: Modulate(site, MASK, direction=torch.tensor([NAN])), "finite"),
         (lambda site, block: InjectAttention(()), "accepted"),
-        (lambda site, block: InjectAttention(("joint",)), "'self', 'cross'"),
+        (lambda site, block: InjectAttention(("linear",)), "'self', 'cross', 'joint'"),
         (lambda site, block: InjectAttention(sites=()), "no site"),
         (lambda site, block: InjectAttention(sites=(block,)), "no attention layer"),
-        (lambda site, block: InjectAttention(timesteps=(2000,)), "0 to 999"),
+        (lambda site, block: InjectAttention(timesteps=(2000,)), "0 to 1000"),
         (lambda site, block: Scale(site, NAN), "finite"),
         (lambda site, block: Scale(site, 1.0, MASK * NAN), "finite"),
         (lambda site, block: Replace(site, torch.ones(3)), "cell"),
@@ -324,15 +324,16 @@ def test_an_injection_into_no_layer_is_refused(model):
     query = find_site(model, "up8.cross0.query")
     with pytest.raises(InterventionError, match="kinds"):
         InjectAttention(("self",), (query,))
-    elsewhere = replace(query, resolution=64)
-    with pytest.raises(SiteError, match="no site"):
+    elsewhere = replace(query, layer="elsewhere")
+    with pytest.raises(SiteError, match="another model"):
         InjectAttention(sites=(query, elsewhere)).edits(model, [1], [0])
     twice = InjectAttention(sites=(query, find_site(model, "up8.cross0.key"))).edits(model, [1], [0])
-    assert [injection.query for injection in twice] == [query]
+    assert [injection.site for injection in twice] == [query]
 
 
 def test_every_attention_layer_is_injected(model):
     injections = InjectAttention().edits(model, [1], [0])
     layers = [site.attention for site in list_sites(model, part="query")]
-    assert [injection.query.attention for injection in injections] == layers
-    assert [injection.key.attention for injection in injections] == layers
+    assert [injection.site.attention for injection in injections] == layers
+    assert [[site.part for site in injection.sites] for injection in injections] == [["query", "key"]] * len(layers)
+    assert all(site.layer == injection.site.layer for injection in injections for site in injection.sites)

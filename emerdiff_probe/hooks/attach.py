@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -50,14 +50,13 @@ class Injection:
     """Some batch rows of one attention layer take their queries and keys, and so their probabilities, from others.
 
     Attributes:
-        query, key: the layer's sites.
+        sites: the layer's queries, its keys, and of joint attention the text's.
         sources: for every row that is injected, the row to take from.
         timesteps: when; at every timestep when None.
         label: names the intervention in errors.
     """
 
-    query: Site
-    key: Site
+    sites: tuple[Site, ...]
     sources: Mapping[int, int]
     timesteps: frozenset[int] | None
     label: str
@@ -65,7 +64,7 @@ class Injection:
     @property
     def site(self) -> Site:
         """Stands for the layer in errors."""
-        return self.query
+        return self.sites[0]
 
     def edits(self) -> list[Edit]:
         """The same as replaced outputs of the projections: works under every attention processor of diffusers."""
@@ -74,7 +73,7 @@ class Injection:
             return activation[[self.sources[row] for row in chosen]]
 
         rows = tuple(self.sources)
-        return [Edit(site, rows, self.timesteps, replace, self.label, copies=True) for site in (self.query, self.key)]
+        return [Edit(site, rows, self.timesteps, replace, self.label, copies=True) for site in self.sites]
 
 
 @dataclass(frozen=True)
@@ -183,17 +182,16 @@ def _divide(
     at the same timesteps are one.
     """
     used = {edit.site for edit in edits if isinstance(edit, Edit)} | {capture.site for capture in captures}
-    kinds = {(edit.query, edit.timesteps) for edit in edits if isinstance(edit, Injection)}
-    alone = Counter(query for query, _ in kinds)
+    kinds = {(edit.site, edit.timesteps) for edit in edits if isinstance(edit, Injection)}
+    alone = Counter(site for site, _ in kinds)
     replaced: list[Edit] = []
     injections: dict[Site, Injection] = {}
     for edit in edits:
         if isinstance(edit, Edit):
             replaced.append(edit)
-        elif alone[edit.query] == 1 and not used & {edit.query, edit.key} and _is_plain(model, edit.query):
-            others = injections[edit.query].sources if edit.query in injections else {}
-            sources = {**others, **edit.sources}
-            injections[edit.query] = Injection(edit.query, edit.key, sources, edit.timesteps, edit.label)
+        elif alone[edit.site] == 1 and not used & set(edit.sites) and _is_plain(model, edit.site):
+            others = injections[edit.site].sources if edit.site in injections else {}
+            injections[edit.site] = replace(edit, sources={**others, **edit.sources})
         else:
             replaced.extend(edit.edits())
     return replaced, list(injections.values())
@@ -221,12 +219,9 @@ def _shared(
             return [0]
         return [injection.sources[row] if row in rows else row for row in range(batch)]
 
-    path = injection.query.attention
+    path = injection.site.attention
     attention: Any = denoiser.get_submodule(path)
-    whole = not any(
-        site.kind == injection.query.kind and site.attention == path and site.part in {"value", "heads"}
-        for site in tapped
-    )
+    whole = not any(site.layer == path and site.part in {"value", "heads"} for site in tapped)
     plain = attention.processor
     attention.processor = SharedAttention(plain, sources, whole=whole)
     try:
@@ -296,18 +291,27 @@ class _Tap:
             return (activation, *args[1:])
 
         def on_output(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
-            # a downward block returns (hidden, skips), an upward block or a layer a tensor
-            activation = self(output[0] if isinstance(output, tuple) else output)
+            # a downward block returns (hidden, skips), a joint layer both streams, an upward block or a layer a tensor
+            several, item = isinstance(output, tuple), self.site.item
+            activation = self(output[item] if several else output)
             if stop:
                 raise _StopEarly(self.current)
-            return (activation, *output[1:]) if isinstance(output, tuple) else activation
+            return (*output[:item], activation, *output[item + 1 :]) if several else activation
 
         if self.site.tap == "input":
             return module.register_forward_pre_hook(on_input)
         return module.register_forward_hook(on_output)
 
-    def __call__(self, activation: Tensor) -> Tensor:
+    def __call__(self, whole: Tensor) -> Tensor:
         grid = self.site.grid(*self.current.latent_size)
+        text = whole.shape[1] - grid[0] * grid[1]
+        if self.site.tokens == "image":
+            return torch.cat([whole[:, :text], self._change(whole[:, text:], grid)], 1)
+        if self.site.tokens == "text":
+            return torch.cat([self._change(whole[:, :text], grid), whole[:, text:]], 1)
+        return self._change(whole, grid)
+
+    def _change(self, activation: Tensor, grid: tuple[int, int]) -> Tensor:
         shared = len(activation) < len(self.current.timesteps)
         for order, edit in self.edits:
             rows = self.current.select(len(activation), edit.rows, edit.timesteps)
@@ -364,9 +368,7 @@ def _require_hookable(model: ProbeModel, sites: Sequence[Site]) -> None:
             "load it uncompiled, or pass the original module (compiled._orig_mod)"
         )
     for site in sites:
-        if site.kind in {"self", "cross"} and getattr(
-            denoiser.get_submodule(site.attention), "fused_projections", False
-        ):
+        if site.layer and getattr(denoiser.get_submodule(site.layer), "fused_projections", False):
             raise ModelError(
                 f"{model.name}: the projections of {site.attention} are fused, so hooks on {site.part} would never "
                 "fire; call model.pipeline.unfuse_qkv_projections() first"

@@ -10,8 +10,6 @@ from diffusers.models.attention_processor import Attention, AttnProcessor, AttnP
 from einops import rearrange
 from torch import Tensor
 
-from emerdiff_probe.errors import InterventionError
-
 MAX_PROBABILITY_BYTES = 256 * 2**20
 """Heads are taken in groups whose probabilities fit in so much; one head at least."""
 
@@ -56,18 +54,16 @@ class SharedAttention:
     ) -> Tensor:
         """Run the layer: (batch, cell, channel) to the same shape.
 
-        Raises:
-            InterventionError: an attention mask was given.
+        A mask over the text's tokens is that of the rows that probabilities are taken from.
         """
         batch = len(hidden_states)
         sources = self.sources(batch)
         if sources == list(range(batch)):
             return self.plain(attn, hidden_states, encoder_hidden_states, attention_mask, temb, **options)
-        if attention_mask is not None:
-            raise InterventionError("attention is injected under an attention mask; accepted: none")
         distinct = sorted(set(sources))
+        mask = None if attention_mask is None else attention_mask[distinct]
         if self.whole and len(distinct) == 1 and encoder_hidden_states is not None and _equal(encoder_hidden_states):
-            output = self.plain(attn, hidden_states[distinct], encoder_hidden_states[:1])
+            output = self.plain(attn, hidden_states[distinct], encoder_hidden_states[:1], mask)
             return output.expand(batch, -1, -1)
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         query = _split_heads(attn.to_q(hidden_states[distinct]), attn.heads)
@@ -76,17 +72,18 @@ class SharedAttention:
         weighted = value.new_empty(*hidden_states.shape[:2], attn.to_out[0].in_features)
         for i, source in enumerate(distinct):
             rows = [row for row in range(batch) if sources[row] == source]
-            weighted[rows] = weigh(query[i], key[i], value[rows], attn.scale)
+            weighted[rows] = weigh(query[i], key[i], value[rows], attn.scale, None if mask is None else mask[i])
         return attn.to_out[1](attn.to_out[0](weighted))
 
 
-def weigh(query: Tensor, key: Tensor, values: Tensor, scale: float) -> Tensor:
+def weigh(query: Tensor, key: Tensor, values: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
     """softmax(scale Q K^T) V for one Q and K and the values of many rows; the softmax is taken in float32.
 
     Args:
         query: (head, cell, head_dim); key: (head, token, head_dim).
         values: (batch, head, token, head_dim).
         scale: of the scores.
+        mask: (1, token) or (cell, token), added to the scores; none when None.
 
     Returns:
         (batch, cell, head * head_dim).
@@ -94,7 +91,8 @@ def weigh(query: Tensor, key: Tensor, values: Tensor, scale: float) -> Tensor:
     at_once = max(1, MAX_PROBABILITY_BYTES // (4 * query.shape[1] * key.shape[1]))
     weighted = []
     for q, k, v in zip(query.split(at_once), key.split(at_once), values.split(at_once, dim=1), strict=True):
-        probabilities = (scale * q.float() @ k.float().mT).softmax(-1).to(v.dtype)
+        scores = scale * q.float() @ k.float().mT
+        probabilities = (scores if mask is None else scores + mask).softmax(-1).to(v.dtype)
         wide = rearrange(v, "batch head token head_dim -> head token (batch head_dim)")
         weighted.append(
             rearrange(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 Stage = Literal["down", "mid", "up", "double", "single"]
 Kind = Literal["self", "cross", "joint", "linear", "feedforward", "resnet", "block"]
@@ -51,3 +51,8 @@ class Address(NamedTuple):
     tokens: Tokens = "all"
     layer: str = ""
     item: int = 0
+
+
+def name_part(part: str, *, text: bool) -> Part:
+    """The name of a part of an attention layer, of its image's tokens or of its text's."""
+    return cast(Part, f"text_{part}" if text else part)

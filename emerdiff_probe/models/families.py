@@ -6,10 +6,21 @@ import diffusers
 from diffusers import DiffusionPipeline
 
 from emerdiff_probe.errors import ModelError
+from emerdiff_probe.models.flux import FluxModel
+from emerdiff_probe.models.pixart import DiTModel, PixArtModel
 from emerdiff_probe.models.probe_model import ProbeModel
+from emerdiff_probe.models.sd3 import SD3Model
+from emerdiff_probe.models.unconditional import UnconditionalModel
 from emerdiff_probe.models.unet import UNetModel
 
-FAMILIES: dict[type, type[ProbeModel]] = {diffusers.UNet2DConditionModel: UNetModel}
+FAMILIES: dict[type, type[ProbeModel]] = {
+    diffusers.UNet2DConditionModel: UNetModel,
+    diffusers.UNet2DModel: UnconditionalModel,
+    diffusers.SD3Transformer2DModel: SD3Model,
+    diffusers.FluxTransformer2DModel: FluxModel,
+    diffusers.PixArtTransformer2DModel: PixArtModel,
+    diffusers.DiTTransformer2DModel: DiTModel,
+}
 """The family of every class of denoisers that is served."""
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
-import diffusers
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
@@ -16,15 +15,16 @@ from einops import rearrange
 from torch import Tensor
 
 from emerdiff_probe.arrays import enlarge
-from emerdiff_probe.errors import InputError, ModelError
+from emerdiff_probe.errors import InputError
 from emerdiff_probe.models.addresses import Address
+from emerdiff_probe.models.autoencoders import encode_images, find_autoencoder, unscale, widths
 from emerdiff_probe.models.batching import rows_that_fit, run_in_batches
 from emerdiff_probe.models.fingerprint import fingerprint
 from emerdiff_probe.models.schedules import Schedule
 
 MAX_DECODES = {"cpu": 1, "mps": 8, "cuda": 16}
 """Images that the autoencoder decodes at once, at most; on a CPU two would no longer fit its caches."""
-COMPONENTS = ("unet", "transformer", "vae", "vqvae", "text_encoder", "text_encoder_2", "text_encoder_3", "bert")
+COMPONENTS = ("unet", "transformer", "vae", "vqvae", "text_encoder", "text_encoder_2", "text_encoder_3")
 """Parts of pipelines that hold the weights of what is probed."""
 TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
 
@@ -87,18 +87,12 @@ class ProbeModel(ABC):
     equal_rows: ClassVar[bool] = False
 
     def __init__(self, pipeline: DiffusionPipeline, name: str) -> None:
-        denoiser = getattr(pipeline, self.component)
         self.pipeline = pipeline
         self.name = name
-        self.denoiser: Any = denoiser.eval().requires_grad_(False)
-        autoencoder = getattr(pipeline, "vae", None)
-        if autoencoder is not None and not isinstance(autoencoder, diffusers.AutoencoderKL):
-            raise ModelError(
-                f"{name}: the autoencoder is {type(autoencoder).__name__}; accepted: pipelines with an AutoencoderKL"
-            )
-        self.autoencoder: Any = autoencoder
-        if autoencoder is not None:
-            autoencoder.eval().requires_grad_(False)
+        self.denoiser: Any = getattr(pipeline, self.component).eval().requires_grad_(False)
+        self.autoencoder: Any = find_autoencoder(pipeline, name)
+        if self.autoencoder is not None:
+            self.autoencoder.eval().requires_grad_(False)
         self.scheduler: Any = pipeline.scheduler
 
     @property
@@ -140,6 +134,13 @@ class ProbeModel(ABC):
         Raises:
             InputError: a prompt for a model that takes none.
         """
+
+    def conditionings(
+        self, prompt: str, height: int, width: int, guidance: float
+    ) -> tuple[Conditioning, Conditioning | None]:
+        """The prompt's conditioning, and the empty prompt's where guidance asks for a pass of it."""
+        free = None if guidance == 1 else self.embed("", height, width)
+        return self.embed(prompt, height, width), free
 
     @abstractmethod
     def predict(self, latents: Tensor, timestep: int | float | Tensor, condition: Conditioning) -> Tensor:
@@ -183,12 +184,17 @@ class ProbeModel(ABC):
     @cached_property
     def factor(self) -> int:
         """Pixels a latent cell, along one side."""
-        return 1 if self.autoencoder is None else 2 ** (len(self.autoencoder.config.block_out_channels) - 1)
+        return 1 if self.autoencoder is None else 2 ** (len(widths(self.autoencoder)) - 1)
 
     @property
     def native_size(self) -> int:
         """Side in pixels of the square images that the model was trained on."""
         return self.latent_side * self.factor
+
+    @property
+    def largest_side(self) -> int | None:
+        """Pixels that an image's side may have at most, where there is a limit."""
+        return None
 
     @property
     def multiple(self) -> int:
@@ -202,10 +208,14 @@ class ProbeModel(ABC):
         return fingerprint(parts | {"scheduler": self.scheduler})
 
     def working_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width to process an image at: shorter side the native size, both sides whole multiples."""
+        """Height and width to process an image at: shorter side the native size, both sides whole multiples.
+
+        What would be longer than the model's largest side is squeezed to that.
+        """
         scale = self.native_size / min(height, width)
         sides = [max(1, round(side * scale / self.multiple)) * self.multiple for side in (height, width)]
-        return sides[0], sides[1]
+        most = self.largest_side or max(sides)
+        return min(sides[0], most), min(sides[1], most)
 
     def to_tensor(self, image: np.ndarray, size: tuple[int, int] | None = None) -> Tensor:
         """An 8-bit RGB image as the model takes it.
@@ -241,13 +251,16 @@ class ProbeModel(ABC):
                 f"images of shape {tuple(images.shape)}; accepted: (batch, 3, height, width) with sides that "
                 f"are multiples of {self.multiple}"
             )
+        if self.largest_side is not None and max(images.shape[2:]) > self.largest_side:
+            raise InputError(
+                f"images of {images.shape[2]} x {images.shape[3]} pixels; accepted by {self.name}: sides of up to "
+                f"{self.largest_side}"
+            )
         if not torch.isfinite(images).all():
             raise InputError("the images hold NaN or infinite values")
         if self.autoencoder is None:
             return images.to(self.device).float()
-        config = self.autoencoder.config
-        latents = self.autoencoder.encode(images.to(self.device, self.autoencoder.dtype)).latent_dist.mode().float()
-        return (latents - (config.shift_factor or 0)) * config.scaling_factor
+        return encode_images(self.autoencoder, images)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -258,10 +271,9 @@ class ProbeModel(ABC):
         """
         if self.autoencoder is None:
             return latents.float()
-        config, dtype = self.autoencoder.config, self.autoencoder.dtype
-        scaled = (latents / config.scaling_factor + (config.shift_factor or 0)).to(self.device, dtype)
+        scaled, channels = unscale(self.autoencoder, latents), widths(self.autoencoder)
         pixels = scaled.shape[2] * scaled.shape[3] * self.factor**2
-        row_bytes = 4 * config.block_out_channels[min(1, len(config.block_out_channels) - 1)] * pixels * dtype.itemsize
+        row_bytes = 4 * channels[min(1, len(channels) - 1)] * pixels * scaled.dtype.itemsize
         size = rows_that_fit(self.device, row_bytes, MAX_DECODES[self.device.type])
         return run_in_batches(lambda rows: self.autoencoder.decode(rows).sample.float(), scaled, size)
 

@@ -6,13 +6,14 @@ import copy
 from abc import ABC, abstractmethod
 from fractions import Fraction
 from functools import cached_property
-from typing import overload
+from typing import Any, overload
 
+import numpy as np
 import torch
-from diffusers import DDIMInverseScheduler, DDIMScheduler
+from diffusers import DDIMInverseScheduler, DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from emerdiff_probe.errors import InputError
+from emerdiff_probe.errors import InputError, ModelError
 
 
 class Schedule(ABC):
@@ -137,3 +138,116 @@ def require_steps(steps: int, most: int) -> None:
     """
     if not 1 <= steps <= most:
         raise InputError(f"{steps} denoising steps; accepted: 1 to {most}")
+
+
+class FlowSchedule(Schedule):
+    """Flow matching: x_t = (1 - s) x_0 + s noise, the denoiser predicts the velocity noise - x_0, a step is Euler's.
+
+    A timestep is 1000 s, rounded; `exact` gives it unrounded. The reverse step draws nothing (eta is 0): its mean is
+    Euler's, as in the models' own samplers. Edit-friendly inversion (Huberman-Spiegelglas et al. 2023) asks no more of
+    a noise process than x_t that are drawn independently and some function of x_t as the mean: residuals make up the
+    difference, so that the replay is exact under any mean. Of those that keep the marginals, the stochastic analogue of
+    DDPM's step, (1 - s') x_0 + s' fresh noise, would forget x_t at every step, and with it what a modulation did to it.
+
+    Args:
+        sigmas: s of every step, falling, above 0 and at most 1; shifted as the model was trained.
+
+    Raises:
+        InputError: steps so many that two of them round to one timestep.
+    """
+
+    eta = 0.0
+
+    def __init__(self, sigmas: Tensor) -> None:
+        values = sigmas.double().tolist()
+        self.steps = len(values)
+        self.timesteps = tuple(round(1000 * sigma) for sigma in values)
+        if len(set(self.timesteps)) < self.steps or min(self.timesteps) < 0:
+            raise InputError(f"{self.steps} denoising steps round to the same timesteps of 1000; accepted: fewer")
+        self._sigmas = dict(zip(self.timesteps, values, strict=True))
+        self._next = dict(zip(self.timesteps, (*self.timesteps[1:], None), strict=True))
+
+    @overload
+    def exact(self, timestep: int) -> int | float: ...
+    @overload
+    def exact(self, timestep: Tensor) -> Tensor: ...
+    def exact(self, timestep: int | Tensor) -> int | float | Tensor:
+        """As in `Schedule`: 1000 s."""
+        if isinstance(timestep, Tensor):
+            told = [1000 * self._sigmas[int(one)] for one in timestep.tolist()]
+            return torch.tensor(told, dtype=torch.float32, device=timestep.device)
+        return 1000 * self._sigmas[timestep]
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timestep: int) -> Tensor:
+        """As in `Schedule`."""
+        sigma = self._sigmas[timestep]
+        return (1 - sigma) * latents + sigma * noise
+
+    def step(
+        self,
+        prediction: Tensor,
+        timestep: int,
+        latents: Tensor,
+        *,
+        eta: float,
+        noise: Tensor | None = None,
+        to: int | None = None,
+    ) -> Tensor:
+        """As in `Schedule`: Euler's step."""
+        if eta or noise is not None:
+            raise InputError(f"eta {eta}: a step of flow matching draws no noise; accepted: 0")
+        return latents + (self._below(timestep, to) - self._sigmas[timestep]) * prediction
+
+    def step_up(self, prediction: Tensor, timestep: int, latents: Tensor) -> Tensor:
+        """As in `Schedule`: Euler's step the other way."""
+        return latents + (self._sigmas[timestep] - self._below(timestep, None)) * prediction
+
+    def predict_original(self, prediction: Tensor, timestep: int, latents: Tensor) -> Tensor:
+        """As in `Schedule`: x_t - s velocity."""
+        return latents - self._sigmas[timestep] * prediction
+
+    def _below(self, timestep: int, to: int | None) -> float:
+        following = self._next[timestep] if to is None else to
+        return 0.0 if following is None else self._sigmas[following]
+
+
+def flow_sigmas(scheduler: Any, steps: int, *, even: bool, tokens: int) -> Tensor:
+    """The sigmas of so many steps by a model's own flow-matching scheduler, as its pipeline asks for them.
+
+    Args:
+        scheduler: a `FlowMatchEulerDiscreteScheduler`, or a solver with `use_flow_sigmas`.
+        steps: 1 to 1000.
+        even: the pipeline asks for 1, 1 - 1 / steps, …, 1 / steps before the shift.
+        tokens: image tokens of the native square, by which a dynamic shift is found; the same for images of every
+            size, so that all have one grid.
+    """
+    require_steps(steps, 1000)
+    made = copy.deepcopy(scheduler)
+    options: dict[str, Any] = {}
+    config = made.config
+    if even:
+        options["sigmas"] = np.linspace(1.0, 1 / steps, steps)
+    if config.get("use_dynamic_shifting"):
+        low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+        slope = (config.get("max_shift", 1.15) - config.get("base_shift", 0.5)) / (high - low)
+        options["mu"] = tokens * slope + config.get("base_shift", 0.5) - slope * low
+    made.set_timesteps(**({"num_inference_steps": steps} | options))
+    return made.sigmas[:-1] if len(made.sigmas) == steps + 1 else made.sigmas[:steps]
+
+
+def require_flow(scheduler: Any, name: str) -> None:
+    """Refuse a scheduler that holds no plain flow matching.
+
+    Raises:
+        ModelError: that.
+    """
+    config = scheduler.config
+    euler = isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
+    solver = config.get("use_flow_sigmas") and config.get("prediction_type") == "flow_prediction"
+    odd = [key for key in ("invert_sigmas", "stochastic_sampling") if config.get(key)]
+    if not (euler or solver) or odd or config.num_train_timesteps != 1000:
+        what = f"{type(scheduler).__name__} with {', '.join(odd)}" if odd else type(scheduler).__name__
+        raise ModelError(
+            f"{name}: the noise schedule is {what}; accepted: FlowMatchEulerDiscreteScheduler over 1000 timesteps, or "
+            "a solver with use_flow_sigmas and flow_prediction"
+        )

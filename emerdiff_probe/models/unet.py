@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from emerdiff_probe.errors import ModelError
 from emerdiff_probe.models.addresses import Address, Kind, Part, Stage
+from emerdiff_probe.models.autoencoders import accepted_autoencoders
 from emerdiff_probe.models.conditions import find_sample_size
 from emerdiff_probe.models.noise_schedule import make_ddim
 from emerdiff_probe.models.probe_model import Conditioning, Pass, ProbeModel
@@ -36,7 +37,7 @@ class UNetModel(ProbeModel):
     def __init__(self, pipeline: DiffusionPipeline, name: str) -> None:
         super().__init__(pipeline, name)
         if self.autoencoder is None:
-            raise ModelError(f"{name}: the autoencoder is NoneType; accepted: pipelines with an AutoencoderKL")
+            raise ModelError(f"{name}: the autoencoder is NoneType; accepted: {accepted_autoencoders()}")
         if self.denoiser.config.in_channels != self.autoencoder.config.latent_channels:
             raise ModelError(
                 f"{name}: the denoiser takes {self.denoiser.config.in_channels} channels, as for inpainting, depth or "
@@ -110,19 +111,24 @@ class UNetModel(ProbeModel):
 
     def coarsest_blocks(self, levels: int) -> tuple[str, ...]:
         """As in `ProbeModel`: downwards, the middle, upwards."""
-        if levels == 0:
-            return ()
-        down, up = len(self.denoiser.down_blocks), len(self.denoiser.up_blocks)
-        middle = ["mid_block"] if self.denoiser.mid_block is not None else []
-        return (
-            *(f"down_blocks.{i}" for i in range(down - levels, down)),
-            *middle,
-            *(f"up_blocks.{i}" for i in range(min(levels, up))),
-        )
+        return coarsest_unet_blocks(self.denoiser, levels)
 
     def addresses(self) -> Iterator[Address]:
         """As in `ProbeModel`."""
         return unet_addresses(self.denoiser)
+
+
+def coarsest_unet_blocks(denoiser: Any, levels: int) -> tuple[str, ...]:
+    """Paths of the blocks of a U-Net's coarsest levels: downwards, the middle, upwards."""
+    if levels == 0:
+        return ()
+    down, up = len(denoiser.down_blocks), len(denoiser.up_blocks)
+    middle = ["mid_block"] if denoiser.mid_block is not None else []
+    return (
+        *(f"down_blocks.{i}" for i in range(down - levels, down)),
+        *middle,
+        *(f"up_blocks.{i}" for i in range(min(levels, up))),
+    )
 
 
 def read_timesteps(timestep: int | float | Tensor, rows: int, scale: float = 1.0) -> tuple[int, ...]:
@@ -152,14 +158,14 @@ def _layer_addresses(stage: Stage, scale: int, block_path: str, block: Any) -> I
     attentions = getattr(block, "attentions", ())
     for i, resnet in enumerate(block.resnets):
         yield Address(stage, scale, "resnet", "output", f"{block_path}.resnets.{i}", resnet.out_channels)
-        if i < len(attentions):
+        if i < len(attentions) and attentions[i] is not None:
             yield from transformer_addresses(stage, scale, f"{block_path}.attentions.{i}", attentions[i])
 
 
 def transformer_addresses(stage: Stage, scale: int, path: str, transformer: nn.Module) -> Iterator[Address]:
     """Tensors of the attention and feed-forward layers inside a module, in the order in which it holds them."""
     for name, module in transformer.named_modules():
-        module_path = f"{path}.{name}"
+        module_path = f"{path}.{name}" if name else path
         if isinstance(module, Attention):
             kind: Kind = "cross" if module.is_cross_attention else "self"
             yield from attention_addresses(stage, scale, kind, module_path, module)
@@ -175,4 +181,6 @@ def attention_addresses(stage: Stage, scale: int, kind: Kind, path: str, attenti
         yield Address(stage, scale, kind, part, f"{path}.{projection}", channels, layer=path)
     output = attention.to_out[0]
     yield Address(stage, scale, kind, "heads", f"{path}.to_out.0", output.in_features, "input", layer=path)
-    yield Address(stage, scale, kind, "output", path, output.out_features, layer=path)
+    # A layer that adds its own input gives more than its output projection does.
+    after = f"{path}.to_out.0" if attention.residual_connection else path
+    yield Address(stage, scale, kind, "output", after, output.out_features, layer=path)

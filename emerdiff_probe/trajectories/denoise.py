@@ -63,8 +63,7 @@ def conditionings(
 ) -> tuple[Conditioning, Conditioning | None]:
     """The prompt's conditioning for latents of this size, and the empty prompt's when there is guidance."""
     height, width = (side * model.factor for side in latents.shape[-2:])
-    free = None if guidance == 1 else model.embed("", height, width)
-    return model.embed(prompt, height, width), free
+    return model.conditionings(prompt, height, width, guidance)
 
 
 def denoise(

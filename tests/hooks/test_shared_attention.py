@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
-from emerdiff_probe.errors import InterventionError
 from emerdiff_probe.hooks import shared_attention as module
 from emerdiff_probe.hooks.attach import Capture, attached
 from emerdiff_probe.hooks.shared_attention import SharedAttention, weigh
@@ -135,13 +134,20 @@ def test_queries_and_keys_are_projected_for_the_reference_alone(model, trajector
         assert seen == ({1} if alone else {4} if site.nth or site.resolution > 4 else {1, 4}), site
 
 
-def test_a_mask_over_attention_is_refused(model, latents):
-    text = model.embed("", 64, 64).expand(2).hidden_states
-    with (
-        pytest.raises(InterventionError, match="mask"),
-        attached(model, edits=InjectAttention().edits(model, [1], [0])),
-    ):
-        model.denoiser(latents.repeat(2, 1, 1, 1), 301, text, encoder_attention_mask=torch.ones(text.shape[:2]))
+def test_a_mask_over_the_text_is_the_same_however_attention_is_injected(model, latents):
+    text = model.embed("red car", 64, 64).expand(2).hidden_states
+    mask = torch.ones(text.shape[:2])
+    mask[:, 5:] = 0
+    injections = InjectAttention().edits(model, [1], [0])
+    rows = torch.cat([latents, latents.flip(-1)])
+    results = []
+    for edits in (injections, [edit for injection in injections for edit in injection.edits()]):
+        with attached(model, edits=edits):
+            results.append(model.denoiser(rows, 301, text, encoder_attention_mask=mask).sample)
+    assert torch.allclose(*results, atol=1e-4)
+    with attached(model, edits=injections):
+        unmasked = model.denoiser(rows, 301, text).sample
+    assert not torch.allclose(results[0], unmasked, atol=1e-4)
 
 
 @settings(max_examples=20, deadline=None)
