@@ -162,8 +162,8 @@ class FlowSchedule(Schedule):
         values = sigmas.double().tolist()
         self.steps = len(values)
         self.timesteps = tuple(round(1000 * sigma) for sigma in values)
-        if len(set(self.timesteps)) < self.steps or min(self.timesteps) < 0:
-            raise InputError(f"{self.steps} denoising steps round to the same timesteps of 1000; accepted: fewer")
+        if len(set(self.timesteps)) < self.steps or min(self.timesteps) < 1:
+            raise InputError(f"{self.steps} denoising steps round to one timestep, or to 0; accepted: fewer")
         self._sigmas = dict(zip(self.timesteps, values, strict=True))
         self._next = dict(zip(self.timesteps, (*self.timesteps[1:], None), strict=True))
 
