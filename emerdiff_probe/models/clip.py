@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+from transformers import AutoImageProcessor, AutoTokenizer, CLIPConfig, CLIPModel
 
 from emerdiff_probe.errors import InputError, ModelError
 from emerdiff_probe.models.fingerprint import fingerprint
-from emerdiff_probe.models.loading import find_device
+from emerdiff_probe.models.folders import named_errors, read_json
+from emerdiff_probe.models.loading import find_device, find_folder, quiet_loading
+from emerdiff_probe.models.weights import choose_variant, find_weights, read_shapes, require_all_loaded
 
 POCKET_CLIP_FOLDER = Path(__file__).parents[1] / "pocket" / "clip_weights"
 BATCH = 64
@@ -198,36 +199,65 @@ def value_path(model: CLIPModel, hidden: Tensor) -> Tensor:
     return model.visual_projection(model.vision_model.post_layernorm(block.self_attn.out_proj(values)))
 
 
-def load_clip(source: str | Path = "pocket", *, device: str | torch.device | None = None) -> Clip:
+def load_clip(
+    source: str | Path = "pocket",
+    *,
+    device: str | torch.device | None = None,
+    variant: str | None = None,
+    revision: str | None = None,
+) -> Clip:
     """Load a CLIP, in float32.
 
     Args:
-        source: "pocket" (the small one that ships), a hub id such as "openai/clip-vit-base-patch16", or a local folder,
-            such as `emerdiff-probe train-clip` writes.
+        source: "pocket" (the small one that ships), a hub id such as "openai/clip-vit-base-patch16" or "id@revision",
+            or a local folder, such as `emerdiff-probe train-clip` writes.
         device: CUDA, then MPS, then the CPU by default.
+        variant: of the weights, such as "fp16"; found by itself where a folder has no other.
+        revision: branch, tag or commit of a model on the hub.
 
     Raises:
-        ModelError: no such model, another kind of model, pickled weights, or NaN in the weights.
-        InputError: a device that is not there.
+        ModelError: no such model, another kind of model, code of its own, pickled weights, or weights that do not fit
+            or hold NaN.
+        InputError: a device or revision that is not there.
     """
     place = find_device(device)
     name = str(source)
-    folder = POCKET_CLIP_FOLDER if name == "pocket" else Path(name)
-    if not folder.is_dir() and (name == "pocket" or folder.is_absolute() or name.startswith(".")):
-        raise ModelError(f"{folder}: no such model folder")
-    location = str(folder) if folder.is_dir() else name
-    try:
-        # Weights of another kind of model would be drawn at random, with a warning.
-        model, loading = CLIPModel.from_pretrained(location, use_safetensors=True, output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(location)
-        processor = AutoImageProcessor.from_pretrained(location)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
+    folder = find_folder(name, revision, variant, POCKET_CLIP_FOLDER)
+    config = _require_clip(folder)
+    chosen = choose_variant([file.name for file in folder.iterdir()], variant, str(folder))
+    read_shapes(find_weights(folder, chosen))
+    settings: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    with quiet_loading(), named_errors(folder):
+        model, report = CLIPModel.from_pretrained(
+            folder,
+            config=CLIPConfig.from_dict(config),
+            variant=chosen,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # so that they are in the report, which is refused
+            output_loading_info=True,
+            local_files_only=True,
+        )
+        require_all_loaded(report, str(folder))
+        tokenizer = AutoTokenizer.from_pretrained(folder, **settings)
+        processor = AutoImageProcessor.from_pretrained(folder, **settings)
+        clip = Clip(model.float().to(place), tokenizer, processor, name)
+        clip.text_embeddings(["a"], truncate=True)  # its parts fit each other
+        clip.image_embeddings([np.zeros((2, 2, 3), np.uint8)])
+    return clip
+
+
+def _require_clip(folder: Path) -> dict[str, Any]:
+    """The configuration in a folder that holds a CLIP and nothing that would run code."""
+    if not (folder / "config.json").is_file():
         raise ModelError(
-            f"cannot load CLIP {name!r}; accepted: 'pocket', a local folder with a CLIPModel in safetensors, or a hub "
-            f"id such as 'openai/clip-vit-base-patch16' where the hub is reachable ({reason})"
-        ) from error
-    if loading["missing_keys"]:
-        missing = sorted(loading["missing_keys"])
-        raise ModelError(f"{name}: {len(missing)} weights of a CLIPModel are not in it, such as {missing[0]}")
-    return Clip(model.float().to(place), tokenizer, processor, name)
+            f"{folder}: no config.json in it; accepted: a CLIPModel as transformers' save_pretrained wrote it"
+        )
+    for file in sorted(folder.glob("*config.json")):
+        if read_json(file).get("auto_map") is not None:
+            raise ModelError(
+                f"{file}: auto_map asks for code of its own, which is never run; accepted: files without it"
+            )
+    config = read_json(folder / "config.json")
+    if config.get("model_type") != "clip":
+        raise ModelError(f"{folder}: a model of type {config.get('model_type')!r}; accepted: 'clip'")
+    return config

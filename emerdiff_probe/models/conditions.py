@@ -120,6 +120,8 @@ def require_fitting_parts(pipeline: Any, name: str) -> None:
         raise ModelError(
             f"{name}: the text encoder gives {width} channels, the denoiser takes {takes}; accepted: equal"
         )
+    for tokenizer, encoder in zip((pipeline.tokenizer, getattr(pipeline, "tokenizer_2", None)), encoders, strict=False):
+        _require_fitting_tokenizer(tokenizer, encoder.config, name)
     timed = denoiser.get("addition_embed_type") == "text_time"
     if timed != (second is not None):
         raise ModelError(
@@ -135,6 +137,16 @@ def require_fitting_parts(pipeline: Any, name: str) -> None:
                 f"{name}: the denoiser is told {told:g} numbers besides its text, as the refiner of Stable Diffusion "
                 "XL; accepted: 6 (size, crop and target size)"
             )
+
+
+def _require_fitting_tokenizer(tokenizer: Any, encoder: Any, name: str) -> None:
+    words, known = len(tokenizer), int(encoder.vocab_size)
+    longest, places = tokenizer.model_max_length, int(encoder.max_position_embeddings)
+    if words > known or not 3 <= longest <= places:
+        raise ModelError(
+            f"{name}: a tokenizer of {words} tokens, texts of up to {longest}, for a text encoder of {known} tokens, "
+            f"up to {places}; accepted: a tokenizer with no more of either"
+        )
 
 
 def find_parts(pipeline: Any) -> dict[str, Any]:

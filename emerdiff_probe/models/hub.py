@@ -69,7 +69,7 @@ def _choose_files(files: list[str], variant: str | None, name: str) -> list[str]
     folders: dict[str, list[str]] = {}
     for file in files:
         folder, _, last = file.rpartition("/")
-        if folder and "/" not in folder and folder not in UNUSED:
+        if "/" not in folder and folder not in UNUSED:
             folders.setdefault(folder, []).append(last)
     chosen = []
     for folder, names in folders.items():
@@ -77,5 +77,5 @@ def _choose_files(files: list[str], variant: str | None, name: str) -> list[str]
         if not weights:
             continue
         one = choose_variant(weights, variant, f"{name}/{folder}") or ""
-        chosen += [f"{folder}/{last}" for last in weights if find_variants([last]) == {one}]
+        chosen += [f"{folder}/{last}" if folder else last for last in weights if find_variants([last]) == {one}]
     return chosen

@@ -37,6 +37,7 @@ def load_model(
     dtype: torch.dtype | str | None = None,
     variant: str | None = None,
     revision: str | None = None,
+    family: str | None = None,
 ) -> ProbeModel:
     """Load a model to probe.
 
@@ -50,11 +51,13 @@ def load_model(
             elsewhere. An autoencoder that asks for it (Stable Diffusion XL's) runs in float32.
         variant: of the weights, such as "fp16"; found by itself where a folder has no other.
         revision: branch, tag or commit of a model on the hub.
+        family: whose settings are the defaults ("pocket", "sd1", "sd2" or "sdxl" for a U-Net); known by the model's
+            structure where it is not said.
 
     Raises:
         ModelError: unknown model, pickled weights, weights that do not fit or hold NaN, no U-Net or autoencoder inside,
             a noise schedule or a condition that is not served; the message names it.
-        InputError: a device, precision or revision that is not there.
+        InputError: a device, precision, revision or family that is not there.
     """
     if isinstance(source, DiffusionPipeline):
         name = str(getattr(source.config, "_name_or_path", "") or type(source).__name__)
@@ -67,10 +70,15 @@ def load_model(
         precision = _precision(dtype, place)
         name = str(source)
         with quiet_loading():
-            pipeline = _load_pipeline(name, precision, variant, revision)
+            pipeline = load_folder(find_folder(name, revision, variant), precision, variant)
         _require_served(pipeline, name)
     require_finite({part: getattr(pipeline, part, None) for part in COMPONENTS}, name)
     model = wrap(pipeline, name)
+    if family is not None:
+        accepted = model.families or (model.family,)
+        if family not in accepted:
+            raise InputError(f"family {family!r} for {name}; accepted: {', '.join(accepted)}")
+        model.told_family = family
     with quiet_loading():
         _move(pipeline, place, precision)
     for component in (model.denoiser, model.autoencoder):
@@ -144,16 +152,28 @@ def _precision(dtype: torch.dtype | str | None, device: torch.device) -> torch.d
     raise InputError(f"precision {dtype!r}; accepted: {', '.join(accepted)}")
 
 
-def _load_pipeline(name: str, dtype: torch.dtype, variant: str | None, revision: str | None) -> DiffusionPipeline:
-    place = find_source(name)
-    if place is None:
-        identifier, at, given = name.partition("@")
-        if at and revision is not None and revision != given:
-            raise InputError(f"model {name!r} with revision {revision!r}; accepted: one revision, at one place")
-        place = fetch_folder(identifier, given or revision, variant)
-    elif revision is not None:
-        raise InputError(f"revision {revision!r} of {place}; accepted: revisions of models on the hub")
-    return load_folder(place, dtype, variant)
+def find_folder(name: str, revision: str | None, variant: str | None, pocket: Path = POCKET_FOLDER) -> Path:
+    """The folder of a model, fetched from the hub where its name is no place here.
+
+    Args:
+        name: "pocket", a path, a hub id or "id@revision".
+        revision: of a model on the hub.
+        variant: of the weights that are fetched.
+        pocket: folder of the one that ships.
+
+    Raises:
+        ModelError: as `find_source` and `hub.fetch_folder`.
+        InputError: a revision of what lies here, or two of them.
+    """
+    place = find_source(name, pocket)
+    if place is not None:
+        if revision is not None:
+            raise InputError(f"revision {revision!r} of {place}; accepted: revisions of models on the hub")
+        return place
+    identifier, _, given = name.partition("@")
+    if given and revision is not None and revision != given:
+        raise InputError(f"model {name!r} with revision {revision!r}; accepted: one revision")
+    return fetch_folder(identifier, given or revision, variant)
 
 
 def find_source(name: str, pocket: Path = POCKET_FOLDER) -> Path | None:
@@ -164,7 +184,7 @@ def find_source(name: str, pocket: Path = POCKET_FOLDER) -> Path | None:
         pocket: folder of the one that ships.
 
     Raises:
-        ModelError: a path at which nothing is, or a file that is not taken.
+        ModelError: a path at which nothing is, or a file.
     """
     path = pocket if name == "pocket" else Path(name).expanduser()
     if path.is_dir():
@@ -172,10 +192,10 @@ def find_source(name: str, pocket: Path = POCKET_FOLDER) -> Path | None:
     if path.is_file():
         if path.suffix.lower() in PICKLE_SUFFIXES:
             raise ModelError(f"{path}: pickled weights can run code when opened and are refused; accepted: safetensors")
-        raise ModelError(f"{path}: a file; accepted: a diffusers folder")
+        raise ModelError(f"{path}: a file; accepted: a folder")
     local = path.is_absolute() or name.startswith((".", "~")) or "\\" in name or name.count("/") > 1
     if local or name == "pocket" or path.suffix.lower() in {*PICKLE_SUFFIXES, ".safetensors", ".json"}:
-        raise ModelError(f"{path}: no such model folder")
+        raise ModelError(f"{path}: no such model folder or file; accepted: 'pocket', a path or a hub id")
     return None
 
 

@@ -85,6 +85,9 @@ class ProbeModel(ABC):
     component: ClassVar[str] = "transformer"
     """Name of the denoiser in the pipeline."""
     equal_rows: ClassVar[bool] = False
+    families: ClassVar[tuple[str, ...]] = ()
+    """Names that `family` may be given by the user, where structure does not tell."""
+    told_family: str | None = None
 
     def __init__(self, pipeline: DiffusionPipeline, name: str) -> None:
         self.pipeline = pipeline

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -33,6 +32,7 @@ class UNetModel(ProbeModel):
 
     component: ClassVar[str] = "unet"
     equal_rows: ClassVar[bool] = True
+    families: ClassVar[tuple[str, ...]] = ("pocket", "sd1", "sd2", "sdxl")
 
     def __init__(self, pipeline: DiffusionPipeline, name: str) -> None:
         super().__init__(pipeline, name)
@@ -45,14 +45,20 @@ class UNetModel(ProbeModel):
             )
         self.scheduler = make_ddim(pipeline.scheduler, name)
 
-    @cached_property
+    @property
     def family(self) -> str:
-        """Which known model this is, by its structure."""
+        """Which known model this is: as it was said, else by its structure.
+
+        Stable Diffusion 1.x is known by the width of its text or by its size: there are copies for 256 pixels.
+        """
+        if self.told_family is not None:
+            return self.told_family
         if self.denoiser.config.addition_embed_type == "text_time":
             return "sdxl"
-        if self.denoiser.config.cross_attention_dim == 1024:
+        width = self.denoiser.config.cross_attention_dim
+        if width == 1024:
             return "sd2"
-        return "sd1" if self.native_size >= 512 else "pocket"
+        return "sd1" if width == 768 or self.native_size >= 512 else "pocket"
 
     @property
     def latent_channels(self) -> int:
@@ -76,7 +82,7 @@ class UNetModel(ProbeModel):
     @torch.no_grad()
     def embed(self, prompt: str, height: int, width: int) -> Conditioning:
         """As in `ProbeModel`; the empty prompt of Stable Diffusion XL is zeros where its pipeline asks for that."""
-        if self.family == "sdxl":
+        if self.denoiser.config.addition_embed_type == "text_time":
             embedding, _, pooled, _ = self.pipeline.encode_prompt(
                 prompt, device=self.device, do_classifier_free_guidance=False
             )

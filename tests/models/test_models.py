@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import time
 
 import diffusers
@@ -443,3 +445,38 @@ def test_the_fingerprint_of_a_scale_follows_it():
     assert one.fingerprint != other.fingerprint
     other.denoiser.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
     assert one.fingerprint == other.fingerprint
+
+
+def test_a_family_that_is_said_is_the_models():
+    pipeline = tiny.pocket()
+    assert load_model(pipeline, device="cpu").family == "pocket"
+    assert load_model(pipeline, device="cpu", family="sd1").family == "sd1"
+    with pytest.raises(InputError, match=r"family 'sd3'.*accepted: pocket, sd1, sd2, sdxl"):
+        load_model(pipeline, device="cpu", family="sd3")
+
+
+def test_stable_diffusion_1_at_256_pixels_is_not_the_pocket_model():
+    pipeline = tiny.stable_diffusion(
+        sample_size=32,
+        channels=(16, 16, 16, 16),
+        levels=4,
+        groups=8,
+        heads=2,
+        cross_width=768,
+        prediction_type="epsilon",
+    )
+    loaded = load_model(pipeline, device="cpu")
+    assert (loaded.family, loaded.native_size) == ("sd1", 256)
+
+
+@pytest.mark.parametrize("build", [tiny.pocket, tiny.sdxl])
+def test_nothing_of_the_libraries_reaches_the_user(build, tmp_path):
+    """In a fresh process, where nothing has silenced them yet: no bars, no notes on float32 or accelerate."""
+    build().save_pretrained(tmp_path / "saved")
+    script = (
+        "from emerdiff_probe import load_model; load_model({!r}, device='cpu', dtype='bfloat16').embed('a', 64, 64)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script.format(str(tmp_path / "saved"))], capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("", "")
