@@ -28,7 +28,7 @@ def evaluate(
         str,
         typer.Option(
             help="world:COUNT, or folder:PATH, ade20k:PATH, coco-stuff:PATH, voc:PATH, context:PATH, cityscapes:PATH, "
-            "camvid:PATH, bsds500:PATH; then options such as ,first=1000."
+            "camvid:PATH, bsds500:PATH; then options such as ,first=1000. Or a folder with a dataset.toml."
         ),
     ] = "world:200",
     method: Annotated[

@@ -76,6 +76,21 @@ sky, building, pole, road, pavement, tree, signsymbol, fence, car, pedestrian, b
 """)
 """Labels 0 … 10 of CamVid as SegNet uses it; 11 is unlabelled."""
 
+CAMVID_GROUPS = {
+    "sky": ("Sky",),
+    "building": ("Archway", "Bridge", "Building", "Tunnel", "Wall"),
+    "pole": ("Column_Pole", "TrafficCone"),
+    "road": ("LaneMkgsDriv", "LaneMkgsNonDriv", "Road"),
+    "pavement": ("ParkingBlock", "RoadShoulder", "Sidewalk"),
+    "tree": ("Tree", "VegetationMisc"),
+    "signsymbol": ("Misc_Text", "SignSymbol", "TrafficLight"),
+    "fence": ("Fence",),
+    "car": ("Car", "OtherMoving", "SUVPickupTruck", "Train", "Truck_Bus"),
+    "pedestrian": ("Animal", "CartLuggagePram", "Child", "Pedestrian"),
+    "bicyclist": ("Bicyclist", "MotorcycleScooter"),
+}
+"""Which of the 32 classes of CamVid's authors make the 11; the remaining one is Void."""
+
 COCO_STUFF_27 = {
     "electronic": _names("tv, laptop, mouse, remote, keyboard, cell phone"),
     "appliance": _names("microwave, oven, toaster, sink, refrigerator"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Self, overload
 
 from emerdiff_probe.data.sample import IGNORED, Sample
@@ -35,6 +36,10 @@ class DataSet(Sequence[Sample]):
     def origins(self) -> tuple[str, ...]:
         """Where every sample comes from, without reading them, the same for the same sample of another data set."""
         return tuple(f"{self.name}: {name}" for name in self.names)
+
+    def named(self, name: str) -> Self:
+        """The same data set under another name."""
+        return replace(self, name=name)  # type: ignore[type-var]
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for results on it to be used again, as JSON values; samples may come and go."""

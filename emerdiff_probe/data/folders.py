@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from emerdiff_probe.data.dataset import DataSet
 from emerdiff_probe.data.labels import LabelMap, LabelReader
-from emerdiff_probe.data.pairs import Pair, pair_up
+from emerdiff_probe.data.pairs import Pair, pair_up, stamp_files
 from emerdiff_probe.data.sample import Sample
 from emerdiff_probe.errors import InputError
 
@@ -38,13 +38,11 @@ class FolderDataset(DataSet):
         images: str | Path,
         labels: str | Path,
         classes: Sequence[str],
+        reader: LabelReader = LabelMap(),  # noqa: B008 - a value
         *,
-        ignore_index: int | Sequence[int] | None = 255,
-        offset: int = 0,
         image_ending: str | None = None,
         label_ending: str | None = None,
         names: Sequence[str] | str | Path | None = None,
-        variable: str | None = None,
         name: str | None = None,
     ) -> Self:
         """Pair the images of a folder with the label files of a folder, by the name before the ending.
@@ -52,13 +50,11 @@ class FolderDataset(DataSet):
         Args:
             images, labels: folders, searched with all folders inside; may be one.
             classes: names by class number.
-            ignore_index: numbers in the label files that no score counts; None for none.
-            offset: number of class 0 in the label files.
+            reader: how label files are read; `map_numbers` and `map_colours` make it with the classes.
             image_ending, label_ending: what file names end in, such as "_leftImg8bit.png"; None for any suffix of an
                 image, or of a label file (.png, .tif, .mat).
             names: samples to take, or a text file with one a line, with or without folders and suffixes; None for all
                 that have both an image and labels.
-            variable: name of the matrix in .mat files; None for the only one.
             name: of the data set; None for the name of the images' folder.
 
         Raises:
@@ -67,12 +63,7 @@ class FolderDataset(DataSet):
         """
         if not classes:
             raise InputError("an empty list of classes; accepted: one name or more")
-        if ignore_index is None:
-            ignored: tuple[int, ...] = ()
-        else:
-            ignored = (ignore_index,) if isinstance(ignore_index, int) else tuple(ignore_index)
         pairs, notes = pair_up(Path(images), image_ending, Path(labels), label_ending, names)
-        reader = LabelMap(offset=offset, ignore=ignored, variable=variable)
         return cls(name or Path(images).name, tuple(classes), pairs, reader, notes)
 
     @classmethod
@@ -130,11 +121,7 @@ class FolderDataset(DataSet):
     def stamp(self, place: int) -> tuple[int, ...]:
         """Size and time of change of the files; empty where one is missing."""
         pair = self.pairs[place]
-        try:
-            stats = [path.stat() for path in (pair.image, pair.labels) if path is not None]
-        except OSError:
-            return ()
-        return tuple(number for stat in stats for number in (stat.st_size, stat.st_mtime_ns))
+        return stamp_files(path for path in (pair.image, pair.labels) if path is not None)
 
     def _read(self, place: int) -> Sample:
         pair = self.pairs[place]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -12,10 +13,10 @@ import numpy as np
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from emerdiff_probe.data.listing import list_some
+from emerdiff_probe.data.lists import list_some, read_lines
 from emerdiff_probe.data.sample import IGNORED
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.images import load_labels
+from emerdiff_probe.images import load_colours, load_labels
 
 LABEL_SUFFIXES = frozenset({".mat", ".png", ".tif", ".tiff"})
 
@@ -32,14 +33,16 @@ class LabelMap:
     """Label files that hold one number a pixel: PNG or TIFF (indexed or grey), or .mat.
 
     Attributes:
-        offset: number of class 0 in the files.
+        offset: number of class 0 in the files; class 1 has the next.
         ignore: numbers in the files that no score counts.
-        table: class of every number in the files, instead of an offset; other numbers are ignored.
+        numbers: number of every class in the files, instead of an offset: (0, 255) for masks.
+        table: class of every number in the files, instead of both; other numbers are ignored.
         variable: name of the matrix in a .mat file; None for the only one.
     """
 
     offset: int = 0
     ignore: tuple[int, ...] = (255,)
+    numbers: tuple[int, ...] | None = None
     table: Mapping[int, int] | None = field(default=None, hash=False)
     variable: str | None = None
 
@@ -51,22 +54,166 @@ class LabelMap:
         """
         raw = _read_matrix(path, self.variable) if path.suffix == ".mat" else load_labels(path)
         if raw.ndim != 2:
-            raise InputError(f"{path}: shape {raw.shape}; accepted: one number a pixel, not colours")
+            raise InputError(
+                f"{path}: shape {raw.shape}; accepted: one number a pixel. If colours are classes, name them: "
+                "colours=FILE with lines 'name red green blue'"
+            )
         if raw.dtype.kind == "f" and not np.array_equal(raw, np.round(raw)):  # NaN is unequal too
             raise InputError(f"{path}: values that are no integers; accepted: one integer a pixel")
-        numbers, places = np.unique(raw.astype(np.int64), return_inverse=True)
-        if self.table is not None:
-            found = np.array([self.table.get(int(number), IGNORED) for number in numbers])
-        else:
-            found = np.where(np.isin(numbers, self.ignore), IGNORED, numbers - self.offset)
-            wrong = numbers[(found != IGNORED) & ((found < 0) | (found >= classes))]
-            wrong = np.union1d(wrong, numbers[(found == IGNORED) & ~np.isin(numbers, self.ignore)])
-            if wrong.size:
+        found, places = np.unique(raw.astype(np.int64), return_inverse=True)
+        known = self.table
+        if known is None:
+            own = range(self.offset, self.offset + classes) if self.numbers is None else self.numbers
+            known = {number: place for place, number in enumerate(own)}
+            wrong = [number for number in found.tolist() if number not in known and number not in self.ignore]
+            if wrong:
                 raise InputError(
-                    f"{path}: labels {list_some(wrong)} are no class; accepted: {self.offset} to "
-                    f"{self.offset + classes - 1}, ignored: {list_some(self.ignore) or 'none'}"
+                    f"{path}: labels {list_some(wrong)} are no class; accepted: {_ranges(own)}, "
+                    f"ignored: {list_some(self.ignore) or 'none'}. {self._mended(found, classes)}"
                 )
-        return found[places].reshape(raw.shape).astype(np.int32)
+        labels = [IGNORED if number in self.ignore else known.get(number, IGNORED) for number in found.tolist()]
+        return np.array(labels, np.int32)[places].reshape(raw.shape)
+
+    def _mended(self, found: np.ndarray, classes: int) -> str:
+        """The options under which these numbers would be classes."""
+        used = [number for number in found.tolist() if number not in self.ignore]
+        if len(used) <= classes and used[-1] - used[0] >= classes:
+            return f"numbers={'+'.join(map(str, used))} would say which number each class has"
+        void = used[:1] if used[0] == 0 and used[-1] == classes else []
+        first = used[0] + len(void)
+        if (void or first != self.offset) and used[-1] < first + classes:
+            ignore = "".join(f"+{number}" for number in (*self.ignore, *void))[1:]
+            return f"offset={first}{',ignore=' + ignore if void else ''} would make them classes"
+        return "offset=N says which number the first class has, ignore=A+B which numbers are none"
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    return f"{numbers[0]} to {numbers[-1]}" if isinstance(numbers, range) else list_some(numbers)
+
+
+Colour = tuple[int, int, int]
+"""Red, green and blue, 0 to 255."""
+
+
+@dataclass(frozen=True)
+class ColourMap:
+    """Label files whose colours are classes: PNG or TIFF, of RGB or with a palette.
+
+    Attributes:
+        colours: that may occur.
+        classes: of every colour; several may have one, and `IGNORED` is what no score counts.
+    """
+
+    colours: tuple[Colour, ...]
+    classes: tuple[int, ...]
+
+    def __call__(self, path: Path, classes: int) -> np.ndarray:
+        """Labels of a file, (height, width) int32.
+
+        Raises:
+            InputError: the file is missing, cannot be read, or holds colours that are not listed.
+        """
+        pixels = load_colours(path).astype(np.int32)
+        codes, places = np.unique(pixels @ np.array(_CODE, np.int32), return_inverse=True)
+        known = {int(np.dot(colour, _CODE)): label for colour, label in zip(self.colours, self.classes, strict=True)}
+        wrong = [code for code in codes.tolist() if code not in known]
+        if wrong:
+            colours = [" ".join(str(code // weight % 256) for weight in _CODE) for code in wrong]
+            raise InputError(
+                f"{path}: {len(wrong)} colours are no class: {list_some(colours)}; accepted: the {len(known)} that are "
+                "listed (colours=FILE), in files that were neither resized nor saved as JPEG"
+            )
+        return np.array([known[code] for code in codes.tolist()], np.int32)[places].reshape(pixels.shape[:2])
+
+
+_CODE = (65536, 256, 1)
+
+
+_CHANNELS = r"(\d+)[\s,;]+(\d+)[\s,;]+(\d+)"
+_NAMED_COLOUR = re.compile(rf"(.+?)[\s,;]+{_CHANNELS}|{_CHANNELS}[\s,;]+(.+)")
+
+
+def read_colours(path: Path) -> dict[Colour, str]:
+    """Names of colours from a text file: a line each, "name red green blue" or "red green blue name".
+
+    Between them are spaces, tabs or commas; names may hold spaces; a header and lines that begin with # are left out.
+
+    Raises:
+        InputError: no such file, nothing in it, a line of something else, or a colour twice.
+    """
+    colours: dict[Colour, str] = {}
+    for number, line in enumerate(read_lines(path, "list of colours, a line 'name red green blue' each")):
+        if line.startswith("#") or (number == 0 and not re.search(r"\d", line)):
+            continue
+        found = _NAMED_COLOUR.fullmatch(line)
+        if found is None or max(int(part) for part in found.group(2, 3, 4, 5, 6, 7) if part) > 255:
+            raise InputError(f"{path}: {line!r}; accepted: a name, and red, green and blue from 0 to 255")
+        name = found[1] or found[8]
+        red, green, blue = (int(part) for part in found.group(2, 3, 4, 5, 6, 7) if part)
+        if (red, green, blue) in colours:
+            raise InputError(f"{path}: {line!r} is the colour of {colours[red, green, blue]}; accepted: each once")
+        colours[red, green, blue] = name
+    if not colours:
+        raise InputError(f"{path}: no colours in it; accepted: a line 'name red green blue' each")
+    return colours
+
+
+def map_colours(
+    names: Mapping[Colour, str], ignore: Collection[str] = (), *, order: Sequence[str] = ()
+) -> tuple[tuple[str, ...], ColourMap]:
+    """Classes in the order in which colours name them first, and how files of these colours are read.
+
+    Args:
+        names: of colours, such as `read_colours` gives.
+        ignore: names that no score counts.
+        order: names that come first, whether a colour has them or not.
+
+    Raises:
+        InputError: a name to ignore that no colour has, or no class left.
+    """
+    _require_names(ignore, names.values())
+    classes = tuple(dict.fromkeys([*order, *(name for name in names.values() if name not in ignore)]))
+    places = tuple(IGNORED if name in ignore else classes.index(name) for name in names.values())
+    return classes, ColourMap(tuple(names), places)
+
+
+def map_numbers(
+    names: Sequence[str],
+    ignore: Collection[str | int] = (),
+    *,
+    offset: int = 0,
+    numbers: Sequence[int] | None = None,
+    variable: str | None = None,
+) -> tuple[tuple[str, ...], LabelMap]:
+    """Classes, and how files of numbers are read.
+
+    Args:
+        names: of numbers from `offset` on, or of `numbers`.
+        ignore: names and numbers that no score counts.
+        offset, numbers, variable: as of `LabelMap`.
+
+    Raises:
+        InputError: a name to ignore that no class has, no class left, or another number of names than of numbers.
+    """
+    own = tuple(range(offset, offset + len(names)) if numbers is None else numbers)
+    if len(own) != len(names) or len(set(own)) < len(own):
+        raise InputError(f"numbers {list_some(own)} of {len(names)} classes; accepted: one for each class, each once")
+    void = [name for name in ignore if isinstance(name, str)]
+    _require_names(void, names)
+    left = {number: name for number, name in zip(own, names, strict=True) if name not in void}
+    ignored = [number for number in ignore if isinstance(number, int)]
+    ignored += [number for number in own if number not in left]
+    plain = numbers is None and not void
+    reader = LabelMap(offset, tuple(ignored), None if plain else tuple(left), variable=variable)
+    return tuple(left.values()), reader
+
+
+def _require_names(ignore: Collection[str], names: Collection[str]) -> None:
+    unknown = [name for name in ignore if name not in names]
+    if unknown:
+        raise InputError(f"ignore {list_some(unknown)}; accepted: {list_some(dict.fromkeys(names)) or 'no names'}")
+    if set(names) <= set(ignore):
+        raise InputError(f"ignore {list_some(ignore)} leaves no class; accepted: names of some")
 
 
 def _read_mat(path: Path) -> dict[str, np.ndarray]:

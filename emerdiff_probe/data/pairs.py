@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from emerdiff_probe.data.labels import LABEL_SUFFIXES
-from emerdiff_probe.data.listing import list_some
+from emerdiff_probe.data.lists import list_some, read_lines
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.files import compose, list_files
 from emerdiff_probe.images import IMAGE_SUFFIXES
@@ -75,7 +75,8 @@ def pair_up(
         notes += tuple(f"left out, {some}" for some in missing)
     else:
         listed = read_lines(Path(names), "list of names") if isinstance(names, (str, Path)) else list(names)
-        wanted = _resolve(listed, pictures.keys() | truths.keys())
+        endings = [ending for ending in (label_ending, image_ending) if ending]
+        wanted = _resolve(listed, pictures.keys() | truths.keys(), endings)
         if not wanted:
             raise InputError(f"{names}: no names in it; accepted: one or more")
         lacking = {kind: [name for name in wanted if name not in files] for kind, files in kinds.items()}
@@ -85,17 +86,13 @@ def pair_up(
     return Pairs(tuple(Pair(name, pictures[name], None if labels is None else truths[name]) for name in wanted), notes)
 
 
-def read_lines(path: Path, what: str) -> list[str]:
-    """Lines of a text file that are not empty, stripped, in NFC, with or without a byte-order mark.
-
-    Raises:
-        InputError: it cannot be read; `what` says what it should be.
-    """
+def stamp_files(files: Iterable[Path]) -> tuple[int, ...]:
+    """Size and time of change of every file; empty where one is missing."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as a {what} ({error})") from error
-    return [compose(line.strip()) for line in lines if line.strip()]
+        stats = [path.stat() for path in files]
+    except OSError:
+        return ()
+    return tuple(number for stat in stats for number in (stat.st_size, stat.st_mtime_ns))
 
 
 def _files(folder: Path, ending: str | None, suffixes: Collection[str], *, but: str | None) -> dict[str, Path]:
@@ -136,23 +133,23 @@ def _endings(pictures: Mapping[str, Path], truths: Mapping[str, Path]) -> str:
     return "image_ending=…, label_ending=…"
 
 
-def _resolve(listed: Sequence[str], known: Collection[str]) -> list[str]:
+def _resolve(listed: Sequence[str], known: Collection[str], endings: Sequence[str]) -> list[str]:
     """Names of samples for the lines of a list, once each: names may hold spaces, columns may follow them."""
-    whole = [_resolve_name(line, known) for line in listed]
+    whole = [_resolve_name(line, known, endings) for line in listed]
     if not any(name in known for name in whole):
         columns = [line.split() for line in listed]
         if all(re.fullmatch(r"([+-]?\d+|\S+\.\w+)", part) for _, *rest in columns for part in rest):
-            whole = [_resolve_name(first, known) for first, *_ in columns]
+            whole = [_resolve_name(first, known, endings) for first, *_ in columns]
     return list(dict.fromkeys(whole))
 
 
-def _resolve_name(line: str, known: Collection[str]) -> str:
-    """The longest end of a path, with its suffix or without, that is a known name; else the path as it is."""
+def _resolve_name(line: str, known: Collection[str], endings: Sequence[str]) -> str:
+    """The longest end of a path, as it is or without an ending or suffix, that is a known name; else the path."""
     path = PurePosixPath(compose(line.replace("\\", "/")))
     parts = [part for part in path.parts if part not in {"/", "."}]
     for first in range(len(parts)):
         end = PurePosixPath(*parts[first:])
-        for name in (str(end), str(end.with_suffix(""))):
+        for name in (str(end), *(str(end).removesuffix(ending) for ending in endings), str(end.with_suffix(""))):
             if name in known:
                 return name
     return compose(line)

@@ -9,6 +9,7 @@ from typing import Literal
 from emerdiff_probe.data.classes import (
     ADE20K_150,
     CAMVID_11,
+    CAMVID_GROUPS,
     CITYSCAPES_19,
     CITYSCAPES_27,
     COCO_STUFF_27,
@@ -18,8 +19,8 @@ from emerdiff_probe.data.classes import (
     PASCAL_VOC_21,
 )
 from emerdiff_probe.data.folders import FolderDataset
-from emerdiff_probe.data.labels import BsdsAnnotations, LabelMap
-from emerdiff_probe.data.listing import list_some
+from emerdiff_probe.data.labels import BsdsAnnotations, LabelMap, map_colours, read_colours
+from emerdiff_probe.data.lists import list_some
 from emerdiff_probe.data.pairs import pair_up
 from emerdiff_probe.errors import InputError
 
@@ -111,14 +112,52 @@ def cityscapes(folder: str | Path, split: str = "val", classes: Literal[19, 27] 
     return FolderDataset(f"Cityscapes-{classes} {split}", listed, pairs, LabelMap(table=table), notes)
 
 
-def camvid(folder: str | Path, split: str = "test") -> FolderDataset:
-    """CamVid with 11 classes in SegNet's edition: SPLIT/*.png and SPLITannot/*.png, 11 ignored.
+def camvid(
+    folder: str | Path,
+    split: str = "test",
+    classes: Literal[11, 32] = 11,
+    *,
+    names: Sequence[str] | str | Path | None = None,
+) -> FolderDataset:
+    """CamVid, in SegNet's edition (numbers) or as its authors hand it out (colours).
 
-    `split` is "train", "val" or "test". Raises InputError as `FolderDataset.from_folders` does.
+    Args:
+        folder: with SPLIT/*.png and SPLITannot/*.png of 11 classes (SegNet); or with label_colors.txt, images in
+            701_StillsRaw_full, and labels *_L.png in LabeledApproved_full.
+        split: "train", "val" or "test"; the authors' edition has no splits: "all", or `names`.
+        classes: 11 as SegNet groups them, or the authors' 32 without Void (in their edition).
+        names: images to take, or a file with one a line.
+
+    Raises:
+        InputError: another number of classes, a split that the edition does not have, label_colors.txt without a class,
+            or as `FolderDataset.from_folders`.
     """
-    root = _root(folder, "CamVid", f"{split}annot")
-    pairs, notes = pair_up(root / split, ".png", root / f"{split}annot", ".png", None)
-    return FolderDataset(f"CamVid-11 {split}", CAMVID_11, pairs, LabelMap(ignore=(11,)), notes)
+    if classes not in {11, 32}:
+        raise InputError(f"{classes} classes of CamVid; accepted: 11, 32")
+    places = [Path(folder), Path(folder) / "CamVid"]
+    original = next((place for place in places if (place / "label_colors.txt").is_file()), None)
+    if original is None:
+        if classes != 11:
+            raise InputError(f"{classes} classes of CamVid without label_colors.txt in {folder}; accepted: 11")
+        root = _root(folder, "CamVid", f"{split}annot")
+        pairs, notes = pair_up(root / split, ".png", root / f"{split}annot", ".png", names)
+        return FolderDataset(f"CamVid-11 {split}", CAMVID_11, pairs, LabelMap(ignore=(11,)), notes)
+    if split != "all" and names is None:
+        raise InputError(
+            f"{original}: this edition of CamVid has no split {split!r}; accepted: split=all, or names=FILE"
+        )
+    listed = read_colours(original / "label_colors.txt")
+    if classes == 11:
+        groups = {member: group for group, members in CAMVID_GROUPS.items() for member in members} | {"Void": "Void"}
+        unknown = [name for name in listed.values() if name not in groups]
+        if unknown:
+            raise InputError(f"{original / 'label_colors.txt'}: {list_some(unknown)}; accepted: the names of CamVid")
+        listed = {colour: groups[name] for colour, name in listed.items()}
+    found, reader = map_colours(listed, ["Void"], order=CAMVID_11 if classes == 11 else ())
+    images = _first(original / "701_StillsRaw_full", original / "images")
+    labels = _first(original / "LabeledApproved_full", original / "labels")
+    pairs, notes = pair_up(images, ".png", labels, "_L.png", names)
+    return FolderDataset(f"CamVid-{classes} {split if names is None else 'by name'}", found, pairs, reader, notes)
 
 
 def bsds500(folder: str | Path, split: str = "test") -> FolderDataset:

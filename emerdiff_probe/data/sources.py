@@ -1,16 +1,20 @@
-"""Data sets by what is written on a command line: `world:200`, `ade20k:PATH`, `folder:PATH,offset=1`."""
+"""Data sets by what is written on a command line: `world:200`, `images:PATH`, `folder:PATH,offset=1`, `PATH`."""
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from emerdiff_probe.data.dataset import DataSet
 from emerdiff_probe.data.folders import FolderDataset
-from emerdiff_probe.data.pairs import read_lines
+from emerdiff_probe.data.frames import Clips
+from emerdiff_probe.data.labels import LabelReader, map_colours, map_numbers, read_colours
+from emerdiff_probe.data.lists import read_lines
 from emerdiff_probe.data.public import (
     ade20k,
     bsds500,
@@ -27,6 +31,8 @@ TUNING_SEED = 500_000
 """Scenes from this seed on are there to choose and to train by; no table is taken on them."""
 
 Option = str | int | None
+Items = str | int | Sequence[str | int]
+"""One or several: in a description between plus signs, as in `ignore=0+255`."""
 
 
 def world(count: Option, *, first: Option = 0, labels: str = "parts", side: int = 256) -> World:
@@ -42,35 +48,84 @@ def images(path: str, *, ending: str | None = None, names: str | None = None) ->
     return FolderDataset.from_pictures(root, ending=ending, names=listed, name=f"images {root.resolve()}")
 
 
+def frames(path: str, *, ending: str | None = None, step: Option = 1) -> Clips:
+    """A folder of frames as one clip, or a folder of such folders; every `step`-th frame is taken. See `Clips`."""
+    root = Path(path)
+    return Clips.from_folder(
+        root, ending=ending, step=_integer("frames: step", step, 1), name=f"frames {root.resolve()}"
+    )
+
+
 def folder(
     path: str,
     *,
     images: str = "images",
     labels: str = "labels",
-    classes: str = "classes.txt",
-    ignore: Option = 255,
+    classes: str | Sequence[str] = "",
+    colours: str = "",
+    ignore: Items = "",
     offset: Option = 0,
+    numbers: Items = "",
     image_ending: str | None = None,
     label_ending: str | None = None,
     names: str | None = None,
     variable: str | None = None,
 ) -> FolderDataset:
-    """A folder with images, label maps, and a file of class names, one a line; see `FolderDataset.from_folders`."""
+    """A folder with images, label files, and names of classes. Files and folders are named from `path` on.
+
+    Args:
+        path: the folder.
+        images, labels: folders of images and of label files.
+        classes: file of the names of numbers, one a line, or the names; "classes.txt" where it is there.
+        colours: file of the names of colours (see `read_colours`); "colours.txt" where it is there and classes.txt is
+            not.
+        ignore: names and numbers that no score counts, such as `various` or `0+255`; 255 where labels are numbers, none
+            where they are colours. "none" for none.
+        offset: number of the first class.
+        numbers: number of every class instead, such as `0+255` for masks.
+        image_ending, label_ending, names: as of `FolderDataset.from_folders`.
+        variable: name of the matrix in .mat files.
+
+    Raises:
+        InputError: as `FolderDataset.from_folders`, `map_numbers` and `map_colours`.
+    """
     root = Path(path)
     start = _integer("folder: offset", offset)
-    ignored = None if ignore is None else _integer("folder: ignore", ignore)
+    if not classes and not colours:
+        colours = "colours.txt" if (root / "colours.txt").is_file() and not (root / "classes.txt").is_file() else ""
+    if classes and colours:
+        raise InputError(f"folder: classes {classes!r} and colours {colours!r}; accepted: one of them")
+    ignored = () if ignore == "none" else _items(ignore)
+    reader: LabelReader
+    if colours:
+        listed, reader = map_colours(read_colours(root / colours), [str(item) for item in ignored])
+    else:
+        written = classes or "classes.txt"
+        if isinstance(written, str):
+            written = read_lines(root / written, "list of classes, one name a line")
+        void = [item if item in written else _number(item) for item in ((255,) if ignore == "" else ignored)]
+        own = [_integer("folder: numbers", _number(item)) for item in _items(numbers)] or None
+        listed, reader = map_numbers(written, void, offset=start, numbers=own, variable=variable)
     return FolderDataset.from_folders(
         root / images,
         root / labels,
-        read_lines(root / classes, "list of classes, one name a line"),
-        ignore_index=ignored,
-        offset=start,
+        listed,
+        reader,
         image_ending=image_ending,
         label_ending=label_ending,
         names=None if names is None else root / names,
-        variable=variable,
         name=f"folder {root.resolve()}",
     )
+
+
+def _items(given: Items) -> tuple[str | int, ...]:
+    if isinstance(given, str):
+        return tuple(part.strip() for part in given.split("+") if part.strip())
+    return (given,) if isinstance(given, int) else tuple(given)
+
+
+def _number(item: str | int) -> str | int:
+    return int(item) if isinstance(item, str) and re.fullmatch(r"[+-]?[0-9]+", item) else item
 
 
 SOURCES: Mapping[str, Callable[..., DataSet]] = MappingProxyType(
@@ -78,6 +133,7 @@ SOURCES: Mapping[str, Callable[..., DataSet]] = MappingProxyType(
         "world": world,
         "folder": folder,
         "images": images,
+        "frames": frames,
         "ade20k": ade20k,
         "coco-stuff": coco_stuff,
         "voc": pascal_voc,
@@ -90,13 +146,19 @@ SOURCES: Mapping[str, Callable[..., DataSet]] = MappingProxyType(
 """Data sets by the word before the colon. Their arguments by name are options, as are `first` and `count` of all."""
 
 
+DESCRIPTION = "dataset.toml"
+"""A file in a folder that says once what its data set is: `kind` (of `SOURCES`, "folder" by default) and its options,
+and perhaps a `name` and a `path` from there on."""
+
+
 def open_data(spec: str, *, side: int) -> DataSet:
-    """The data set of a description `KIND:PLACE,option=value,…`.
+    """The data set of a description `KIND:PLACE,option=value,…`, or `PLACE,option=value,…` of a described folder.
 
     Args:
         spec: PLACE is a folder, or of the world the number of scenes. `first` and `count` take a part of the data set:
             `world:200,first=1000` are 200 scenes from seed 1000 on, `ade20k:PATH,split=training,count=500` the first
-            500 images. A value "none" is None where the default is no text.
+            500 images. A value "none" is None where the default is no text. Without a kind, the folder holds a
+            `dataset.toml` with kind and options, over which those given here go.
         side: pixels of drawn scenes.
 
     Raises:
@@ -104,19 +166,22 @@ def open_data(spec: str, *, side: int) -> DataSet:
     """
     kind, _, rest = spec.partition(":")
     place, *parts = rest.split(",")
-    if kind not in SOURCES or not place:
+    options: dict[str, Any] = {}
+    if kind not in SOURCES:
+        bare, *parts = spec.split(",")
+        kind, place, options = _described(Path(bare), spec)
+    if not place:
         raise InputError(f"data {spec!r}; accepted: {', '.join(SOURCES)}, each with a colon and a place or number")
-    source = SOURCES[kind]
+    source, name = SOURCES[kind], options.pop("name", None)
     parameters = inspect.signature(source).parameters.items()
-    own = {name: given.default for name, given in parameters if given.default is not given.empty}
+    own = {option: given.default for option, given in parameters if given.default is not given.empty}
     own |= {} if kind == "world" else {"first": 0, "count": 0}
-    known = [name for name in own if name != "side"]
-    options = {}
-    for part in parts:
-        name, given, value = part.partition("=")
-        if not given or name not in known:
-            raise InputError(f"data {spec!r}: option {part!r}; accepted: {', '.join(known)}, each as name=value")
-        options[name] = _value(value, own[name])
+    known = [option for option in own if option != "side"]
+    options |= dict(_option(part, spec) for part in parts)
+    for option, value in options.items():
+        if option not in known:
+            raise InputError(f"data {spec!r}: option {option!r}; accepted: {', '.join(known)}, each as name=value")
+        options[option] = _value(value, own[option]) if isinstance(value, str) else value
     if kind == "world":
         return source(_value(place, 0), side=side, **options)
     first, count = options.pop("first", 0), options.pop("count", None)
@@ -125,7 +190,39 @@ def open_data(spec: str, *, side: int) -> DataSet:
     data = source(place, **options)
     if start >= len(data):
         raise InputError(f"data {spec!r}: first {first}; accepted: 0 to {len(data) - 1}")
-    return data[start:stop]
+    return (data if name is None else data.named(name))[start:stop]
+
+
+def _option(part: str, spec: str) -> tuple[str, str]:
+    name, given, value = part.partition("=")
+    if not given:
+        raise InputError(f"data {spec!r}: option {part!r}; accepted: name=value")
+    return name, value
+
+
+def _described(folder: Path, spec: str) -> tuple[str, str, dict[str, Any]]:
+    """Kind, place and options of a folder with a description."""
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        kinds = f"{', '.join(SOURCES)}, each with a colon and a place or number"
+        here = f", or {DESCRIPTION} in {folder}" if folder.is_dir() else f", or a folder with a {DESCRIPTION}"
+        raise InputError(f"data {spec!r}; accepted: {kinds}{here}")
+    try:
+        held = tomllib.loads("\n".join(path.read_text(encoding="utf-8-sig").splitlines()))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as TOML ({error})") from error
+    wrong = [key for key, value in held.items() if not _is_option(value)]
+    if wrong:
+        raise InputError(f"{path}: {', '.join(wrong)}; accepted: texts, integers and lists of them")
+    kind, place = held.pop("kind", "folder"), held.pop("path", ".")
+    if kind not in SOURCES or kind == "world":
+        raise InputError(f"{path}: kind {kind!r}; accepted: {', '.join(name for name in SOURCES if name != 'world')}")
+    return str(kind), str(folder / str(place)), held
+
+
+def _is_option(value: object) -> bool:
+    items = value if isinstance(value, list) else [value]
+    return all(isinstance(item, str | int) and not isinstance(item, bool) for item in items)
 
 
 def _integer(name: str, given: Option, low: int | None = None) -> int:

@@ -23,14 +23,14 @@ import numpy as np
 from PIL import Image
 
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.images import load_image
+from emerdiff_probe.files import compose, list_files
+from emerdiff_probe.images import IMAGE_SUFFIXES, load_image
 
 HELD_OUT_SEEDS = range(900_000, 1_000_000)
 """Seeds of the scenes on which training reports its figures."""
 TRAIN_SEEDS = range(1_000_000, 2**31)
 """Seeds of the scenes that are trained on; every seed below is free for evaluation."""
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 _RENDER_CHUNK = 16
 
 
@@ -262,33 +262,40 @@ def read_folder(
     cap: int | None = None,
     report: Callable[[str], Any] = warnings.warn,
 ) -> Pictures:
-    """Every readable image below ``folder`` as squares of ``size`` pixels.
+    """Every readable image below ``folder`` as squares of ``size`` pixels; hidden files and folders are no images.
 
     The short side is scaled to ``size``; an elongated image gives as many evenly spread crops as cover it.
     With ``captions`` (a JSON object from file names, with or without suffix, to texts) only the images that
-    it names are taken. Unreadable files are skipped and reported. Raises ``InputError`` if nothing is left.
+    it names are taken. Reported are images that cannot be read, images without a caption, captions without an image,
+    and files of other formats. Raises ``InputError`` if nothing is left.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; a folder of images is accepted")
     texts = None if captions is None else read_captions(captions)
     squares: list[np.ndarray] = []
     names: list[str] = []
-    broken: list[Path] = []
-    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES):
-        text = _caption_of(path.relative_to(folder), texts)
-        if text is None:
+    broken: list[str] = []
+    paths, others = _images_in(folder)
+    keys = {path: _caption_key(path.relative_to(folder), texts) for path in paths}
+    for path, key in keys.items():
+        if key is None:
             continue
         try:
             crops = _squares(path, size)
         except InputError:
-            broken.append(path)
+            broken.append(path.name)
             continue
         squares.extend(crops)
-        names.extend([text] * len(crops))
+        names.extend(["" if texts is None else texts[key]] * len(crops))
         if cap is not None and len(squares) >= cap:
             break
-    if broken:
-        report(f"{folder}: skipped {len(broken)} unreadable image(s), the first {broken[0].name}")
+    left = {
+        "unreadable image(s)": broken,
+        "image(s) without a caption": [path.name for path, key in keys.items() if key is None],
+        "caption(s) without an image": sorted((texts or {}).keys() - keys.values()),
+        "file(s) of formats that are not taken": others,
+    }
+    for what, found in left.items():
+        if found:
+            report(f"{folder}: skipped {len(found)} {what}, the first {found[0]}")
     if not squares:
         named = "" if captions is None else f" that {captions} names"
         raise InputError(
@@ -298,15 +305,22 @@ def read_folder(
     return Pictures(np.stack(squares[:cap]), names[:cap])
 
 
+def _images_in(folder: Path) -> tuple[list[Path], list[str]]:
+    """Images below a folder, and names of what is there beside them; InputError for no folder."""
+    paths = list(list_files(folder))
+    images = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
+    return images, [path.name for path in paths if path.suffix.lower() not in {*IMAGE_SUFFIXES, ".json"}]
+
+
 def read_captions(path: Path) -> dict[str, str]:
-    """Captions by file name from a JSON object; ``InputError`` if the file holds anything else."""
+    """Captions by file name, in NFC, from a JSON object; ``InputError`` if the file holds anything else."""
     try:
-        texts = json.loads(path.read_text(encoding="utf-8"))
+        texts = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: captions cannot be read ({error})") from error
     if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
         raise InputError(f'{path}: a JSON object such as {{"boat.png": "a boat on a lake"}} is accepted')
-    return texts
+    return {compose(name): text for name, text in texts.items()}
 
 
 def words(text: str) -> list[str]:
@@ -320,11 +334,12 @@ def mirrored(caption: str) -> str:
     return re.sub(r"\b(left|right)\b", lambda word: swap[word.group()], caption)
 
 
-def _caption_of(path: Path, texts: dict[str, str] | None) -> str | None:
+def _caption_key(path: Path, texts: dict[str, str] | None) -> str | None:
+    """Under which name an image has its caption; None where it has none, "" where nobody asked for captions."""
     if texts is None:
         return ""
-    keys = (path.as_posix(), path.name, path.stem)
-    return next((texts[key] for key in keys if key in texts), None)
+    names = (path.as_posix(), path.name, path.with_suffix("").as_posix(), path.stem)
+    return next((name for name in map(compose, names) if name in texts), None)
 
 
 def _squares(path: Path, size: int) -> list[np.ndarray]:

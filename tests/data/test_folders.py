@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.io import savemat
-from small_files import HEIGHT, WIDTH, label_map, matrix, picture, values
+from small_files import HEIGHT, WIDTH, label_map, picture, values
 
 from emerdiff_probe.data.folders import FolderDataset
 from emerdiff_probe.data.labels import LabelMap
@@ -25,26 +24,29 @@ def folder(tmp_path):
 
 
 def three(folder, **given):
-    return FolderDataset.from_folders(folder / "images", folder / "labels", ("x", "y", "z"), **given)
+    """Classes x, y and z from 1 on, unless a reader is given."""
+    return FolderDataset.from_folders(
+        folder / "images", folder / "labels", ("x", "y", "z"), **{"reader": LabelMap(1, (0,)), **given}
+    )
 
 
 def test_a_folder_is_read_in_the_order_of_its_names(folder):
-    found = three(folder, ignore_index=0, offset=1)
+    found = three(folder)
     assert found.names == ("a", "b")
     assert values(found[0]) == [IGNORED, 0, 2, 1]
     assert found[0].labels.dtype == np.int32
     assert found[0].pixels().shape == (HEIGHT, WIDTH, 3)
     assert found[1:].names == ("b",)
     assert [sample.name for sample in found] == ["a", "b"]
-    assert three(folder, ignore_index=0, offset=1, names=["b"]).names == ("b",)
+    assert three(folder, names=["b"]).names == ("b",)
     (folder / "list.txt").write_text("b 3\n\na 7\n")
-    assert three(folder, ignore_index=0, offset=1, names=folder / "list.txt").names == ("b", "a")
+    assert three(folder, names=folder / "list.txt").names == ("b", "a")
 
 
 def test_nothing_is_read_before_it_is_asked_for(folder):
     (folder / "labels" / "a.png").write_bytes(b"no picture")
     (folder / "images" / "b.jpg").write_bytes(b"no picture")
-    found = three(folder, ignore_index=0, offset=1)
+    found = three(folder)
     with pytest.raises(InputError, match=r"a\.png: cannot be read"):
         found[0]
     sample = found[1]
@@ -138,7 +140,7 @@ def test_a_folder_of_pictures_has_neither_labels_nor_classes(folder):
 
 
 def test_a_digest_tells_pixels_and_truth_and_not_names(folder):
-    one, other = three(folder, ignore_index=0, offset=1)
+    one, other = three(folder)
     digests = {
         one.digest(),
         other.digest(),
@@ -153,62 +155,7 @@ def test_a_digest_tells_pixels_and_truth_and_not_names(folder):
 def test_an_image_of_another_size_than_its_labels_is_named(folder):
     picture(folder / "images" / "a.jpg", size=(20, 24))
     with pytest.raises(InputError, match=r"a: image of \(20, 24\) with labels of \(18, 24\)"):
-        three(folder, ignore_index=0, offset=1)[0].pixels()
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({}, "labels 3 are no class; accepted: 0 to 2, ignored: 255"),
-        ({"ignore_index": None, "offset": 1}, "labels 0 are no class; accepted: 1 to 3, ignored: none"),
-        ({"ignore_index": [2, 3], "offset": 1}, "labels 0 are no class; accepted: 1 to 3, ignored: 2, 3"),
-    ],
-)
-def test_numbers_that_are_no_class_are_named(folder, given, message):
-    with pytest.raises(InputError, match=message):
-        three(folder, **given)[0]
-
-
-def test_several_numbers_can_be_ignored(folder):
-    assert values(three(folder, ignore_index=[0, 3], offset=1)[0]) == [IGNORED, 0, IGNORED, 1]
-
-
-def test_colour_pictures_are_no_label_maps(folder):
-    picture(folder / "labels" / "a.png")
-    with pytest.raises(InputError, match=r"\(18, 24, 3\); accepted: one number a pixel"):
-        three(folder)[0]
-
-
-def test_labels_of_16_bits_are_read(folder):
-    label_map(folder / "labels" / "a.png", 300, 301)
-    found = three(folder, offset=300, ignore_index=[0, 1, 2, 3])
-    assert values(found[0]) == [0, 1]
-
-
-def test_matrices_are_read_from_mat_files(folder):
-    for name in ("a", "b"):
-        (folder / "labels" / f"{name}.png").unlink()
-        matrix(folder / "labels" / f"{name}.mat", LabelMap=np.arange(12.0).reshape(3, 4) % 3)
-    assert np.array_equal(three(folder)[0].labels, np.arange(12).reshape(3, 4) % 3)
-    matrix(folder / "labels" / "a.mat", one=np.ones((3, 4)), two=np.full((3, 4), 2), words="text")
-    with pytest.raises(InputError, match="must be named; it holds one, two"):
-        three(folder)[0]
-    assert values(three(folder, variable="two")[0]) == [2]
-    with pytest.raises(InputError, match="no matrix 'three'"):
-        three(folder, variable="three")[0]
-    matrix(folder / "labels" / "a.mat", one=np.full((3, 4), 0.5))
-    with pytest.raises(InputError, match="no integers"):
-        three(folder)[0]
-
-
-@pytest.mark.parametrize("keep", [0, 20, 150, 400])
-def test_a_damaged_mat_file_is_an_input_error(folder, keep):
-    path = folder / "labels" / "a.mat"
-    savemat(path, {"labels": np.random.default_rng(0).integers(0, 3, (40, 40))}, do_compression=True)
-    path.write_bytes(path.read_bytes()[:keep])
-    (folder / "labels" / "a.png").unlink()
-    with pytest.raises(InputError, match=r"a\.mat"):
-        three(folder)[0]
+        three(folder)[0].pixels()
 
 
 def test_hidden_files_are_left_out_and_folders_inside_are_searched(folder):
@@ -243,7 +190,7 @@ def test_a_folder_that_cannot_be_used_is_refused(folder):
 
 
 def test_samples_go_straight_into_a_protocol(folder):
-    found = three(folder, ignore_index=0, offset=1)
+    found = three(folder)
     images = [
         overlaps(sample.labels + 5, sample.labels, len(found.classes), ignore_index=found.ignore_index)
         for sample in found
@@ -251,10 +198,3 @@ def test_samples_go_straight_into_a_protocol(folder):
     confusion = sum(confusions(images, Majority()))
     assert mean_iou(confusion) == 1
     assert confusion.sum() == 2 * HEIGHT * WIDTH * 3 // 4
-
-
-def test_a_table_ignores_what_it_does_not_list(folder):
-    found = three(folder)
-    reader = LabelMap(table={3: 0})
-    labels = reader(found.pairs[0].labels, 1)
-    assert np.unique(labels).tolist() == [IGNORED, 0]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 from small_files import HEIGHT, WIDTH, label_map, matrix, picture, values
 
 from emerdiff_probe.data import classes, public
@@ -130,6 +131,47 @@ def test_camvid(tmp_path):
         found = public.camvid(given)
         assert values(found[0]) == [0, 10, IGNORED]
         assert len(found.classes) == 11
+
+
+COLOURS = """64 128 64\tAnimal
+192 0 128\tArchway
+64 192 0\tWall
+128 128 128\tSky
+0 0 0\tVoid
+"""
+
+
+def test_camvid_as_its_authors_hand_it_out(tmp_path):
+    (tmp_path / "label_colors.txt").write_text(COLOURS)
+    for name in ("0001TP_006690", "Seq05VD_f00000"):
+        picture(tmp_path / "701_StillsRaw_full" / f"{name}.png")
+        painted = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+        for column, colour in enumerate([(128, 128, 128), (192, 0, 128), (64, 192, 0), (64, 128, 64)]):
+            painted[:, column * 6 : column * 6 + 6] = colour
+        painted[:, :3] = 0
+        (tmp_path / "LabeledApproved_full").mkdir(exist_ok=True)
+        Image.fromarray(painted).save(tmp_path / "LabeledApproved_full" / f"{name}_L.png")
+    found = public.camvid(tmp_path, "all")
+    assert found.names == ("0001TP_006690", "Seq05VD_f00000")
+    assert found.classes == classes.CAMVID_11
+    assert values(found[0]) == [IGNORED, 0, 1, 9]
+    own = public.camvid(tmp_path, "all", 32)
+    assert own.classes == ("Animal", "Archway", "Wall", "Sky")
+    assert values(own[0]) == [IGNORED, 3, 1, 2, 0]
+    assert public.camvid(tmp_path, names=["Seq05VD_f00000_L.png", "0001TP_006690.png"]).names == found.names[::-1]
+    with pytest.raises(InputError, match=r"no split 'test'; accepted: split=all, or names=FILE"):
+        public.camvid(tmp_path)
+    with pytest.raises(InputError, match="accepted: 11, 32"):
+        public.camvid(tmp_path, "all", 12)
+    (tmp_path / "label_colors.txt").write_text(COLOURS + "1 1 1 Horse\n")
+    with pytest.raises(InputError, match="Horse; accepted: the names of CamVid"):
+        public.camvid(tmp_path, "all")
+
+
+def test_the_groups_of_camvid_are_its_11_classes_of_31():
+    assert tuple(classes.CAMVID_GROUPS) == classes.CAMVID_11
+    members = [name for group in classes.CAMVID_GROUPS.values() for name in group]
+    assert len(members) == len(set(members)) == 31
 
 
 def annotations(*people):

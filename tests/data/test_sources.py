@@ -79,7 +79,7 @@ def test_public_data_sets_are_opened_with_their_options(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("world", "accepted: world, folder, images, ade20k, coco-stuff"),
+        ("world", "accepted: world, folder, images, frames, ade20k"),
         ("moon:3", "accepted: world, folder"),
         ("world:0", "number of scenes 0"),
         ("world:many", "number of scenes 'many'"),
@@ -87,13 +87,17 @@ def test_public_data_sets_are_opened_with_their_options(tmp_path):
         ("FOLDER,offset=x", "offset 'x'; accepted: an integer"),
         ("FOLDER,offset=none", "offset None; accepted: an integer"),
         ("FOLDER,offset=1.5", "offset '1.5'; accepted: an integer"),
-        ("FOLDER,ignore=x", "ignore 'x'; accepted: an integer"),
+        ("FOLDER,ignore=x", "ignore x; accepted: sky, sea, sand"),
+        ("FOLDER,numbers=1+x+3", "numbers 'x'; accepted: an integer"),
+        ("FOLDER,classes=classes.txt,colours=colours.txt", "accepted: one of them"),
+        ("FOLDER,colours=colours.txt", "as a list of colours"),
+        ("frames:nowhere,step=0", "step 0; accepted: an integer, 1 or more"),
         ("FOLDER,labels=7", "no such folder"),
         ("FOLDER,labels=none", "no such folder"),
         ("world:3,labels=colours", "accepted: 'parts', 'objects'"),
-        ("world:3,side=9", "option 'side=9'; accepted: first, labels, each as name=value"),
+        ("world:3,side=9", "option 'side'; accepted: first, labels, each as name=value"),
         ("world:3,first", "option 'first'"),
-        ("voc:nowhere,split=val,year=2007", "option 'year=2007'; accepted: split, first, count"),
+        ("voc:nowhere,split=val,year=2007", "option 'year'; accepted: split, first, count"),
         ("folder:nowhere", "as a list of classes"),
         ("FOLDER,first=3", "first 3; accepted: 0 to 2"),
         ("FOLDER,count=0", "count 0"),
@@ -114,3 +118,60 @@ def test_a_folder_of_pictures_is_opened_without_labels(folder):
 def test_a_list_of_classes_may_begin_with_a_byte_order_mark(folder):
     (folder / "classes.txt").write_text("sky\nsea\nsand\n", encoding="utf-8-sig")
     assert open_data(f"folder:{folder}", side=64).classes == ("sky", "sea", "sand")
+
+
+def test_colours_are_taken_where_they_are_listed(folder):
+    (folder / "classes.txt").rename(folder / "colours.txt")
+    (folder / "colours.txt").write_text("various 0 0 0\nroad 128 64 0\nsky 0 128 128\n")
+    for name in "abc":
+        pixels = np.zeros((64, 64, 3), np.uint8)
+        pixels[32:] = (0, 128, 128)
+        Image.fromarray(pixels).save(folder / "labels" / f"{name}.png")
+    data = open_data(f"folder:{folder},ignore=various", side=64)
+    assert data.classes == ("road", "sky")
+    assert np.unique(data[0].labels).tolist() == [IGNORED, 1]
+    assert open_data(f"folder:{folder}", side=64).classes == ("various", "road", "sky")
+
+
+def test_several_names_and_numbers_are_ignored(folder):
+    data = open_data(f"folder:{folder},ignore=0+sea,offset=1", side=64)
+    assert data.classes == ("sky", "sand")
+    assert [np.unique(sample.labels).tolist() for sample in data] == [[IGNORED, 0], [IGNORED], [IGNORED, 1]]
+    masks = open_data(f"folder:{folder},numbers=1+2+3,ignore=0", side=64)
+    assert [sample.labels.max() for sample in masks] == [0, 1, 2]
+
+
+def test_a_folder_can_describe_itself_once(folder):
+    (folder / "dataset.toml").write_text(
+        'name = "beach"\nclasses = ["sky", "sea", "sand"]\nignore = [0]\noffset = 1\n', encoding="utf-8-sig"
+    )
+    data = open_data(str(folder), side=64)
+    assert (data.name, data.names, data.classes) == ("beach", ("a", "b", "c"), ("sky", "sea", "sand"))
+    assert [np.unique(sample.labels).tolist() for sample in data] == [[IGNORED, 0], [IGNORED, 1], [IGNORED, 2]]
+    assert open_data(f"{folder},first=1,ignore=0+sea", side=64).classes == ("sky", "sand")
+    (folder / "dataset.toml").write_text('kind = "images"\npath = "images"\ncount = 2\n')
+    data = open_data(str(folder), side=64)
+    assert (data.names, data.labelled) == (("a", "b"), False)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("kind = ", "cannot be read as TOML"),
+        ('kind = "world"', "kind 'world'; accepted: folder, images"),
+        ("offset = 1.5", "offset; accepted: texts, integers"),
+        ("strange = 1", "option 'strange'; accepted: images, labels, classes, colours"),
+        ('path = "none"', "as a list of classes"),
+        (None, r"each with a colon and a place or number, or dataset\.toml in"),
+    ],
+)
+def test_descriptions_that_say_nothing_are_refused(text, message, folder):
+    if text is not None:
+        (folder / "dataset.toml").write_text(text)
+    with pytest.raises(InputError, match=message):
+        open_data(str(folder), side=64)
+
+
+def test_frames_are_opened_as_clips(folder):
+    data = open_data(f"frames:{folder / 'images'},step=2", side=64)
+    assert [len(sample.scene) for sample in data] == [2]

@@ -7,6 +7,7 @@ import pytest
 
 from emerdiff_probe.data import world as drawn_world
 from emerdiff_probe.data.folders import FolderDataset
+from emerdiff_probe.data.labels import LabelMap
 from emerdiff_probe.data.sample import IGNORED
 from emerdiff_probe.data.world import World
 from emerdiff_probe.errors import InputError
@@ -56,7 +57,7 @@ def test_a_world_of_other_labels_or_sizes_is_refused(given, message):
 def test_a_written_world_is_read_back(tmp_path):
     write_world(tmp_path, 2, 3, height=32, width=32)
     names = list(json.loads((tmp_path / "captions.json").read_text()))
-    given = {"ignore_index": None, "image_ending": ".png", "label_ending": ".parts.png", "names": names}
+    given = {"reader": LabelMap(ignore=()), "image_ending": ".png", "label_ending": ".parts.png", "names": names}
     found = FolderDataset.from_folders(tmp_path, tmp_path, PART_NAMES, **given)
     world = World(range(3, 5), side=32)
     assert found.names == world.names

@@ -8,6 +8,7 @@ import tiny
 from PIL import Image
 
 from emerdiff_probe.data.folders import FolderDataset
+from emerdiff_probe.data.labels import LabelMap
 from emerdiff_probe.data.sources import open_data
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.methods.references import Reference
@@ -58,8 +59,8 @@ def test_what_it_was_trained_on_has_one_identity_until_labels_or_their_reading_c
 
     first = identity()
     assert identity() == first
-    assert identity(offset=1) != first
-    assert identity(ignore_index=None) != first
+    assert identity(reader=LabelMap(offset=1)) != first
+    assert identity(reader=LabelMap(ignore=())) != first
     Image.fromarray(np.eye(64, dtype=np.uint8)).save(folders[1] / "a.png")
     assert identity() != first
 

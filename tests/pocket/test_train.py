@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
@@ -360,6 +361,26 @@ def test_unreadable_images_are_skipped_and_counted(images):
     assert len(read_folder(images, size=32, report=said.append)) == 12
     assert len(said) == 1
     assert "2 unreadable" in said[0]
+
+
+def test_nothing_of_a_folder_is_dropped_in_silence(tmp_path):
+    decomposed, composed = "cafe\u0301.png", "caf\u00e9.png"
+    for name in (decomposed, "deep/boat.png", "nameless.png", ".ipynb_checkpoints/a.png", "._b.png", "clip.avif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(tiny.picture(32, 32)).save(tmp_path / name)
+    (tmp_path / "photo.heic").write_bytes(b"")
+    texts = {composed: "a café", "deep/boat": "a boat", "lost.png": "nothing", "clip": "a clip"}
+    captions = tmp_path / "captions.json"
+    captions.write_text("\ufeff" + json.dumps(texts), encoding="utf-8")
+    said: list[str] = []
+    pictures = read_folder(tmp_path, size=32, captions=captions, report=said.append)
+    assert sorted(pictures.captions) == ["a boat", "a café", "a clip"]
+    assert [line.removeprefix(f"{tmp_path}: skipped ") for line in said] == [
+        "1 image(s) without a caption, the first nameless.png",
+        "1 caption(s) without an image, the first lost.png",
+        "1 file(s) of formats that are not taken, the first photo.heic",
+    ]
+    assert len(read_folder(tmp_path, size=32, report=said.append)) == 4
 
 
 def test_folder_without_images_is_an_error(config, tmp_path):
