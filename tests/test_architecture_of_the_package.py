@@ -26,6 +26,7 @@ ORDER = (
     "pocket",
     "data",
     "runs",
+    "batch",
     "methods",
     "evaluation",
     "studies",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 from emerdiff_probe.cli import evaluate, layers, segment, study, train, train_clip, world
@@ -14,8 +15,11 @@ __all__ = ["app", "evaluate", "layers", "main", "segment", "study", "train", "tr
 def main() -> None:
     """Run the command line: exit code 2 and one line for bad input or a place that cannot be written, 130 for Ctrl-C.
 
-    Finished results are kept.
+    Finished results are kept. What the terminal's encoding lacks is printed as its code: no name ends a run.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(standalone_mode=True)
     except (ProbeError, OSError) as error:

@@ -259,8 +259,9 @@ def export(
         if not writers:
             return []
         for name, result, names in results:
+            told = name.encode("utf-8", "backslashreplace").decode()  # file names may hold bytes that are no text
             for _, writer in writers:
-                writer.add(name, result, names)
+                writer.add(told, result, names)
         for path, writer in writers:
             writer.finish(path)
     return [path for path, _ in writers]

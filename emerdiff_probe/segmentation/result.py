@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.numpy import load, save
 from scipy.ndimage import find_objects
 
 from emerdiff_probe.arrays import enlarge_by_rows
@@ -207,7 +207,7 @@ class Segmentation:
         panel.tree.levels(panel.image).save(folder / "levels.png")
         if self.maps is not None:
             self.difference_sheet().save(folder / "difference_maps.png")
-        content = save({name: torch.from_numpy(values).contiguous() for name, values in tensors.items()})
+        content = save({name: np.ascontiguousarray(values) for name, values in tensors.items()})
         (folder / "segmentation.safetensors").write_bytes(content)  # the library's own file would be for its owner only
         seconds = self.seconds | {"write": round(time.perf_counter() - began, 4)}
         summary = self.summary() | {"seconds": seconds, "files": list_checksums(folder)}
@@ -257,11 +257,11 @@ class Segmentation:
             return cls(
                 image=pixels,
                 labels=load_labels(folder / "labels.png"),
-                low_resolution_masks=tensors["low_resolution_masks"].numpy(),
-                maps=None if maps is None else maps.float().numpy(),
-                responses=tensors["responses"].numpy(),
-                mask_embeddings=tensors["mask_embeddings"].numpy(),
-                linkage=tensors["linkage"].numpy(),
+                low_resolution_masks=tensors["low_resolution_masks"],
+                maps=None if maps is None else maps.astype(np.float32),
+                responses=tensors["responses"],
+                mask_embeddings=tensors["mask_embeddings"],
+                linkage=tensors["linkage"],
                 config=EmerDiffConfig.from_dict(summary["configuration"]),
                 model=summary["model"],
                 fingerprint=summary["fingerprint"],
@@ -391,7 +391,7 @@ def is_finished(
     folder = Path(folder)
     try:
         summary = read_summary(folder)
-        origin = json.loads(json.dumps(_origin(config.resolve(model), model.fingerprint, _precision(model))))
+        origin = json.loads(json.dumps(_origin(config.resolve(model), model.fingerprint, model_precision(model))))
         return (
             summary == summary | origin
             and not find_damage(folder, summary["files"])
@@ -417,5 +417,6 @@ def package_versions() -> dict[str, str]:
     return {name: version(name) for name in ("emerdiff_probe", "torch", "diffusers", "scikit-learn")}
 
 
-def _precision(model: ProbeModel) -> str:
+def model_precision(model: ProbeModel) -> str:
+    """Of the denoiser, as results say it: "float32", "float16" or "bfloat16"."""
     return str(model.dtype).removeprefix("torch.")

@@ -19,7 +19,7 @@ from emerdiff_probe.reading.correspondence import assign_enlarged
 from emerdiff_probe.reading.features import mask_embeddings
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig, check_config
 from emerdiff_probe.segmentation.criteria import find_criterion
-from emerdiff_probe.segmentation.result import Segmentation, _precision
+from emerdiff_probe.segmentation.result import Segmentation, model_precision
 from emerdiff_probe.segmentation.tree import likeness_linkage, merged_maps
 
 
@@ -106,7 +106,7 @@ def segment_probed(probed: ProbedImage, config: EmerDiffConfig, *, progress: boo
         config=config,
         model=model.name,
         fingerprint=model.fingerprint,
-        precision=_precision(model),
+        precision=model_precision(model),
         seconds=stage.seconds,
     )
 

@@ -1,8 +1,11 @@
 """The command line, run in this process: files, exit codes, one-line messages."""
 
 import json
+import os
 import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +13,11 @@ import tiny
 from PIL import Image
 from safetensors.torch import load_file
 
+from emerdiff_probe import batch as module
 from emerdiff_probe import cli
 from emerdiff_probe.models.loading import load_model
-from emerdiff_probe.segmentation import segment as module
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig
+from emerdiff_probe.segmentation.export import read_npz
 from emerdiff_probe.segmentation.result import Segmentation
 from emerdiff_probe.sites import list_sites
 
@@ -125,6 +129,14 @@ BAD = {
     "precision": (["IMAGE", "--precision", "float8"], "accepted: float32"),
     "model": (["IMAGE", "--model", "./no-model"], "no such model folder"),
     "same names": (["IMAGE", "elsewhere/photo.jpg"], "images with different names"),
+    "no images": ([], "0 images and data None; accepted: one of both"),
+    "images and data": (["IMAGE", "--data", "world:1"], "1 images and data 'world:1'; accepted: one of both"),
+    "format": (["IMAGE", "--format", "png,geojson"], "accepted: png, coco, csv, npz, zarr"),
+    "vocabulary": (["IMAGE", "--vocabulary", "nowhere.txt"], "nowhere.txt: no list of classes"),
+    "list": (["@nowhere.txt"], "nowhere.txt: cannot be read as a list"),
+    "strict": (["nothing.png", "IMAGE", "--strict"], "nothing.png: no such image file"),
+    "none of several": (["nothing.png", "gone.png", "--strict"], "nothing.png: no such image file"),
+    "workers": (["IMAGE", "--workers", "0"], "0 workers; accepted: 1 or more"),
 }
 
 
@@ -147,7 +159,7 @@ def test_bad_input_is_one_line_and_exit_code_2(run, folder, image_file, tmp_path
         lambda path: path.write_bytes(b""),
         lambda path: path.write_bytes(path.read_bytes()[:200]),
         lambda path: Image.new("RGB", (1, 1)).save(path),
-        lambda path: Image.new("1", (5000, 5000)).save(path),
+        lambda path: Image.new("1", (8200, 8200)).save(path),
         lambda path: Image.new("1", (10000, 10000)).save(path),
     ],
     ids=["empty", "truncated", "1 x 1", "huge", "huger"],
@@ -226,6 +238,89 @@ def test_a_finished_result_counts_for_its_own_pixels_and_settings_only(run, fold
     assert "finished before" not in run(*call, "--seed", 1)[1]
     (tmp_path / "photo" / "result.json").write_text("[]")
     assert "finished before" not in run(*call, "--seed", 1)[1]
+
+
+def test_pictures_that_cannot_be_used_are_told_counted_and_skipped(run, folder, image_file, tmp_path):
+    photos = tmp_path / "photos"
+    (photos / "deep").mkdir(parents=True)
+    shutil.copy(image_file, photos / "good.png")
+    shutil.copy(image_file, photos / "deep" / "good.png")
+    (photos / "empty.png").write_bytes(b"")
+    (photos / "cut.png").write_bytes(image_file.read_bytes()[:200])
+    out = tmp_path / "out"
+    code, told, err = run("segment", photos, "--model", folder, *FAST, "--format", "coco,csv,npz,zarr", "--out", out)
+    assert code == 0
+    lines = err.splitlines()
+    assert [line.split(" is ")[0] for line in lines[:2]] == ["cut", "empty"]
+    assert lines[2] == "2 of 4 images skipped: cut, empty"
+    assert Segmentation.load(out / "deep" / "good").masks == 3
+    assert [line.split(":")[0] for line in told.splitlines()[2:]] == [
+        str(out / name) for name in ("coco.json", "segments.csv", "labels.npz", "labels.zarr")
+    ]
+    assert read_npz(out / "labels.npz").keys() == {"good", "deep/good"}
+    code, told, _ = run("segment", photos, "--model", folder, *FAST, "--out", out)
+    assert (code, told.count("finished before")) == (0, 2)
+    code, _, err = run("segment", photos, "--model", folder, *FAST, "--out", out, "--strict")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "cut.png" in err
+    for path in photos.rglob("good.png"):
+        path.unlink()
+    code, _, err = run("segment", photos, "--model", folder, *FAST, "--out", tmp_path / "other")
+    assert code == 2
+    assert "none of 2 pictures could be segmented; the first, cut: " in err.splitlines()[-1]
+    assert not (tmp_path / "other").exists()
+
+
+def test_pictures_come_from_lists_patterns_and_data_sets(run, folder, image_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(image_file, "my photo 1.png")
+    (tmp_path / "list.txt").write_text("\ufeffphoto.png\n\n  my photo 1.png\n", encoding="utf-8")
+    for arguments, names in (
+        (["@list.txt"], ["my photo 1", "photo"]),
+        (["*.png"], ["my photo 1", "photo"]),
+        (["--data", "world:1"], ["scene-000000"]),
+    ):
+        shutil.rmtree("out", ignore_errors=True)
+        code, _, err = run("segment", *arguments, "--model", folder, *FAST)
+        assert (code, err) == (0, "")
+        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+
+
+def test_a_name_that_is_too_long_costs_its_own_picture_only(run, folder, image_file, tmp_path):
+    long = "n" * 251
+    shutil.copy(image_file, tmp_path / f"{long}.png")  # as long as a file's name can be
+    arguments = (tmp_path / f"{long}.png", "m" * 300, image_file, "--model", folder, *FAST, "--out", tmp_path / "out")
+    code, out, err = run("segment", *arguments)
+    assert code == 0
+    assert "300 bytes; accepted: up to 255" in err
+    assert len(err.splitlines()) == 2
+    assert "photo: 3 masks" in out
+    assert Segmentation.load(tmp_path / "out" / long).masks == 3
+
+
+def test_names_that_the_terminal_cannot_print_end_nothing(folder, image_file, tmp_path):
+    odd = [tmp_path / "smile 😀.png", Path(os.fsdecode(os.fsencode(tmp_path) + b"/byte\xff.png"))]
+    for path in odd:
+        shutil.copy(image_file, path)
+    done = subprocess.run(
+        [sys.executable, "-m", "emerdiff_probe", "segment", *odd, "--model", folder, *FAST, "--format", "csv,coco,npz"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(Path(cli.__file__).parents[2])},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert rb"out/smile \U0001f600: 3 masks" in done.stdout
+    assert rb"out/byte\udcff: 3 masks" in done.stdout
+
+
+def test_segments_are_named_by_a_vocabulary(run, folder, image_file, tmp_path):
+    (tmp_path / "words.txt").write_text("car\nred\n")
+    arguments = ("--format", "csv", "--vocabulary", tmp_path / "words.txt", "--out", tmp_path / "out")
+    code, *_ = run("segment", image_file, "--model", folder, *FAST, *arguments)
+    assert code == 0
+    _, *rows = (tmp_path / "out" / "segments.csv").read_text().splitlines()
+    assert {row.split(",")[2] for row in rows} <= {"car", "red"}
 
 
 def test_layers_prints_the_table_of_sites(run, folder):
