@@ -66,7 +66,7 @@ def segment(
     the end, and 2 when none has, or when --strict stopped.
     """
     from emerdiff_probe.batch import list_pictures, load_batch, require_places, segment_pictures
-    from emerdiff_probe.data.listing import list_some
+    from emerdiff_probe.data.lists import list_some
     from emerdiff_probe.data.sources import open_data
     from emerdiff_probe.files import require_writable
     from emerdiff_probe.models.clip import load_clip
