@@ -8,17 +8,13 @@ from .naming.maskclip import MaskClip
 from .naming.vocabulary import ScoreMap, Vocabulary
 from .naming.words import ClassWords, WordAttention
 from .reading.atlas import ResponseAtlas, response_atlas
-from .reading.correspondence import Modulation, Readout, difference_maps, modulated_images
+from .reading.correspondence import Modulation, difference_maps, modulated_images
 from .reading.features import capture, capture_replayed, cluster, one_hot_masks, pca_view
-from .segmentation.configuration import (
-    EmerDiffConfig,
-    FeatureSettings,
-    InversionSettings,
-    ModulationSettings,
-    find_feature_sites,
-)
+from .reading.readout import Readout
+from .segmentation.configuration import EmerDiffConfig, find_feature_sites
 from .segmentation.result import Segmentation
 from .segmentation.segment import segment, segment_all
+from .segmentation.settings import FeatureSettings, InversionSettings, ModulationSettings
 from .sites import Site, find_site, list_sites
 from .trajectories.denoise import denoise
 from .trajectories.generate import generate

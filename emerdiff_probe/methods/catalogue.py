@@ -21,7 +21,7 @@ from emerdiff_probe.methods.references import Reference
 from emerdiff_probe.methods.supervised import LinearProbe, ProbeTraining, SupervisedUNet, UNetTraining
 from emerdiff_probe.methods.upsampling import Bilinear, Clustered, DenseCrf, Guided, Nearest
 from emerdiff_probe.methods.walking import RandomWalk
-from emerdiff_probe.reading.correspondence import Readout
+from emerdiff_probe.reading.readout import Readout
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig
 from emerdiff_probe.segmentation.presets import FAST
 

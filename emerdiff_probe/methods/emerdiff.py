@@ -10,7 +10,7 @@ import numpy as np
 from emerdiff_probe.methods.choices import resolve_for
 from emerdiff_probe.methods.interface import Counts, optional
 from emerdiff_probe.probe import ProbedImage
-from emerdiff_probe.reading.correspondence import Readout
+from emerdiff_probe.reading.readout import Readout
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig
 from emerdiff_probe.segmentation.presets import FAST
 from emerdiff_probe.segmentation.segment import segment_probed

@@ -17,7 +17,8 @@ from emerdiff_probe.methods.refinement import BilateralKernel, guided_filter, me
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.reading.features import one_hot_masks, upsampled
-from emerdiff_probe.segmentation.configuration import EmerDiffConfig, FeatureSettings, find_feature_sites
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig, find_feature_sites
+from emerdiff_probe.segmentation.settings import FeatureSettings
 
 
 @dataclass(frozen=True)

@@ -34,9 +34,10 @@ from emerdiff_probe.metrics.overlaps import covering, overlaps
 from emerdiff_probe.metrics.protocols import concept_embeddings, region_sums
 from emerdiff_probe.models.loading import load_model
 from emerdiff_probe.naming.vocabulary import Vocabulary
-from emerdiff_probe.segmentation.configuration import EmerDiffConfig, FeatureSettings, find_feature_sites
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig, find_feature_sites
 from emerdiff_probe.segmentation.presets import FAST
 from emerdiff_probe.segmentation.segment import segment
+from emerdiff_probe.segmentation.settings import FeatureSettings
 
 COMPARED = (EmerDiff(), Bilinear(), DiffCut(), RgbKMeans())
 EVERY = ("majority", "hungarian-per-image", "hungarian-per-dataset", "concept")

@@ -11,9 +11,10 @@ from emerdiff_probe.methods.catalogue import METHODS, TRAININGS, configured, fin
 from emerdiff_probe.methods.emerdiff import EmerDiff
 from emerdiff_probe.methods.references import Reference
 from emerdiff_probe.methods.upsampling import Bilinear
-from emerdiff_probe.reading.correspondence import Readout
-from emerdiff_probe.segmentation.configuration import EmerDiffConfig, FeatureSettings
+from emerdiff_probe.reading.readout import Readout
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig
 from emerdiff_probe.segmentation.presets import FAST
+from emerdiff_probe.segmentation.settings import FeatureSettings
 
 
 def data():

@@ -14,9 +14,7 @@ from emerdiff_probe.errors import InputError, InterventionError, TimestepError
 from emerdiff_probe.interventions import InjectAttention, Modulate
 from emerdiff_probe.reading import correspondence
 from emerdiff_probe.reading.correspondence import (
-    RUN_ALONE,
     Modulation,
-    Readout,
     assign,
     difference_map,
     difference_maps,
@@ -25,6 +23,7 @@ from emerdiff_probe.reading.correspondence import (
     smoothed,
     untangle,
 )
+from emerdiff_probe.reading.readout import RUN_ALONE, Readout
 from emerdiff_probe.sites import find_site
 from emerdiff_probe.trajectories.denoise import denoise
 

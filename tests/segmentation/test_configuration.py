@@ -8,18 +8,12 @@ import torch
 
 from emerdiff_probe.errors import InputError, SiteError
 from emerdiff_probe.models.loading import load_model
-from emerdiff_probe.reading.correspondence import Readout
 from emerdiff_probe.reading.features import combine
-from emerdiff_probe.segmentation.configuration import (
-    OPTIONS,
-    EmerDiffConfig,
-    FeatureSettings,
-    ModulationSettings,
-    find_feature_sites,
-    resolve_modulation,
-)
+from emerdiff_probe.reading.readout import Readout
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig, find_feature_sites, resolve_modulation
 from emerdiff_probe.segmentation.presets import FAST, POCKET, find_preset
 from emerdiff_probe.segmentation.segment import segment
+from emerdiff_probe.segmentation.settings import OPTIONS, FeatureSettings, ModulationSettings
 from emerdiff_probe.sites import find_site
 from tests import tiny
 
