@@ -1,22 +1,23 @@
 """Reading and editing the denoiser's tensors while it runs; the only file that touches torch hooks.
 
-A hook is registered inside `try` and removed in `finally`, so that the denoiser is bit-identical afterwards whatever
-was raised. The timestep of every batch row is read from the denoiser's own arguments, never counted.
+Hooks and processors carry the mark of the context that they belong to. They are registered inside `try`, and what
+carries the mark is removed in `finally`, so that the denoiser is bit-identical afterwards whatever was raised, also by
+an interrupt between two lines. The timestep of every batch row is read from the denoiser's arguments, never counted.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from emerdiff_probe.errors import InterventionError, ModelError, TimestepError
+from emerdiff_probe.errors import InputError, InterventionError, ModelError, TimestepError
 from emerdiff_probe.hooks.shared_attention import SharedAttention
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.sites import Site, list_sites
@@ -78,10 +79,34 @@ class Injection:
 
 @dataclass(frozen=True)
 class Capture:
-    """Record what one site holds, at some timesteps (at every one when None), for every batch row."""
+    """Record what one site holds, for every batch row.
+
+    Attributes:
+        site: where.
+        timesteps: when; at every timestep when None.
+        reduce: called as `reduce(activation, grid)` with the activation (row, cell, channel) of the rows of one
+            timestep; what it gives, (row, …), is kept in the activation's place.
+    """
 
     site: Site
     timesteps: frozenset[int] | None = None
+    reduce: Callable[[Tensor, tuple[int, int]], Tensor] | None = None
+
+    def kept(self, activation: Tensor, grid: tuple[int, int]) -> Tensor:
+        """What is kept of some rows.
+
+        Raises:
+            InputError: `reduce` gave anything but a tensor with a value for every row.
+        """
+        if self.reduce is None:
+            return activation
+        value = self.reduce(cells_first(activation), grid)
+        if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != len(activation):
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise InputError(
+                f"reduce at {self.site}: gave {shape} for {len(activation)} rows; accepted: a tensor (row, …)"
+            )
+        return value.detach()
 
 
 @dataclass
@@ -99,10 +124,11 @@ class _StopEarly(Exception):
 
 
 class _Pass:
-    """What the hooks share about the denoiser's pass that is under way."""
+    """What the hooks of one context share about the denoiser's pass that is under way; the mark that they carry."""
 
     timesteps: tuple[int, ...] = ()
     latent_size: tuple[int, int] = (0, 0)
+    live: bool = True
 
     def select(self, batch: int, rows: tuple[int, ...] | None, timesteps: frozenset[int] | None) -> list[int]:
         candidates = range(batch) if rows is None else rows
@@ -110,6 +136,37 @@ class _Pass:
 
     def reached(self, rows: Collection[int]) -> set[int]:
         return {self.timesteps[row] for row in rows}
+
+
+class _Hook:
+    """A hook of ours, marked by its context; it does nothing once that has ended."""
+
+    def __init__(self, owner: _Pass, call: Callable[..., Any]) -> None:
+        self.owner, self.call = owner, call
+
+    def __call__(self, *args: Any) -> Any:
+        return self.call(*args) if self.owner.live else None
+
+
+HOOKS = {
+    "_forward_hooks": ("_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    "_forward_pre_hooks": ("_forward_pre_hooks_with_kwargs",),
+}
+"""Where a module holds its hooks, and what it notes about them beside."""
+
+
+@contextmanager
+def keep_clean(model: ProbeModel) -> Iterator[None]:
+    """Whatever is raised inside, and wherever, no hook and no processor of ours that is set inside stays.
+
+    Around `attached`: an interrupt may also come while a context is entered or left, and then only one outside of it
+    can undo what it did.
+    """
+    before = set(_owners(model.denoiser))
+    try:
+        yield
+    finally:
+        _remove(model.denoiser, lambda owner: owner not in before)
 
 
 @contextmanager
@@ -152,25 +209,64 @@ def attached(
     apart: list[Edit | Capture] = [*(edit for edit in replaced if not edit.copies), *captures]
     last = max((capture.site for capture in captures), default=None) if stop_early else None
 
-    with ExitStack() as undo:
-        undo.callback(_read_pass(model, current).remove)
-        if equal_at is not None:
-            for path in _before_any(model, apart, equal_at):
-                _run_on_one_row(model.denoiser.get_submodule(path), current, frozenset({equal_at}), undo)
-        for path, timesteps in (first_row or {}).items():
-            _require_outside(path, timesteps, apart)
-            _run_on_one_row(model.denoiser.get_submodule(path), current, timesteps, undo)
-        for site, tap in taps.items():
-            undo.callback(tap.register(model.denoiser, stop=site == last).remove)
-        for order, injection in enumerate(injections, start=len(replaced)):
-            undo.enter_context(_shared(model.denoiser, injection, order, current, fired, taps))
+    _remove(model.denoiser, lambda owner: not owner.live)  # what two interrupts left behind
+    try:
         try:
+            _read_pass(model, current)
+            if equal_at is not None:
+                for path in _before_any(model, apart, equal_at):
+                    _run_on_one_row(model, path, current, frozenset({equal_at}))
+            for path, timesteps in (first_row or {}).items():
+                _require_outside(path, timesteps, apart)
+                _run_on_one_row(model, path, current, timesteps)
+            for site, tap in taps.items():
+                tap.register(model.denoiser, stop=site == last)
+            for order, injection in enumerate(injections, start=len(replaced)):
+                _share(model.denoiser, injection, order, current, fired, taps)
             yield record
         except _StopEarly as stop:
             if stop.args[0] is not current:  # it ends a run around this one
                 raise
+        finally:
+            _end(model.denoiser, current)
+    finally:
+        _end(model.denoiser, current)  # once more, as an interrupt may have hit the line above
     _require_fired(changes, fired)
     _require_seen(captures, record)
+
+
+def cells_first(activation: Tensor) -> Tensor:
+    """An activation as (row, cell, channel), of a convolution's (row, channel, height, width) too."""
+    if activation.ndim == 4:
+        return rearrange(activation, "row channel h w -> row (h w) channel")
+    return activation
+
+
+def _end(denoiser: nn.Module, owner: _Pass) -> None:
+    owner.live = False
+    _remove(denoiser, lambda other: other is owner)
+
+
+def _remove(denoiser: nn.Module, is_over: Callable[[_Pass], bool]) -> None:
+    """Take out the hooks and processors of those contexts that are over."""
+    for module in denoiser.modules():
+        for name, notes in HOOKS.items():
+            hooks = getattr(module, name)
+            for key in [key for key, hook in hooks.items() if isinstance(hook, _Hook) and is_over(hook.owner)]:
+                for note in notes:
+                    getattr(module, note).pop(key, None)
+                hooks.pop(key, None)  # last, so that one interrupted here is found again
+        processor = vars(module).get("processor")
+        if isinstance(processor, SharedAttention) and is_over(processor.owner):
+            vars(module)["processor"] = processor.plain
+
+
+def _owners(denoiser: nn.Module) -> Iterator[_Pass]:
+    for module in denoiser.modules():
+        for name in HOOKS:
+            yield from (hook.owner for hook in getattr(module, name).values() if isinstance(hook, _Hook))
+        if isinstance(processor := vars(module).get("processor"), SharedAttention):
+            yield processor.owner
 
 
 def _divide(
@@ -201,18 +297,19 @@ def _is_plain(model: ProbeModel, site: Site) -> bool:
     return SharedAttention.serves(model.denoiser.get_submodule(site.attention))
 
 
-@contextmanager
-def _shared(
+def _share(
     denoiser: nn.Module,
     injection: Injection,
     order: int,
     current: _Pass,
     fired: dict[int, set[int]],
     tapped: Collection[Site],
-) -> Iterator[None]:
+) -> None:
     """Carry out an injection by a processor in the layer's own place."""
 
     def sources(batch: int) -> list[int]:
+        if not current.live:
+            return list(range(batch))
         rows = set(current.select(batch, tuple(injection.sources), injection.timesteps))
         fired[order] |= current.reached(rows)
         if batch < len(current.timesteps):  # the one row that stands for equal rows
@@ -222,12 +319,7 @@ def _shared(
     path = injection.site.attention
     attention: Any = denoiser.get_submodule(path)
     whole = not any(site.layer == path and site.part in {"value", "heads"} for site in tapped)
-    plain = attention.processor
-    attention.processor = SharedAttention(plain, sources, whole=whole)
-    try:
-        yield
-    finally:
-        attention.processor = plain
+    attention.processor = SharedAttention(attention.processor, sources, whole=whole, owner=current)
 
 
 def _before_any(model: ProbeModel, taps: Sequence[Edit | Capture], timestep: int) -> list[str]:
@@ -245,22 +337,31 @@ def _before_any(model: ProbeModel, taps: Sequence[Edit | Capture], timestep: int
     return [path for path in early if not any(path.startswith(f"{outer}.") for outer in early)]
 
 
-def _run_on_one_row(module: nn.Module, current: _Pass, timesteps: frozenset[int], undo: ExitStack) -> None:
+def _run_on_one_row(model: ProbeModel, path: str, current: _Pass, timesteps: frozenset[int]) -> None:
     """Let a module run on the first row at these timesteps, and give its result for all of them."""
+    module = model.denoiser.get_submodule(path)
+    written = _is_written_in_place(model.denoiser)
 
     def alone() -> bool:
         return timesteps.issuperset(current.timesteps)
+
+    def spread(row: Tensor) -> Tensor:
+        rows = row.expand(len(current.timesteps), *row.shape[1:])
+        return rows.clone(memory_format=torch.contiguous_format) if written else rows
 
     def on_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         return _each_tensor((args, kwargs), lambda rows: rows[:1]) if alone() else None
 
     def on_output(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
-        if not alone():
-            return None
-        return _each_tensor(output, lambda row: row.expand(len(current.timesteps), *row.shape[1:]))
+        return _each_tensor(output, spread) if alone() else None
 
-    undo.callback(module.register_forward_pre_hook(on_input, with_kwargs=True).remove)
-    undo.callback(module.register_forward_hook(on_output).remove)
+    module.register_forward_pre_hook(_Hook(current, on_input), with_kwargs=True)
+    module.register_forward_hook(_Hook(current, on_output))
+
+
+def _is_written_in_place(denoiser: nn.Module) -> bool:
+    """Whether FreeU is on, which writes into what the block before gave."""
+    return any(getattr(block, "b1", None) is not None for block in getattr(denoiser, "up_blocks", ()))
 
 
 def _each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -281,7 +382,7 @@ class _Tap:
         self.edits: list[tuple[int, Edit]] = []
         self.captures: list[Capture] = []
 
-    def register(self, denoiser: nn.Module, *, stop: bool) -> RemovableHandle:
+    def register(self, denoiser: nn.Module, *, stop: bool) -> None:
         module = denoiser.get_submodule(self.site.path)
 
         def on_input(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -299,8 +400,9 @@ class _Tap:
             return (*output[:item], activation, *output[item + 1 :]) if several else activation
 
         if self.site.tap == "input":
-            return module.register_forward_pre_hook(on_input)
-        return module.register_forward_hook(on_output)
+            module.register_forward_pre_hook(_Hook(self.current, on_input))
+        else:
+            module.register_forward_hook(_Hook(self.current, on_output))
 
     def __call__(self, whole: Tensor) -> Tensor:
         grid = self.site.grid(*self.current.latent_size)
@@ -328,7 +430,8 @@ class _Tap:
             for row in rows:
                 by_timestep[self.current.timesteps[row]].append(row)
             for timestep, rows in by_timestep.items():
-                self.record.tensors[self.site, timestep].append(activation[rows].detach())
+                kept = capture.kept(activation[rows].detach(), grid)
+                self.record.tensors[self.site, timestep].append(kept)
         return activation
 
     def _shared(self, what: str) -> InterventionError:
@@ -351,11 +454,11 @@ def _replace_rows(activation: Tensor, rows: list[int], edit: Edit, grid: tuple[i
     return edited
 
 
-def _read_pass(model: ProbeModel, current: _Pass) -> RemovableHandle:
+def _read_pass(model: ProbeModel, current: _Pass) -> None:
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         current.timesteps, current.latent_size = model.read_pass(args, kwargs)
 
-    return model.denoiser.register_forward_pre_hook(before, with_kwargs=True)
+    model.denoiser.register_forward_pre_hook(_Hook(current, before), with_kwargs=True)
 
 
 def _require_hookable(model: ProbeModel, sites: Sequence[Site]) -> None:

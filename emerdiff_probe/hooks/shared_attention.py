@@ -25,10 +25,13 @@ class SharedAttention:
         sources: called with the batch size; gives for every row the row whose probabilities it takes.
         whole: rows of one source that attend to one and the same text may share all that the layer gives, as
             nothing reads or edits its values between.
+        owner: the context that put it in its place, whose mark it is.
     """
 
-    def __init__(self, plain: Callable[..., Tensor], sources: Callable[[int], list[int]], *, whole: bool) -> None:
-        self.plain, self.sources, self.whole = plain, sources, whole
+    def __init__(
+        self, plain: Callable[..., Tensor], sources: Callable[[int], list[int]], *, whole: bool, owner: Any = None
+    ) -> None:
+        self.plain, self.sources, self.whole, self.owner = plain, sources, whole, owner
 
     @staticmethod
     def serves(attention: Attention) -> bool:

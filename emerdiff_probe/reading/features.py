@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from emerdiff_probe.arrays import enlarge, number_in_order
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.hooks.attach import Capture, attached
+from emerdiff_probe.hooks.attach import Capture, attached, cells_first, keep_clean
 from emerdiff_probe.interventions import Intervention
 from emerdiff_probe.models.batching import rows_that_fit, run_in_batches
 from emerdiff_probe.models.probe_model import Conditioning, ProbeModel
@@ -26,6 +26,7 @@ from emerdiff_probe.trajectories.denoise import conditionings, denoiser_rows_tha
 from emerdiff_probe.trajectories.trajectory import Trajectory
 
 Upsampling = Literal["nearest", "bilinear"]
+Reduce = Callable[[Tensor, tuple[int, int]], Tensor]
 
 
 def capture(
@@ -35,6 +36,7 @@ def capture(
     timesteps: Sequence[int] = (1,),
     *,
     conditioning: Conditioning | None = None,
+    reduce: Reduce | None = None,
 ) -> Mapping[tuple[Site, int], Tensor]:
     """Features of a trajectory at sites and timesteps, in one batched pass that ends after the last site.
 
@@ -46,15 +48,18 @@ def capture(
         sites: where; any kind.
         timesteps: when; the trajectory must pass them.
         conditioning: what the denoiser is told, one row; the trajectory's prompt when None.
+        reduce: called as `reduce(activation, grid)` with the activation (row, cell, channel) of some rows, on the
+            model's device and in its precision; what it gives, (row, …), is kept in the place of whole activations.
 
     Returns:
-        For every (site, timestep): (batch, cell, channel) float32 on the CPU; keys and values of cross-attention
-        have tokens in the place of cells.
+        For every (site, timestep): (batch, cell, channel) on the CPU, or (batch, …) as reduced; numbers are float32.
+        Keys and values of cross-attention have tokens in the place of cells.
 
     Raises:
         TimestepError: a timestep that the trajectory does not pass.
-        InputError: no sites or no timesteps.
+        InputError: no sites or no timesteps, or a reduction that gives anything but a tensor with a value for each row.
     """
+    _require_callable(reduce)
     if not sites or not timesteps:
         raise InputError(f"{len(sites)} sites at {len(timesteps)} timesteps; accepted: one or more of each")
     sites, timesteps = list(dict.fromkeys(sites)), list(dict.fromkeys(timesteps))
@@ -66,9 +71,10 @@ def capture(
 
     def run(rows: Tensor) -> Tensor:
         reached = frozenset(asked[rows].tolist())
-        with attached(model, captures=[Capture(site, reached) for site in sites], stop_early=True) as record:
+        captures = [Capture(site, reached, reduce) for site in sites]
+        with keep_clean(model), attached(model, captures=captures, stop_early=True) as record:
             predict(model, latents[rows], exact[rows], told)
-        records.append({key: _cells_first(record[key]).cpu().float() for key in record.tensors})
+        records.append({key: _as_kept(record[key], reduce) for key in record.tensors})
         return rows
 
     held = sum(site.channels * math.prod(site.grid(*latents.shape[-2:])) for site in sites) * model.dtype.itemsize
@@ -89,6 +95,7 @@ def capture_replayed(
     timesteps: Sequence[int] | None = None,
     *,
     steps: int | None = None,
+    reduce: Reduce | None = None,
     progress: bool = False,
 ) -> Mapping[tuple[Site, int], Tensor]:
     """What interventions do to features further on: those of a trajectory replayed under every variant.
@@ -100,21 +107,23 @@ def capture_replayed(
         sites: where; any kind.
         timesteps: when; every one that is run when None.
         steps: stop after so many; replay to the end when None.
+        reduce: as in `capture`.
         progress: show a progress bar over denoiser passes.
 
     Returns:
-        For every (site, timestep): (variant, cell, channel) float32 on the CPU, as by `capture`.
+        For every (site, timestep): (variant, cell, channel) float32 on the CPU, or as reduced, as by `capture`.
 
     Raises:
-        InputError: no sites; and what `denoise` raises.
+        InputError: no sites, or a bad reduction; and what `denoise` raises.
         TimestepError: a timestep that is not run.
     """
+    _require_callable(reduce)
     if not sites:
         raise InputError("no sites; accepted: one or more")
     when = None if timesteps is None else frozenset(timesteps)
-    captures = [Capture(site, when) for site in dict.fromkeys(sites)]
+    captures = [Capture(site, when, reduce) for site in dict.fromkeys(sites)]
     _, record = replay(model, trajectory, variants, captures, steps=steps, progress=progress)
-    return {key: _cells_first(activation).float() for key, activation in record.items()}
+    return {key: _as_kept(activation, reduce) for key, activation in record.items()}
 
 
 def finest_grid(sites: Sequence[Site], latent_height: int, latent_width: int) -> tuple[int, int]:
@@ -146,10 +155,14 @@ def combine(*features: tuple[Tensor, tuple[int, int]]) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
-def _cells_first(activation: Tensor) -> Tensor:
-    if activation.ndim == 4:
-        return rearrange(activation, "batch channel h w -> batch (h w) channel")
-    return activation
+def _as_kept(activation: Tensor, reduce: Reduce | None) -> Tensor:
+    kept = (cells_first(activation) if reduce is None else activation).cpu()
+    return kept.float() if kept.is_floating_point() else kept
+
+
+def _require_callable(reduce: object) -> None:
+    if reduce is not None and not callable(reduce):
+        raise InputError(f"reduce {reduce!r}; accepted: a function of an activation and a grid, or None")
 
 
 def cluster(features: Tensor, clusters: int, grid: tuple[int, int], *, seed: int = 0) -> np.ndarray:

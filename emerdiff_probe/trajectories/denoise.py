@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.hooks.attach import Capture, Edit, Injection, attached
+from emerdiff_probe.hooks.attach import Capture, Edit, Injection, attached, keep_clean
 from emerdiff_probe.interventions import Intervention
 from emerdiff_probe.models.batching import rows_that_fit, run_in_batches
 from emerdiff_probe.models.probe_model import Conditioning, ProbeModel
@@ -182,7 +182,10 @@ def _replay(
     halves = 1 if free is None else 2
     edits = list(_edits(model, changed, batch, halves))
     equal_at = trajectory.timesteps[0] if free is None and model.equal_rows else None
-    with attached(model, edits=edits, captures=captures, equal_at=equal_at, first_row=first_row) as record:
+    with (
+        keep_clean(model),
+        attached(model, edits=edits, captures=captures, equal_at=equal_at, first_row=first_row) as record,
+    ):
         for step, timestep in enumerate(trajectory.timesteps, start=1):
             told_time = schedule.exact(timestep)
             prediction = predict(
