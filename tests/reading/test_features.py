@@ -196,3 +196,44 @@ def test_replayed_features_need_a_site_and_timesteps_that_are_run(model, traject
         capture_replayed(model, trajectory, [[]], [])
     with pytest.raises(TimestepError, match="never run at timestep 101"):
         capture_replayed(model, trajectory, [[]], [site], [301, 101], steps=2)
+
+
+def test_a_reduction_is_kept_in_the_place_of_whole_activations(model, trajectory):
+    """The same as of the whole activations afterwards; convolutions' too are given cell by cell."""
+    sites = [find_site(model, name) for name in ("up8.cross0.query", "up16.resnet0.output")]
+    whole = capture(model, trajectory, sites, [1, 101])
+    grids = []
+
+    def reduce(activation, grid):
+        assert not activation.requires_grad
+        grids.append((grid, activation.shape[1]))
+        return activation.square().mean(1)
+
+    reduced = capture(model, trajectory, sites, [1, 101], reduce=reduce)
+    assert set(grids) == {((8, 8), 64), ((16, 16), 256)}
+    for key, activation in whole.items():
+        assert reduced[key].shape == (1, activation.shape[2])
+        assert torch.allclose(reduced[key], activation.square().mean(1), atol=1e-5)
+    lit = capture(model, trajectory, sites[:1], [1], reduce=lambda activation, grid: activation.argmax(2))
+    assert torch.equal(lit[sites[0], 1], whole[sites[0], 1].argmax(2))
+
+
+def test_a_reduction_of_a_replay_sees_every_variant(model, trajectory):
+    site = find_site(model, "up8.cross0.query")
+    late = find_site(model, "up16.cross0.query")
+    variants = [[], [Scale(site, 0.0)]]
+    whole = capture_replayed(model, trajectory, variants, [late])
+    reduced = capture_replayed(model, trajectory, variants, [late], reduce=lambda held, grid: held.mean((1, 2)))
+    assert set(reduced) == set(whole)
+    for key, activation in whole.items():
+        assert torch.allclose(reduced[key], activation.mean((1, 2)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "reduce", [3, "mean", lambda held, grid: held.sum(), lambda *_: None, lambda held, grid: held[:0]]
+)
+def test_a_reduction_that_keeps_no_value_for_each_row_is_refused(model, trajectory, reduce):
+    site = find_site(model, "up8.cross0.query")
+    with pytest.raises(InputError, match=r"reduce .*accepted: a (tensor \(row, …\)|function)"):
+        capture(model, trajectory, [site], [1], reduce=reduce)
+    assert tiny.hooks_of(model.denoiser) == []

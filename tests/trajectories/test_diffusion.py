@@ -372,3 +372,21 @@ def test_guidance_is_the_extrapolation_from_the_empty_prompt(model, latents):
 def test_another_prompt_in_the_trajectory_ends_elsewhere(model, trajectory):
     told = replace(trajectory, prompt="red car")
     assert (denoise(model, told, [[]]) - trajectory.final).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("levels", [0, 1, 2])
+def test_rows_that_share_a_level_or_enter_equal_may_do_so_under_freeu(latents, site, levels, monkeypatch):
+    """FreeU writes into what the block before gave, where one row stands for all."""
+    pipeline = tiny.pocket()
+    pipeline.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    freed = load_model(pipeline, device="cpu")
+    trajectory = invert(freed, latents, start=301, steps=10)
+    mask = torch.zeros(8, 8)
+    mask[:4] = 1
+    variants = [[Modulate(site, mask, 20.0, (301,)), InjectAttention()], []]
+    changed, unchanged = denoise(freed, trajectory, variants, shared_levels=levels)
+    assert torch.allclose(unchanged, trajectory.final[0], atol=1e-4)
+    assert (changed - unchanged).abs().max() > 1e-3
+    if levels == 0:
+        monkeypatch.setattr(type(freed), "equal_rows", False)
+        assert torch.allclose(denoise(freed, trajectory, variants)[0], changed, atol=1e-4)
