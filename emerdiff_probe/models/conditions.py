@@ -84,6 +84,23 @@ def find_sample_size(denoiser: Mapping[str, Any], name: str) -> int:
     return int(sides[0])
 
 
+def require_own_latents(denoiser: Mapping[str, Any], autoencoder: Mapping[str, Any], name: str) -> None:
+    """Refuse a denoiser that takes more than latents, or other ones than its autoencoder's.
+
+    Args:
+        denoiser, autoencoder: their configurations.
+        name: of the model, for messages.
+
+    Raises:
+        ModelError: both numbers of channels.
+    """
+    if denoiser.get("in_channels") != autoencoder.get("latent_channels"):
+        raise ModelError(
+            f"{name}: the denoiser takes {denoiser.get('in_channels')} channels, as for inpainting, depth or upscaling;"
+            f" accepted: the {autoencoder.get('latent_channels')} of its autoencoder's latents"
+        )
+
+
 def require_fitting_parts(pipeline: Any, name: str) -> None:
     """Refuse a U-Net pipeline in which one part does not give what the next one takes.
 
@@ -142,7 +159,7 @@ def require_fitting_parts(pipeline: Any, name: str) -> None:
 def _require_fitting_tokenizer(tokenizer: Any, encoder: Any, name: str) -> None:
     words, known = len(tokenizer), int(encoder.vocab_size)
     longest, places = tokenizer.model_max_length, int(encoder.max_position_embeddings)
-    if words > known or not 3 <= longest <= places:
+    if words > known or not isinstance(longest, int) or not 3 <= longest <= places:
         raise ModelError(
             f"{name}: a tokenizer of {words} tokens, texts of up to {longest}, for a text encoder of {known} tokens, "
             f"up to {places}; accepted: a tokenizer with no more of either"

@@ -17,7 +17,7 @@ from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from emerdiff_probe.errors import ModelError
-from emerdiff_probe.models.conditions import UNUSED, require_known_conditions
+from emerdiff_probe.models.conditions import UNUSED, require_known_conditions, require_own_latents
 from emerdiff_probe.models.noise_schedule import make_ddim
 from emerdiff_probe.models.weights import (
     choose_variant,
@@ -138,6 +138,8 @@ def load_folder(folder: Path, dtype: torch.dtype, variant: str | None = None) ->
         present = {**index.components, **dict.fromkeys(index.unused, True)}
         require_known_conditions(empty["unet"].config, present, index.settings, str(folder))
         make_ddim(loaded["scheduler"], str(folder))
+        if isinstance(empty.get("vae"), diffusers.AutoencoderKL):
+            require_own_latents(empty["unet"].config, empty["vae"].config, str(folder))
     optional = {*index.pipeline._optional_components, *UNUSED}
     for name, kind in index.components.items():
         if kind is None and name not in optional:
@@ -151,7 +153,7 @@ def load_folder(folder: Path, dtype: torch.dtype, variant: str | None = None) ->
 
 
 @contextmanager
-def named_errors(where: Path) -> Iterator[None]:
+def named_errors(where: Path, accepted: str = "what diffusers' save_pretrained wrote") -> Iterator[None]:
     """Whatever a library raises while it reads a file of a stranger becomes a ModelError that names the file."""
     try:
         yield
@@ -159,9 +161,7 @@ def named_errors(where: Path) -> Iterator[None]:
         raise
     except Exception as error:  # the libraries check little: AttributeError, IndexError, ImportError, …
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise ModelError(
-            f"{where}: cannot be loaded ({reason}); accepted: what diffusers' save_pretrained wrote"
-        ) from error
+        raise ModelError(f"{where}: cannot be loaded ({reason}); accepted: {accepted}") from error
 
 
 def _names(folder: Path) -> list[str]:

@@ -25,6 +25,7 @@ from emerdiff_probe.models.families import wrap
 from emerdiff_probe.models.folders import load_folder
 from emerdiff_probe.models.hub import fetch_folder
 from emerdiff_probe.models.probe_model import COMPONENTS, MAX_DECODES, ProbeModel
+from emerdiff_probe.models.single_file import load_single_file
 from emerdiff_probe.models.weights import PICKLE_SUFFIXES, require_finite
 
 POCKET_FOLDER = Path(__file__).parents[1] / "pocket" / "weights"
@@ -43,9 +44,9 @@ def load_model(
 
     Args:
         source: "pocket" (ships with the package), a hub id such as "CompVis/stable-diffusion-v1-4" or
-            "id@revision", a local diffusers folder, or a pipeline that is already built. A pipeline stays as it is: the
-            model gets networks of its own, in the memory of the pipeline's weights where device, precision and order
-            agree. Load it again after changing it.
+            "id@revision", a local diffusers folder, a single-file checkpoint of Stable Diffusion (`.safetensors`), or
+            a pipeline that is already built. A pipeline stays as it is: the model gets networks of its own, in the
+            memory of the pipeline's weights where device, precision and order agree. Load it again after changing it.
         device: defaults to a given pipeline's own, else to CUDA, then MPS, then CPU, whichever is there.
         dtype: float32, float16 or bfloat16; defaults to a given pipeline's own, else to float16 on CUDA and float32
             elsewhere. An autoencoder that asks for it (Stable Diffusion XL's) runs in float32.
@@ -70,7 +71,7 @@ def load_model(
         precision = _precision(dtype, place)
         name = str(source)
         with quiet_loading():
-            pipeline = load_folder(find_folder(name, revision, variant), precision, variant)
+            pipeline = _load_pipeline(name, precision, variant, revision)
         _require_served(pipeline, name)
     require_finite({part: getattr(pipeline, part, None) for part in COMPONENTS}, name)
     model = wrap(pipeline, name)
@@ -150,6 +151,17 @@ def _precision(dtype: torch.dtype | str | None, device: torch.device) -> torch.d
     if dtype in accepted.values():
         return dtype  # type: ignore[return-value]
     raise InputError(f"precision {dtype!r}; accepted: {', '.join(accepted)}")
+
+
+def _load_pipeline(name: str, dtype: torch.dtype, variant: str | None, revision: str | None) -> DiffusionPipeline:
+    file = Path(name).expanduser()
+    if name == "pocket" or file.suffix.lower() != ".safetensors" or not file.is_file():
+        return load_folder(find_folder(name, revision, variant), dtype, variant)
+    if variant is not None or revision is not None:
+        raise InputError(
+            f"variant {variant!r}, revision {revision!r} of the file {file}; accepted: None, it is one file"
+        )
+    return load_single_file(file, dtype)
 
 
 def find_folder(name: str, revision: str | None, variant: str | None, pocket: Path = POCKET_FOLDER) -> Path:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from emerdiff_probe.errors import ModelError
 from emerdiff_probe.models.addresses import Address, Kind, Part, Stage
 from emerdiff_probe.models.autoencoders import accepted_autoencoders
-from emerdiff_probe.models.conditions import find_sample_size
+from emerdiff_probe.models.conditions import find_sample_size, require_own_latents
 from emerdiff_probe.models.noise_schedule import make_ddim
 from emerdiff_probe.models.probe_model import Conditioning, Pass, ProbeModel
 from emerdiff_probe.models.schedules import DiffusionSchedule
@@ -38,11 +38,7 @@ class UNetModel(ProbeModel):
         super().__init__(pipeline, name)
         if self.autoencoder is None:
             raise ModelError(f"{name}: the autoencoder is NoneType; accepted: {accepted_autoencoders()}")
-        if self.denoiser.config.in_channels != self.autoencoder.config.latent_channels:
-            raise ModelError(
-                f"{name}: the denoiser takes {self.denoiser.config.in_channels} channels, as for inpainting, depth or "
-                f"upscaling; accepted: the {self.autoencoder.config.latent_channels} of its autoencoder's latents"
-            )
+        require_own_latents(self.denoiser.config, self.autoencoder.config, name)
         self.scheduler = make_ddim(pipeline.scheduler, name)
 
     @property
