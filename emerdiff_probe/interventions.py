@@ -13,13 +13,11 @@ from torch import Tensor
 
 from emerdiff_probe.errors import InterventionError, SiteError
 from emerdiff_probe.hooks.attach import Edit, Injection
+from emerdiff_probe.models.addresses import ATTENTION_KINDS, AttentionKind
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.sites import Site, list_sites
 
 Placement = Literal["after", "before"]
-AttentionKind = Literal["self", "cross", "joint"]
-ATTENTION_KINDS: tuple[AttentionKind, ...] = ("self", "cross", "joint")
-"""Kinds of attention layers that have probabilities."""
 
 MaskLike = Tensor | np.ndarray
 

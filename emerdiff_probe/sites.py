@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import html
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from emerdiff_probe.checks import is_integer
 from emerdiff_probe.errors import InputError, SiteError
 from emerdiff_probe.models.addresses import ATTENTION, KINDS, PARTS, STAGES, Kind, Part, Stage, Tokens
 from emerdiff_probe.models.probe_model import ProbeModel
@@ -87,6 +89,11 @@ class SiteTable(tuple[Site, ...]):
     """A tuple of sites that shows itself as a table, as text and in a notebook."""
 
     HEADER = ("name", "stage", "grid", "kind", "part", "nth", "channels", "module path")
+    FIELDS = ("name", "stage", "resolution", "kind", "part", "nth", "channels", "scale", "path", "tap", "tokens")
+
+    def records(self) -> list[dict[str, str | int]]:
+        """One dictionary of `FIELDS` a site, as JSON and CSV hold it."""
+        return [{field: getattr(site, field) for field in self.FIELDS} for site in self]
 
     def rows(self) -> list[tuple[str, ...]]:
         """One row of text a site, under `HEADER`."""
@@ -137,13 +144,25 @@ def list_sites(
         SiteError: the denoiser has no layer of a known kind at all, so that a library release must have changed.
     """
     wanted = {"stage": stage, "resolution": resolution, "kind": kind, "part": part, "nth": nth}
-    for key, accepted in (("stage", STAGES), ("kind", KINDS), ("part", PARTS)):
-        if wanted[key] is not None and wanted[key] not in accepted:
-            raise InputError(f"{key} {wanted[key]!r}; accepted: {', '.join(accepted)}")
+    check_properties(**wanted)
     sites = _all_sites(model)
     return SiteTable(
         site for site in sites if all(value is None or getattr(site, key) == value for key, value in wanted.items())
     )
+
+
+def check_properties(**wanted: object) -> None:
+    """Refuse properties that no site of any model has.
+
+    Raises:
+        InputError: a stage, kind or part that does not exist, or a resolution or number that is none.
+    """
+    accepted: Mapping[str, Sequence[str]] = {"stage": STAGES, "kind": KINDS, "part": PARTS}
+    for key, value in wanted.items():
+        if value is not None and key in accepted and value not in accepted[key]:
+            raise InputError(f"{key} {value!r}; accepted: {', '.join(accepted[key])}")
+        if value is not None and key not in accepted and not is_integer(value, 0):
+            raise InputError(f"{key} {value!r}; accepted: an integer, 0 or more")
 
 
 def find_site(
@@ -191,6 +210,32 @@ def coarsest_blocks(model: ProbeModel, levels: int) -> tuple[str, ...]:
     if not 0 <= levels < model.levels:
         raise InputError(f"{levels} coarsest levels of {model.name}; accepted: 0 to {model.levels - 1}")
     return model.coarsest_blocks(levels)
+
+
+def default_sites(model: ProbeModel) -> tuple[Site, Site]:
+    """Where to read features and where to modulate in a model that nobody has measured; a rule, not a finding.
+
+    In a transformer the attention layer in the middle of its depth: its image's queries, and its image's output. Not
+    cross-attention, as what is added to all channels of its output is lost in the norms that read it where no gate
+    stands between (PixArt). In a U-Net the first and the last attention layer of the upward block whose grid is nearest
+    to a quarter of the latents' (the paper's), cross-attention before self-attention; of the whole denoiser where it
+    has none upwards.
+
+    Returns:
+        The site whose features are clustered, and the output that is modulated.
+    """
+    layers = [site for site in list_sites(model, part="output") if site.kind in ATTENTION]
+    if {site.stage for site in layers} & {"double", "single"}:
+        image = [site for site in layers if site.kind != "cross"]
+        first = last = image[len(image) // 2]
+    else:
+        near = [site for site in layers if site.stage == "up"] or layers
+        distance = {site: abs(math.log(4 * site.resolution / model.latent_side)) for site in near}
+        near = [site for site in near if distance[site] == min(distance.values())]
+        crossed = [site for site in near if site.kind == "cross"] or near
+        first, last = crossed[0], crossed[-1]
+    query = next(site for site in list_sites(model, part="query") if site.layer == first.layer)
+    return query, last
 
 
 def _near(model: ProbeModel, name: str | None, given: Mapping[str, object]) -> list[str]:

@@ -34,6 +34,9 @@ PARTS: tuple[Part, ...] = (
     "text_heads",
     "text_output",
 )
+AttentionKind = Literal["self", "cross", "joint"]
+ATTENTION_KINDS: tuple[AttentionKind, ...] = ("self", "cross", "joint")
+"""Kinds of attention layers that have probabilities."""
 ATTENTION: frozenset[Kind] = frozenset({"self", "cross", "joint", "linear"})
 """Kinds that are attention layers."""
 

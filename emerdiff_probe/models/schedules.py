@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from fractions import Fraction
 from functools import cached_property
@@ -41,6 +42,10 @@ class Schedule(ABC):
     @abstractmethod
     def add_noise(self, latents: Tensor, noise: Tensor, timestep: int) -> Tensor:
         """The noisy latents x_t that follow from clean ones and noise, both (batch, channel, height, width)."""
+
+    @abstractmethod
+    def noise_to_signal(self, timestep: int) -> float:
+        """Standard deviation of the noise in x_t where that of x_0 is 1: what makes schedules comparable."""
 
     @abstractmethod
     def step(
@@ -102,6 +107,11 @@ class DiffusionSchedule(Schedule):
     def add_noise(self, latents: Tensor, noise: Tensor, timestep: int) -> Tensor:
         """As in `Schedule`."""
         return self._scheduler.add_noise(latents, noise, torch.tensor([timestep]))
+
+    def noise_to_signal(self, timestep: int) -> float:
+        """As in `Schedule`."""
+        alpha = float(self._scheduler.alphas_cumprod[timestep])
+        return math.sqrt((1 - alpha) / alpha) if alpha else math.inf
 
     def step(
         self,
@@ -182,6 +192,11 @@ class FlowSchedule(Schedule):
         """As in `Schedule`."""
         sigma = self._sigmas[timestep]
         return (1 - sigma) * latents + sigma * noise
+
+    def noise_to_signal(self, timestep: int) -> float:
+        """As in `Schedule`."""
+        sigma = self._sigmas[timestep]
+        return sigma / (1 - sigma) if sigma < 1 else math.inf
 
     def step(
         self,

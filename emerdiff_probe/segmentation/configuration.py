@@ -59,8 +59,9 @@ class EmerDiffConfig(Settings):
 
     @classmethod
     def fast(cls, model: ProbeModel, **options: Any) -> Self:
-        """The settings of `for_model` with the approximations of `FAST`, under these options."""
-        approximations = {} if "readout" in options else FAST
+        """The settings of `for_model` with the approximations of `FAST` that it can take, under these options."""
+        coarse = {"shared_levels": min(FAST["shared_levels"], model.levels - 1)}
+        approximations = {} if "readout" in options else {**FAST, **coarse}
         return cls.for_model(model, **{**approximations, **options})
 
     @classmethod

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from emerdiff_probe.models.addresses import ATTENTION_KINDS
 from emerdiff_probe.models.probe_model import ProbeModel
+from emerdiff_probe.sites import default_sites, list_sites
 
 DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {
@@ -52,6 +55,8 @@ POCKET: Mapping[str, Any] = MappingProxyType(
     }
 )
 """What was measured to be best for the pocket model."""
+PAPER_NOISE: Mapping[int, float] = MappingProxyType({1: 0.0413, 281: 0.7789})
+"""Noise to signal of Stable Diffusion v1.4 at the paper's timesteps."""
 
 
 def paper_preset(model: ProbeModel) -> dict[str, Any]:
@@ -60,9 +65,34 @@ def paper_preset(model: ProbeModel) -> dict[str, Any]:
 
 
 def find_preset(model: ProbeModel) -> dict[str, Any]:
-    """The best known settings for a model: the paper's, or for the pocket model its measured ones."""
+    """The best known settings for a model: the paper's, the measured ones of the pocket model, else a rule's."""
+    if model.family not in DIVISORS:
+        return {**DEFAULTS, **_settings_by_rule(model)}
     measured = POCKET if model.family == "pocket" else {}
     return {**DEFAULTS, **_named(model, {**LAYERS, **measured})}
+
+
+def _settings_by_rule(model: ProbeModel) -> dict[str, Any]:
+    """Settings for a family that nobody has measured: `study layers` and `study modulate_at` find better ones.
+
+    Sites by `default_sites`, every kind of attention that has probabilities, and those timesteps of the model's own
+    grid at which there is as much noise as at the paper's.
+    """
+    feature_site, layer = default_sites(model)
+    kinds = {site.kind for site in list_sites(model, part="query")}
+    schedule = model.schedule(DEFAULTS["steps"])
+
+    def as_noisy_as(timestep: int) -> int:
+        wanted = math.log(PAPER_NOISE[timestep])
+        return min(schedule.timesteps, key=lambda other: abs(math.log(schedule.noise_to_signal(other)) - wanted))
+
+    return {
+        "feature_sites": feature_site.name,
+        "layer": layer.name,
+        "feature_timesteps": tuple(map(as_noisy_as, DEFAULTS["feature_timesteps"])),
+        "modulate_at": as_noisy_as(DEFAULTS["modulate_at"]),
+        "injection": tuple(kind for kind in ATTENTION_KINDS if kind in kinds),
+    }
 
 
 def _named(model: ProbeModel, settings: Mapping[str, Any]) -> dict[str, Any]:

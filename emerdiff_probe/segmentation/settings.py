@@ -15,10 +15,11 @@ import numpy as np
 
 from emerdiff_probe.checks import is_integer, is_one_of
 from emerdiff_probe.errors import InputError
+from emerdiff_probe.models.addresses import ATTENTION_KINDS, AttentionKind
 from emerdiff_probe.reading.readout import Readout
 
 if TYPE_CHECKING:
-    from emerdiff_probe.interventions import AttentionKind, Placement
+    from emerdiff_probe.interventions import Placement
     from emerdiff_probe.trajectories.inversion import InversionMethod
 
 OPEN: Any = None
@@ -71,7 +72,8 @@ class ModulationSettings:
         modulate_at: the paper's t_m; the inversion starts there.
         strength: the paper's lambda, above 0.
         placement: offset "after" or "before" the layer's output projection.
-        injection: kinds of attention layers whose attention is injected, "self" and "cross"; empty for none.
+        injection: kinds of attention layers whose attention is injected, of "self", "cross" and "joint"; empty for
+            none.
 
     Raises:
         InputError: a value out of range.
@@ -89,7 +91,7 @@ class ModulationSettings:
         listed = (
             isinstance(kinds, Collection)
             and not isinstance(kinds, str)
-            and all(is_one_of(kind, ("self", "cross")) for kind in kinds)
+            and all(is_one_of(kind, ATTENTION_KINDS) for kind in kinds)
         )
         if listed:
             object.__setattr__(self, "injection", tuple(kinds))
@@ -101,7 +103,7 @@ class ModulationSettings:
                 ("modulate_at", is_integer(self.modulate_at, 0), "an integer, 0 or more"),
                 ("strength", _is_finite(self.strength) and self.strength > 0, "a finite number above 0"),
                 ("placement", is_one_of(self.placement, ("after", "before")), "'after', 'before'"),
-                ("injection", listed, "any of 'self', 'cross', or () for none"),
+                ("injection", listed, "any of 'self', 'cross', 'joint', or () for none"),
             ],
         )
 

@@ -19,7 +19,7 @@ from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.reading.correspondence import assign
 from emerdiff_probe.reading.features import upsampled
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig, find_feature_sites, resolve_modulation
-from emerdiff_probe.sites import Site, list_sites
+from emerdiff_probe.sites import Site, find_site, list_sites
 from emerdiff_probe.studies.run import WorldScenes
 from emerdiff_probe.studies.study import (
     Axis,
@@ -41,8 +41,8 @@ EMERDIFF = Measure("majority mIoU of EmerDiff", "%", "confusion", True)
 
 
 def cell_sites(model: ProbeModel) -> list[Site]:
-    """All sites that hold cells; keys and values of cross-attention hold tokens."""
-    return [site for site in list_sites(model) if not (site.kind == "cross" and site.part in {"key", "value"})]
+    """All sites that hold cells, not the tokens of a text."""
+    return [site for site in list_sites(model) if site.holds_cells]
 
 
 def by_cell(image: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
@@ -66,7 +66,7 @@ def layers(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) ->
     grid = model.schedule(config.inversion.steps).timesteps
     sites = cell_sites(model)
     if quick:
-        near = [site for site in sites if site.kind in {"self", "cross"} and site.part in {"query", "output"}]
+        near = [site for site in sites if site.layer and site.part in {"query", "output"}]
         sites = [site for site in near if site.stage == "up"] or near
     timesteps = on_grid(grid, config.features.timesteps if quick else (1, 101, 281, 481))
     by_name = {site.name: site for site in sites}
@@ -204,13 +204,13 @@ def clusters(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) 
 
 
 def feature_layer(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) -> Study:
-    """Table 5: which of the probed block's three cross-attention layers is clustered."""
-    resolution = probed_resolution(config)
+    """Table 5: which of the probed block's attention layers is clustered, of the kind that is modulated."""
+    layer = find_site(model, config.modulation.layer)
     parts: tuple[Part, ...] = ("query",) if quick else ("query", "heads", "output")
     values = tuple(
         site.name
         for part in parts
-        for site in list_sites(model, stage="up", resolution=resolution, kind="cross", part=part)
+        for site in list_sites(model, stage=layer.stage, resolution=layer.resolution, kind=layer.kind, part=part)
     )
     first, *others = (name for name in values if name.endswith("query"))
     claims = [

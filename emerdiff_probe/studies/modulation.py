@@ -13,13 +13,14 @@ from torch import Tensor
 
 from emerdiff_probe.interventions import InjectAttention, attention_part
 from emerdiff_probe.metrics.overlaps import boundary_f, majority_confusion
+from emerdiff_probe.models.addresses import ATTENTION_KINDS
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.pocket.world import PART_NAMES, Scene
 from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.reading.correspondence import Modulation, assign, difference_map, modulated_images
 from emerdiff_probe.reading.features import capture
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig, find_feature_sites, resolve_modulation
-from emerdiff_probe.sites import list_sites
+from emerdiff_probe.sites import find_site, list_sites
 from emerdiff_probe.studies.features import EMERDIFF
 from emerdiff_probe.studies.study import (
     Axis,
@@ -29,7 +30,6 @@ from emerdiff_probe.studies.study import (
     Measured,
     Study,
     on_grid,
-    probed_resolution,
     strengths_around,
 )
 
@@ -80,7 +80,8 @@ def strength(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) 
 
 def placement(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) -> Study:
     """Figure 14: which layer is modulated, before or after its output projection, how strongly."""
-    sites = list_sites(model, stage="up", resolution=probed_resolution(config), kind="cross", part="output")
+    layer = find_site(model, config.modulation.layer)
+    sites = list_sites(model, stage=layer.stage, resolution=layer.resolution, kind=layer.kind, part="output")
     layers = tuple(site.name for site in sites)
     ours = {"layer": layers[-1], "placement": "after"}
     strengths = strengths_around(config, *((1,) if quick else (0.3, 1, 3)))
@@ -109,12 +110,12 @@ def placement(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False)
 
 def injection(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) -> Study:
     """Table 9: which attention is injected, by kind and by block, and how far the image's structure survives."""
-    attention = [site for site in list_sites(model, part="query") if site.kind in {"self", "cross"}]
+    attention = [site for site in list_sites(model, part="query") if site.kind in ATTENTION_KINDS]
+    kinds = tuple(dict.fromkeys(site.kind for site in attention))
     choices: dict[str, InjectAttention | None] = {
         "none": None,
-        "self": InjectAttention(("self",)),
-        "cross": InjectAttention(("cross",)),
-        "all": InjectAttention(),
+        **{kind: InjectAttention((kind,)) for kind in ATTENTION_KINDS if kind in kinds},
+        "all": InjectAttention(tuple(kind for kind in ATTENTION_KINDS if kind in kinds)),
     }
     if not quick:
         for site in attention:

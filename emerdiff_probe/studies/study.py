@@ -172,4 +172,4 @@ def strengths_around(config: EmerDiffConfig, *factors: float) -> tuple[float, ..
 
 def probed_resolution(config: EmerDiffConfig) -> int:
     """Resolution of the block that a configuration probes, from the name of its site."""
-    return int(config.features.sites[0].split(".")[0].removeprefix("up"))
+    return int("".join(filter(str.isdigit, config.features.sites[0].split(".")[0])))

@@ -1,5 +1,6 @@
 """The command line, run in this process: files, exit codes, one-line messages."""
 
+import csv
 import json
 import os
 import shutil
@@ -321,6 +322,37 @@ def test_segments_are_named_by_a_vocabulary(run, folder, image_file, tmp_path):
     assert code == 0
     _, *rows = (tmp_path / "out" / "segments.csv").read_text().splitlines()
     assert {row.split(",")[2] for row in rows} <= {"car", "red"}
+
+
+def test_layers_prints_what_was_asked_for_as_json_and_csv(run, folder):
+    asked = ("layers", "--model", folder, "--stage", "up", "--kind", "cross", "--resolution", "8", "--part", "query")
+    sites = list_sites(load_model(folder, device="cpu"), stage="up", kind="cross", resolution=8, part="query")
+    assert len(sites) == 3
+    code, out, _ = run(*asked, "--format", "json")
+    assert code == 0
+    assert [(row["name"], row["path"], row["channels"]) for row in json.loads(out)] == [
+        (site.name, site.path, site.channels) for site in sites
+    ]
+    _, out, _ = run(*asked, "--format", "csv")
+    assert [row["name"] for row in csv.DictReader(out.splitlines())] == [site.name for site in sites]
+    _, out, _ = run(*asked)
+    assert out == f"{sites}\n"
+
+
+@pytest.mark.parametrize(
+    ("asked", "accepted"),
+    [
+        (("--stage", "upward"), "down, mid, up"),
+        (("--kind", "attention"), "self, cross, joint"),
+        (("--part", "q"), "query, key"),
+        (("--resolution", "-8"), "0 or more"),
+        (("--format", "xml"), "table, json, csv"),
+    ],
+)
+def test_layers_refuses_filters_that_no_model_has_before_it_loads_one(run, asked, accepted):
+    code, out, err = run("layers", "--model", "/no/such/folder", *asked)
+    assert (code, out) == (2, "")
+    assert accepted in err
 
 
 def test_layers_prints_the_table_of_sites(run, folder):

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import replace
 
 import diffusers
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -17,7 +18,11 @@ from emerdiff_probe.interventions import InjectAttention, Modulate, Scale
 from emerdiff_probe.models.families import FAMILIES
 from emerdiff_probe.models.loading import load_model
 from emerdiff_probe.reading.features import capture
-from emerdiff_probe.sites import find_site, list_sites
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig
+from emerdiff_probe.segmentation.segment import segment
+from emerdiff_probe.sites import default_sites, find_site, list_sites
+from emerdiff_probe.studies.catalogue import make_study
+from emerdiff_probe.studies.run import run_study, world_scenes
 from emerdiff_probe.trajectories.denoise import conditionings, denoise, predict
 from emerdiff_probe.trajectories.generate import generate
 from emerdiff_probe.trajectories.inversion import invert
@@ -552,3 +557,58 @@ def test_an_offset_on_all_channels_is_lost_where_only_layer_norm_reads_it():
     results = denoise(model, path, [[], [ones], [other]])
     assert torch.allclose(results[1], results[0], atol=1e-4)
     assert (results[2] - results[0]).abs().max() > 1e-2
+
+
+# --- settings, by rule, and the verbs
+
+
+def test_the_default_sites_lie_in_the_middle_of_a_transformer():
+    dev = load_model(flux(side=128, layers=19, singles=38), device="cpu")
+    assert [site.name for site in default_sites(dev)] == ["single64.joint9.query", "single64.joint9.output"]
+    alpha = load_model(pixart(layers=28), device="cpu")
+    assert [site.name for site in default_sites(alpha)] == ["single8.self14.query", "single8.self14.output"]
+
+
+def test_the_default_sites_of_a_u_net_are_upwards_and_coarse():
+    names = [site.name for site in default_sites(load_model(ddpm(), device="cpu"))]
+    assert names == ["up16.self0.query", "up16.self2.output"]
+
+
+def test_settings_follow_from_a_rule(family, name):
+    config = EmerDiffConfig.for_model(family)
+    grid = family.schedule(config.inversion.steps).timesteps
+    assert config.modulation.modulate_at in grid
+    ratio = family.schedule(config.inversion.steps).noise_to_signal(config.modulation.modulate_at)
+    assert abs(ratio - 0.78) < 0.1  # the paper's noise at t = 281
+    kinds = {site.kind for site in list_sites(family, part="query")}
+    assert set(config.modulation.injection) == kinds & {"self", "cross", "joint"}
+    fast = EmerDiffConfig.fast(family)
+    assert fast.readout.shared_levels == min(1, family.levels - 1)
+
+
+def test_segment_runs_on_every_family(family):
+    config = EmerDiffConfig.fast(family, clusters=3, steps=STEPS)
+    result = segment(family, tiny.picture(100, 100), config)
+    assert result.labels.shape == (100, 100)
+    assert set(np.unique(result.labels)) <= {0, 1, 2}
+
+
+@pytest.mark.parametrize("study", ["layers", "modulate_at"])
+@pytest.mark.parametrize("studied", ["sd3", "flux-dev", "pixart-alpha", "ddpm"])
+def test_the_studies_that_find_settings_run(studied, study, tmp_path):
+    model = load_model(SMALL[studied](), device="cpu")
+    config = EmerDiffConfig.fast(model, clusters=3, steps=STEPS)
+    result = run_study(
+        model, make_study(study, model, config, quick=True), world_scenes(model, 2), store=tmp_path / "s"
+    )
+    assert result.computed > 0
+
+
+def test_a_folder_of_every_family_loads_as_its_pipeline(name, family, tmp_path):
+    SMALL[name]().save_pretrained(tmp_path / name, safe_serialization=True)
+    loaded = load_model(tmp_path / name, device="cpu")
+    assert type(loaded) is type(family)
+    assert loaded.fingerprint == family.fingerprint
+    side = 128 if loaded.autoencoder is not None else 32
+    embedded = [model.embed("", side, side) for model in (loaded, family)]
+    assert torch.allclose(embedded[0].hidden_states, embedded[1].hidden_states)

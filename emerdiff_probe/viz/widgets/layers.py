@@ -53,7 +53,7 @@ class LayersExplorer(Explorer):
         check_config(model, config, *model.working_size(height, width))
         grid = model.schedule(config.inversion.steps).timesteps
         self._start = grid[0]
-        sites = [site.name for site in list_sites(model) if not (site.kind == "cross" and site.part in TOKENS)]
+        sites = [site.name for site in list_sites(model) if site.holds_cells]
         self.site = described(widgets.Dropdown, "site", options=sites, value=config.features.sites[0])
         self.timestep = described(
             widgets.SelectionSlider, "timestep", options=sorted(grid), value=config.features.timesteps[0]
@@ -136,10 +136,6 @@ class LayersExplorer(Explorer):
             titles = self.figure.layout.annotations
             titles[2].text = f"k-means, K = {asked.clusters}"
             titles[3].text = f"similarity to cell ({asked.cell[0]}, {asked.cell[1]})"
-
-
-TOKENS = ("key", "value")
-"""Parts of cross-attention that hold text tokens, not cells."""
 
 
 class _Asked(NamedTuple):

@@ -16,7 +16,8 @@ from PIL import Image
 from skimage.measure import points_in_poly
 
 from emerdiff_probe.images import load_image
-from emerdiff_probe.interventions import AttentionKind, InjectAttention, Placement
+from emerdiff_probe.interventions import InjectAttention, Placement
+from emerdiff_probe.models.addresses import AttentionKind
 from emerdiff_probe.models.pixels import to_pixels
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.probe import ProbedImage
@@ -41,6 +42,8 @@ INJECTIONS: dict[str, tuple[AttentionKind, ...]] = {
     "self and cross": ("self", "cross"),
     "self": ("self",),
     "cross": ("cross",),
+    "joint": ("joint",),
+    "self and joint": ("self", "joint"),
     "none": (),
 }
 
@@ -64,7 +67,7 @@ class ModulationExplorer(Explorer):
         grid = model.schedule(config.inversion.steps).timesteps
         start = config.modulation
         self._start = grid[0]
-        sites = [site.name for site in list_sites(model, part="output") if site.kind in {"self", "cross"}]
+        sites = [site.name for site in list_sites(model, part="output") if site.layer]
         given = {tuple(kinds): name for name, kinds in INJECTIONS.items()} | {("cross", "self"): "self and cross"}
         self.site = described(widgets.Dropdown, "attention layer", options=sites, value=_layer(model, start.layer))
         self.timestep = described(widgets.SelectionSlider, "timestep", options=sorted(grid), value=start.modulate_at)
@@ -257,7 +260,7 @@ def _layer(model: ProbeModel, name: str) -> str:
     """Name of the output of the attention layer that a site belongs to."""
     site = find_site(model, name)
     return next(
-        other.name for other in list_sites(model, part="output", kind=site.kind) if other.path == site.attention
+        other.name for other in list_sites(model, part="output", kind=site.kind) if other.layer == site.attention
     )
 
 
