@@ -11,7 +11,7 @@ import shutil
 import socket
 import tempfile
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -186,17 +186,26 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def list_files(folder: Path) -> Iterator[Path]:
+def list_files(folder: Path) -> list[Path]:
     """All files below a folder, sorted, but for hidden ones and what lies in hidden folders (`.Trash-1000`).
 
+    Links to folders are followed, each folder once.
+
     Raises:
-        InputError: no such folder.
+        InputError: no such folder, or a folder that cannot be read.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
-    for path in sorted(folder.rglob("*")):
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts) and path.is_file():
-            yield path
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename}: no such folder, or one that cannot be read ({error.strerror})") from error
+
+    found: list[Path] = []
+    seen = set()
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
+        real = os.path.realpath(place)
+        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
+        found += [] if real in seen else [Path(place, name) for name in files if not name.startswith(".")]
+        seen.add(real)
+    return sorted(found)
 
 
 def compose(name: str) -> str:

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps
+from PIL import ExifTags, Image, ImageDraw, ImageOps
 from scipy.ndimage import distance_transform_edt
 
 from emerdiff_probe.arrays import find_borders
@@ -63,9 +63,9 @@ def load_image(source: str | Path | Image.Image | np.ndarray) -> np.ndarray:
 
 
 def _open(path: Path) -> Image.Image:
-    if not path.is_file():
-        raise InputError(f"{path}: no such image file")
     with _reading(path):
+        if not path.is_file():
+            raise InputError(f"{path}: no such image file")
         picture = Image.open(path)
         _require_room(picture, path)  # by its header, unread
         picture.load()
@@ -95,7 +95,8 @@ def _require_room(picture: Image.Image, where: object) -> None:
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
-    picture = ImageOps.exif_transpose(picture)
+    if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else it would be copied, and photographs are large
+        picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I;16") or picture.mode in {"I", "F"}:
         # "I" is what Pillow widens 16 bits to
         return Image.fromarray(_array_to_uint8(np.asarray(picture), top=65535)).convert("RGB")
@@ -103,7 +104,7 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")
         return Image.alpha_composite(white, picture).convert("RGB")
-    return picture.convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def _array_to_uint8(array: np.ndarray, *, top: int = 255) -> np.ndarray:

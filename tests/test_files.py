@@ -11,6 +11,7 @@ from emerdiff_probe.errors import InputError
 from emerdiff_probe.files import (
     find_damage,
     list_checksums,
+    list_files,
     require_writable,
     resolve,
     seal,
@@ -122,3 +123,17 @@ def test_what_was_sealed_comes_back_and_nothing_else(tmp_path):
     for broken in ("", "[]", "null", "{", text.replace("0.1", "0.2"), text.replace("masks", "tasks"), "{}"):
         with pytest.raises(InputError, match="damaged"):
             unseal(broken)
+
+
+def test_files_below_a_folder_are_listed_but_for_hidden_ones(tmp_path):
+    for name in ("b.txt", "a/c.txt", ".hidden", "._a", ".Trash-1000/d.txt", "a/.ipynb_checkpoints/e.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    (tmp_path / "a" / "loop").symlink_to(tmp_path)
+    (tmp_path / "linked").symlink_to(tmp_path / ".Trash-1000")
+    assert [path.relative_to(tmp_path).as_posix() for path in list_files(tmp_path)] == [
+        "a/c.txt", "b.txt", "linked/d.txt"
+    ]  # fmt: skip
+    for place in ("missing", "b.txt", "long" * 100):
+        with pytest.raises(InputError, match="no such folder"):
+            list_files(tmp_path / place)

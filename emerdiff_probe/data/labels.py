@@ -18,7 +18,7 @@ from emerdiff_probe.data.sample import IGNORED
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.images import load_colours, load_labels
 
-LABEL_SUFFIXES = frozenset({".mat", ".png", ".tif", ".tiff"})
+LABEL_SUFFIXES = frozenset({".bmp", ".gif", ".mat", ".png", ".tif", ".tiff"})
 
 
 class LabelReader(Protocol):
@@ -53,14 +53,16 @@ class LabelMap:
             InputError: the file is missing, cannot be read, is a colour picture, or holds numbers that are no class.
         """
         raw = _read_matrix(path, self.variable) if path.suffix == ".mat" else load_labels(path)
-        if raw.ndim != 2:
+        if raw.ndim != 2 or raw.size == 0:
             raise InputError(
                 f"{path}: shape {raw.shape}; accepted: one number a pixel. If colours are classes, name them: "
                 "colours=FILE with lines 'name red green blue'"
             )
         if raw.dtype.kind == "f" and not np.array_equal(raw, np.round(raw)):  # NaN is unequal too
             raise InputError(f"{path}: values that are no integers; accepted: one integer a pixel")
-        found, places = np.unique(raw.astype(np.int64), return_inverse=True)
+        if raw.dtype.kind == "f" or raw.dtype == bool:
+            raw = raw.astype(np.int64)
+        found = np.unique(raw)
         known = self.table
         if known is None:
             own = range(self.offset, self.offset + classes) if self.numbers is None else self.numbers
@@ -72,7 +74,7 @@ class LabelMap:
                     f"ignored: {list_some(self.ignore) or 'none'}. {self._mended(found, classes)}"
                 )
         labels = [IGNORED if number in self.ignore else known.get(number, IGNORED) for number in found.tolist()]
-        return np.array(labels, np.int32)[places].reshape(raw.shape)
+        return _replace(raw, found, labels)
 
     def _mended(self, found: np.ndarray, classes: int) -> str:
         """The options under which these numbers would be classes."""
@@ -113,20 +115,30 @@ class ColourMap:
         Raises:
             InputError: the file is missing, cannot be read, or holds colours that are not listed.
         """
-        pixels = load_colours(path).astype(np.int32)
-        codes, places = np.unique(pixels @ np.array(_CODE, np.int32), return_inverse=True)
-        known = {int(np.dot(colour, _CODE)): label for colour, label in zip(self.colours, self.classes, strict=True)}
+        pixels = load_colours(path)
+        coded = (pixels[..., 0].astype(np.int32) << 16) | (pixels[..., 1].astype(np.int32) << 8) | pixels[..., 2]
+        codes = np.unique(coded)
+        known = {
+            red << 16 | green << 8 | blue: label
+            for (red, green, blue), label in zip(self.colours, self.classes, strict=True)
+        }
         wrong = [code for code in codes.tolist() if code not in known]
         if wrong:
-            colours = [" ".join(str(code // weight % 256) for weight in _CODE) for code in wrong]
+            colours = [f"{code >> 16} {code >> 8 & 255} {code & 255}" for code in wrong]
             raise InputError(
                 f"{path}: {len(wrong)} colours are no class: {list_some(colours)}; accepted: the {len(known)} that are "
                 "listed (colours=FILE), in files that were neither resized nor saved as JPEG"
             )
-        return np.array([known[code] for code in codes.tolist()], np.int32)[places].reshape(pixels.shape[:2])
+        return _replace(coded, codes, [known[code] for code in codes.tolist()])
 
 
-_CODE = (65536, 256, 1)
+def _replace(numbers: np.ndarray, found: np.ndarray, labels: Sequence[int]) -> np.ndarray:
+    """Labels int32 in the place of numbers; `found` are the numbers that occur, in order."""
+    if found[0] < 0 or found[-1] >= 2**24:
+        return np.array(labels, np.int32)[np.searchsorted(found, numbers)]
+    table = np.zeros(int(found[-1]) + 1, np.int32)  # photographs are large: no array of places is made
+    table[found] = labels
+    return table[numbers]
 
 
 _CHANNELS = r"(\d+)[\s,;]+(\d+)[\s,;]+(\d+)"

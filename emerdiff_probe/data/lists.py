@@ -26,6 +26,6 @@ def read_lines(path: Path, what: str) -> list[str]:
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as a {what} ({error})") from error
     return [compose(line.strip()) for line in lines if line.strip()]

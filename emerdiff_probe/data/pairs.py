@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from emerdiff_probe.data.labels import LABEL_SUFFIXES
-from emerdiff_probe.data.lists import list_some, read_lines
+from emerdiff_probe.data.lists import NAMED, list_some, read_lines
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.files import compose, list_files
 from emerdiff_probe.images import IMAGE_SUFFIXES
@@ -54,12 +54,14 @@ def pair_up(
         InputError: no such folder, two files of one name, no pair at all, or names that are asked for and have no
             image or no labels.
     """
-    pictures = _files(images, image_ending, IMAGE_SUFFIXES, but=label_ending)
-    truths = pictures if labels is None else _files(labels, label_ending, LABEL_SUFFIXES, but=image_ending)
+    listed = {folder: list_files(folder) for folder in (images, labels) if folder is not None}
+    pictures = _name_files(images, listed[images], image_ending, IMAGE_SUFFIXES, but=label_ending)
+    truths = pictures
+    if labels is not None:
+        truths = _name_files(labels, listed[labels], label_ending, LABEL_SUFFIXES, but=image_ending)
     kinds = {"labels": truths, "images": pictures}
-    notes = _not_taken(images, IMAGE_SUFFIXES | (LABEL_SUFFIXES if labels == images else frozenset()))
-    if labels is not None and labels != images:
-        notes += _not_taken(labels, LABEL_SUFFIXES)
+    taken = {labels: LABEL_SUFFIXES, images: IMAGE_SUFFIXES | (LABEL_SUFFIXES if labels == images else frozenset())}
+    notes = tuple(note for folder, files in listed.items() for note in _not_taken(folder, files, taken[folder]))
     if names is None:
         if not pictures:
             ends = image_ending or list_some(IMAGE_SUFFIXES)
@@ -74,9 +76,9 @@ def pair_up(
             )
         notes += tuple(f"left out, {some}" for some in missing)
     else:
-        listed = read_lines(Path(names), "list of names") if isinstance(names, (str, Path)) else list(names)
+        lines = read_lines(Path(names), "list of names") if isinstance(names, (str, Path)) else list(names)
         endings = [ending for ending in (label_ending, image_ending) if ending]
-        wanted = _resolve(listed, pictures.keys() | truths.keys(), endings)
+        wanted = _resolve(lines, pictures.keys() | truths.keys(), endings)
         if not wanted:
             raise InputError(f"{names}: no names in it; accepted: one or more")
         lacking = {kind: [name for name in wanted if name not in files] for kind, files in kinds.items()}
@@ -95,10 +97,12 @@ def stamp_files(files: Iterable[Path]) -> tuple[int, ...]:
     return tuple(number for stat in stats for number in (stat.st_size, stat.st_mtime_ns))
 
 
-def _files(folder: Path, ending: str | None, suffixes: Collection[str], *, but: str | None) -> dict[str, Path]:
+def _name_files(
+    folder: Path, files: Iterable[Path], ending: str | None, suffixes: Collection[str], *, but: str | None
+) -> dict[str, Path]:
     """Files below a folder by their path without the ending; a file with the other ending is the other kind."""
     found: dict[str, Path] = {}
-    for path in list_files(folder):
+    for path in files:
         own = path.suffix if ending is None else ending
         if path.suffix.lower() not in suffixes or not path.name.endswith(own):
             continue
@@ -114,8 +118,8 @@ def _files(folder: Path, ending: str | None, suffixes: Collection[str], *, but: 
     return found
 
 
-def _not_taken(folder: Path, suffixes: Collection[str]) -> tuple[str, ...]:
-    counts = Counter(path.suffix.lower() or "no suffix" for path in list_files(folder))
+def _not_taken(folder: Path, files: Iterable[Path], suffixes: Collection[str]) -> tuple[str, ...]:
+    counts = Counter(path.suffix.lower() or "no suffix" for path in files)
     other = [f"{suffix} ({count})" for suffix, count in sorted(counts.items()) if suffix not in suffixes]
     if not other:
         return ()
@@ -124,7 +128,7 @@ def _not_taken(folder: Path, suffixes: Collection[str]) -> tuple[str, ...]:
 
 def _endings(pictures: Mapping[str, Path], truths: Mapping[str, Path]) -> str:
     """What would pair the first image whose name a label's begins with, as options; else how options are written."""
-    for name, picture in sorted(pictures.items()):
+    for name, picture in sorted(pictures.items())[:NAMED]:
         for other, truth in sorted(truths.items()):
             if other.startswith(name) and other != name:
                 return f"label_ending={other.removeprefix(name)}{truth.suffix}"

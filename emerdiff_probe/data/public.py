@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -135,7 +136,7 @@ def camvid(
     if classes not in {11, 32}:
         raise InputError(f"{classes} classes of CamVid; accepted: 11, 32")
     places = [Path(folder), Path(folder) / "CamVid"]
-    original = next((place for place in places if (place / "label_colors.txt").is_file()), None)
+    original = next((place for place in places if os.path.isfile(place / "label_colors.txt")), None)
     if original is None:
         if classes != 11:
             raise InputError(f"{classes} classes of CamVid without label_colors.txt in {folder}; accepted: 11")
@@ -180,6 +181,6 @@ def _root(folder: str | Path, usual: str, inside: str, *, also: Sequence[str] = 
 
 def _first(*folders: Path) -> Path:
     for folder in folders:
-        if folder.is_dir():
+        if os.path.isdir(folder):  # which takes any text
             return folder
     raise InputError(f"no such folder: {list_some(folders)}")

@@ -8,7 +8,11 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from emerdiff_probe.checks import is_integer
 from emerdiff_probe.errors import InputError
+
+MOST_SIDE = 4096
+"""Of the shorter side; the longer one is up to eight times as long."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Resizing:
         multiple: both sides become the nearest multiple of this, at least one.
 
     Raises:
-        InputError: a side or multiple below 1, another shape, or a side that is no multiple.
+        InputError: a side or multiple below 1 or above 4096, another shape, or a side that is no multiple.
     """
 
     side: int | None = None
@@ -34,9 +38,10 @@ class Resizing:
     def __post_init__(self) -> None:
         if self.shape not in {"keep", "crop", "squash"}:
             raise InputError(f"shape {self.shape!r}; accepted: 'keep', 'crop', 'squash'")
-        if self.multiple < 1 or (self.side is not None and (self.side < 1 or self.side % self.multiple)):
+        sides = [self.multiple] + ([] if self.side is None else [self.side])
+        if not all(is_integer(side, 1) and side <= MOST_SIDE for side in sides) or sides[-1] % self.multiple:
             raise InputError(
-                f"side {self.side}, multiple {self.multiple}; accepted: 1 or more, a side that divides by it"
+                f"side {self.side}, multiple {self.multiple}; accepted: 1 to {MOST_SIDE}, a side that divides by it"
             )
 
     def window(self, height: int, width: int) -> tuple[slice, slice]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -26,10 +27,15 @@ from emerdiff_probe.data.public import (
 )
 from emerdiff_probe.data.world import World
 from emerdiff_probe.errors import InputError
+from emerdiff_probe.files import resolve
 
+MOST_SCENES = 1_000_000
+SEEDS = 2**31
+"""Of scenes; training takes those from 1,000,000 on."""
 TUNING_SEED = 500_000
 """Scenes from this seed on are there to choose and to train by; no table is taken on them."""
 
+INTEGER = r"[+-]?[0-9]{1,18}"
 Option = str | int | None
 Items = str | int | Sequence[str | int]
 """One or several: in a description between plus signs, as in `ignore=0+255`."""
@@ -37,7 +43,8 @@ Items = str | int | Sequence[str | int]
 
 def world(count: Option, *, first: Option = 0, labels: str = "parts", side: int = 256) -> World:
     """Scenes of the world from a seed on, with the truth of "parts" or "objects", drawn with `side` pixels."""
-    start, number = _integer("world: first", first, 0), _integer("world: number of scenes", count, 1)
+    start = _integer("world: first", first, 0, SEEDS - 1)
+    number = _integer("world: number of scenes", count, 1, min(MOST_SCENES, SEEDS - start))
     return World(range(start, start + number), labels, side)  # type: ignore[arg-type]
 
 
@@ -45,14 +52,14 @@ def images(path: str, *, ending: str | None = None, names: str | None = None) ->
     """All images of a folder, without labels; see `FolderDataset.from_pictures`."""
     root = Path(path)
     listed = None if names is None else root / names
-    return FolderDataset.from_pictures(root, ending=ending, names=listed, name=f"images {root.resolve()}")
+    return FolderDataset.from_pictures(root, ending=ending, names=listed, name=f"images {resolve(root)}")
 
 
 def frames(path: str, *, ending: str | None = None, step: Option = 1) -> Clips:
     """A folder of frames as one clip, or a folder of such folders; every `step`-th frame is taken. See `Clips`."""
     root = Path(path)
     return Clips.from_folder(
-        root, ending=ending, step=_integer("frames: step", step, 1), name=f"frames {root.resolve()}"
+        root, ending=ending, step=_integer("frames: step", step, 1), name=f"frames {resolve(root)}"
     )
 
 
@@ -92,7 +99,8 @@ def folder(
     root = Path(path)
     start = _integer("folder: offset", offset)
     if not classes and not colours:
-        colours = "colours.txt" if (root / "colours.txt").is_file() and not (root / "classes.txt").is_file() else ""
+        numbered, coloured = (os.path.isfile(root / name) for name in ("classes.txt", "colours.txt"))
+        colours = "colours.txt" if coloured and not numbered else ""
     if classes and colours:
         raise InputError(f"folder: classes {classes!r} and colours {colours!r}; accepted: one of them")
     ignored = () if ignore == "none" else _items(ignore)
@@ -114,7 +122,7 @@ def folder(
         image_ending=image_ending,
         label_ending=label_ending,
         names=None if names is None else root / names,
-        name=f"folder {root.resolve()}",
+        name=f"folder {resolve(root)}",
     )
 
 
@@ -125,7 +133,7 @@ def _items(given: Items) -> tuple[str | int, ...]:
 
 
 def _number(item: str | int) -> str | int:
-    return int(item) if isinstance(item, str) and re.fullmatch(r"[+-]?[0-9]+", item) else item
+    return int(item) if isinstance(item, str) and re.fullmatch(INTEGER, item) else item
 
 
 SOURCES: Mapping[str, Callable[..., DataSet]] = MappingProxyType(
@@ -164,6 +172,8 @@ def open_data(spec: str, *, side: int) -> DataSet:
     Raises:
         InputError: an unknown kind or option, or as the data set says.
     """
+    if "\0" in spec:
+        raise InputError(f"data {spec!r}: a zero byte; accepted: any other text")
     kind, _, rest = spec.partition(":")
     place, *parts = rest.split(",")
     options: dict[str, Any] = {}
@@ -173,8 +183,8 @@ def open_data(spec: str, *, side: int) -> DataSet:
     if not place:
         raise InputError(f"data {spec!r}; accepted: {', '.join(SOURCES)}, each with a colon and a place or number")
     source, name = SOURCES[kind], options.pop("name", None)
-    parameters = inspect.signature(source).parameters.items()
-    own = {option: given.default for option, given in parameters if given.default is not given.empty}
+    parameters = inspect.signature(source).parameters
+    own = {option: given.default for option, given in parameters.items() if given.default is not given.empty}
     own |= {} if kind == "world" else {"first": 0, "count": 0}
     known = [option for option in own if option != "side"]
     options |= dict(_option(part, spec) for part in parts)
@@ -182,6 +192,8 @@ def open_data(spec: str, *, side: int) -> DataSet:
         if option not in known:
             raise InputError(f"data {spec!r}: option {option!r}; accepted: {', '.join(known)}, each as name=value")
         options[option] = _value(value, own[option]) if isinstance(value, str) else value
+        if option in parameters and not _fits(options[option], str(parameters[option].annotation)):
+            raise InputError(f"data {spec!r}: {option} {value!r}; accepted: {parameters[option].annotation}")
     if kind == "world":
         return source(_value(place, 0), side=side, **options)
     first, count = options.pop("first", 0), options.pop("count", None)
@@ -203,17 +215,18 @@ def _option(part: str, spec: str) -> tuple[str, str]:
 def _described(folder: Path, spec: str) -> tuple[str, str, dict[str, Any]]:
     """Kind, place and options of a folder with a description."""
     path = folder / DESCRIPTION
-    if not path.is_file():
+    if not os.path.isfile(path):  # which takes any text
         kinds = f"{', '.join(SOURCES)}, each with a colon and a place or number"
-        here = f", or {DESCRIPTION} in {folder}" if folder.is_dir() else f", or a folder with a {DESCRIPTION}"
+        here = f", or {DESCRIPTION} in {folder}" if os.path.isdir(folder) else f", or a folder with a {DESCRIPTION}"
         raise InputError(f"data {spec!r}; accepted: {kinds}{here}")
     try:
         held = tomllib.loads("\n".join(path.read_text(encoding="utf-8-sig").splitlines()))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as TOML ({error})") from error
     wrong = [key for key, value in held.items() if not _is_option(value)]
+    wrong += [key for key in ("kind", "path", "name") if key in held and not isinstance(held[key], str)]
     if wrong:
-        raise InputError(f"{path}: {', '.join(wrong)}; accepted: texts, integers and lists of them")
+        raise InputError(f"{path}: {', '.join(wrong)}; accepted: texts, and of options integers and lists of both")
     kind, place = held.pop("kind", "folder"), held.pop("path", ".")
     if kind not in SOURCES or kind == "world":
         raise InputError(f"{path}: kind {kind!r}; accepted: {', '.join(name for name in SOURCES if name != 'world')}")
@@ -222,12 +235,20 @@ def _described(folder: Path, spec: str) -> tuple[str, str, dict[str, Any]]:
 
 def _is_option(value: object) -> bool:
     items = value if isinstance(value, list) else [value]
-    return all(isinstance(item, str | int) and not isinstance(item, bool) for item in items)
+    return all((isinstance(item, str) and "\0" not in item) or type(item) is int for item in items)
 
 
-def _integer(name: str, given: Option, low: int | None = None) -> int:
-    if not isinstance(given, int) or (low is not None and given < low):
-        raise InputError(f"{name} {given!r}; accepted: an integer" + ("" if low is None else f", {low} or more"))
+def _fits(value: object, annotation: str) -> bool:
+    """Whether a value is what an option is declared to be; of its words, the owner knows more."""
+    if isinstance(value, list):
+        return annotation == "Items" or ("Sequence[str]" in annotation and all(isinstance(item, str) for item in value))
+    return not isinstance(value, int) or "str" not in annotation
+
+
+def _integer(name: str, given: Option, low: int | None = None, high: int | None = None) -> int:
+    if not isinstance(given, int) or (low is not None and given < low) or (high is not None and given > high):
+        bounds = "" if low is None else f", {low} or more" if high is None else f", {low} to {high}"
+        raise InputError(f"{name} {given!r}; accepted: an integer{bounds}")
     return given
 
 
@@ -237,4 +258,4 @@ def _value(text: str, default: Option) -> Option:
         return text
     if text == "none":
         return None
-    return int(text) if isinstance(default, int) and re.fullmatch(r"[+-]?[0-9]+", text) else text
+    return int(text) if isinstance(default, int) and re.fullmatch(INTEGER, text) else text

@@ -307,7 +307,7 @@ def read_folder(
 
 def _images_in(folder: Path) -> tuple[list[Path], list[str]]:
     """Images below a folder, and names of what is there beside them; InputError for no folder."""
-    paths = list(list_files(folder))
+    paths = list_files(folder)
     images = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
     return images, [path.name for path in paths if path.suffix.lower() not in {*IMAGE_SUFFIXES, ".json"}]
 

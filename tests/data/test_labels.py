@@ -155,6 +155,11 @@ def test_matrices_are_read_from_mat_files(tmp_path):
     assert row(LabelMap(variable="two")(path, 3)) == [2]
     with pytest.raises(InputError, match="no matrix 'three'"):
         LabelMap(variable="three")(path, 3)
+    matrix(path, one=np.zeros((0, 4)))
+    with pytest.raises(InputError, match=r"shape \(0, 4\)"):
+        LabelMap()(path, 3)
+    matrix(path, one=np.array([[-7.0, 2.0**40]]))
+    assert LabelMap(numbers=(2**40, -7))(path, 2).tolist() == [[1, 0]]
     matrix(path, one=np.full((3, 4), 0.5))
     with pytest.raises(InputError, match="no integers"):
         LabelMap()(path, 3)

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import tiny
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from emerdiff_probe.data.sample import IGNORED
@@ -83,7 +85,12 @@ def test_public_data_sets_are_opened_with_their_options(tmp_path):
         ("moon:3", "accepted: world, folder"),
         ("world:0", "number of scenes 0"),
         ("world:many", "number of scenes 'many'"),
-        ("world:3,first=-1", "first -1; accepted: an integer, 0 or more"),
+        ("world:3,first=-1", "first -1; accepted: an integer, 0 to 2147483647"),
+        ("world:1000001", "number of scenes 1000001; accepted: an integer, 1 to 1000000"),
+        ("world:2,first=2147483647", "number of scenes 2; accepted: an integer, 1 to 1"),
+        (f"world:{'9' * 5000}", "number of scenes '999"),
+        (f"folder:{'long' * 100}", "as a list of classes"),
+        (f"images:{'long' * 100}", "no such folder, or one that cannot be read"),
         ("FOLDER,offset=x", "offset 'x'; accepted: an integer"),
         ("FOLDER,offset=none", "offset None; accepted: an integer"),
         ("FOLDER,offset=1.5", "offset '1.5'; accepted: an integer"),
@@ -159,7 +166,10 @@ def test_a_folder_can_describe_itself_once(folder):
     [
         ("kind = ", "cannot be read as TOML"),
         ('kind = "world"', "kind 'world'; accepted: folder, images"),
-        ("offset = 1.5", "offset; accepted: texts, integers"),
+        ("offset = 1.5", "offset; accepted: texts"),
+        ("kind = 3", "kind; accepted: texts"),
+        ("classes = [1, 2]", r"classes \[1, 2\]; accepted: str"),
+        ("label_ending = 3", r"label_ending 3; accepted: str | None"),
         ("strange = 1", "option 'strange'; accepted: images, labels, classes, colours"),
         ('path = "none"', "as a list of classes"),
         (None, r"each with a colon and a place or number, or dataset\.toml in"),
@@ -175,3 +185,55 @@ def test_descriptions_that_say_nothing_are_refused(text, message, folder):
 def test_frames_are_opened_as_clips(folder):
     data = open_data(f"frames:{folder / 'images'},step=2", side=64)
     assert [len(sample.scene) for sample in data] == [2]
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory):
+    """A folder with one image and labels."""
+    place = tmp_path_factory.mktemp("scratch")
+    for name in ("images", "labels"):
+        (place / name).mkdir()
+        Image.fromarray(np.eye(16, dtype=np.uint8)).save(place / name / "a.png")
+    return place
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from(["world", "folder", "images", "frames", "voc", "camvid", "bsds500", "moon", ""]),
+    st.text(max_size=30) | st.integers().map(str),
+    st.lists(st.tuples(st.sampled_from(["first", "count", "offset", "ignore", "names", "labels", "step"]), st.text())),
+)
+@example("images", "\0", [])
+@example("folder", "\ud800", [])
+def test_any_description_opens_or_is_refused(kind, place, options):
+    spec = f"{kind}:{place}" + "".join(f",{name}={value}" for name, value in options)
+    try:
+        open_data(spec, side=16)
+    except InputError as error:
+        assert str(error)  # noqa: PT017
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from(["classes.txt", "colours.txt", "dataset.toml", "list.txt"]),
+    st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "replace")),
+)
+@example("dataset.toml", b'kind = "folder"\nimages = 3')
+@example("dataset.toml", b"offset = 3\nnames = []")
+@example("dataset.toml", b"classes = [1, 2]\nlabel_ending = 3")
+@example("dataset.toml", b'name = 3\nclasses = ["a", "b"]')
+@example("dataset.toml", b'kind = ["a"]')
+@example("dataset.toml", b"path = 3")
+def test_whatever_is_written_in_a_list_opens_or_is_refused(scratch, name, content):
+    for other in ("classes.txt", "colours.txt", "dataset.toml"):
+        (scratch / other).unlink(missing_ok=True)
+    (scratch / name).write_bytes(content)
+    if name == "list.txt":
+        (scratch / "classes.txt").write_text("sky\nsea\n")
+    spec = {"dataset.toml": str(scratch), "list.txt": f"folder:{scratch},names=list.txt"}.get(name, f"folder:{scratch}")
+    try:
+        data = open_data(spec, side=16)
+        data[0].pixels()
+        repr(data)
+    except InputError as error:
+        assert str(error)  # noqa: PT017
