@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from typing import NoReturn
 
 from emerdiff_probe.cli import evaluate, layers, segment, study, train, train_clip, world
 from emerdiff_probe.cli.options import app
@@ -21,11 +22,19 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        app(standalone_mode=True)
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except (ProbeError, OSError) as error:
-        print(f"emerdiff-probe: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except SystemExit as stop:
-        if stop.code == 130:  # what typer makes of Ctrl-C
-            print("emerdiff-probe: interrupted; finished results are kept", file=sys.stderr)
-        raise
+        _refuse(str(error))
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # typer's errors of a wrong call, whose class it does not give away
+            raise
+        _refuse(error.format_message())
+    if code == 130:  # what typer makes of Ctrl-C
+        print("emerdiff-probe: interrupted; finished results are kept", file=sys.stderr)
+    if code:
+        sys.exit(code)
+
+
+def _refuse(message: str) -> NoReturn:
+    print(f"emerdiff-probe: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)

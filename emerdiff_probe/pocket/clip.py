@@ -26,12 +26,13 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
 from emerdiff_probe.errors import InputError
+from emerdiff_probe.files import write_whole
 from emerdiff_probe.models.clip import Clip, before_last_block, load_clip, run_block, value_path
 from emerdiff_probe.models.loading import find_device
 from emerdiff_probe.pocket.architecture import build_tokenizer
 from emerdiff_probe.pocket.card import draw_curve, read_losses
 from emerdiff_probe.pocket.data import CloseupGrid, Pictures, PictureSource, mirrored, open_pictures, words
-from emerdiff_probe.pocket.loop import Budget, Loop, Stop, open_run, write_atomically
+from emerdiff_probe.pocket.loop import Budget, Loop, Stop, open_run, require_numbers
 
 STAGE = "clip"
 MAX_SCALE = 100.0
@@ -114,6 +115,23 @@ class ClipArchitecture:
             return CLIPModel(settings), tokenizer
 
 
+BOUNDS: dict[str, tuple[float, float]] = {
+    "minutes": (0, 1e6),
+    "steps": (0, 1e9),
+    "session_minutes": (1e-12, 1e6),
+    "scenes": (1, 1e7),
+    "held_out": (0, 1e7),
+    "workers": (1, 65_536),
+    "seed": (0, 2**63 - 1),
+    "batch": (1, 65_536),
+    "closeups": (0, 65_536),
+    "learning_rate": (1e-12, 1e30),
+    "checkpoint_seconds": (1e-12, 1e9),
+    **dict.fromkeys(("warmup_steps", "log_every"), (1, 1e9)),
+}
+"""The least and the most of every number of a run; those that may be None are not counted then."""
+
+
 @dataclass(frozen=True)
 class ClipTrainConfig:
     """Everything that the training of a pocket CLIP depends on.
@@ -156,13 +174,7 @@ class ClipTrainConfig:
     def __post_init__(self) -> None:
         if (self.images is None) != (self.captions is None):
             raise InputError("images and captions: one given without the other; both, or neither for drawn scenes")
-        for name in ("scenes", "batch", "learning_rate", "checkpoint_seconds", "log_every", "warmup_steps"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name}: {getattr(self, name)} given; more than 0 accepted")
-        for name in ("minutes", "steps", "held_out", "closeups"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise InputError(f"{name}: {value} given; 0 or more accepted")
+        require_numbers(self, BOUNDS)
         if not 0 < self.kept <= 1:
             raise InputError(f"kept: {self.kept} given; more than 0 and up to 1 accepted")
         if self.minutes is None and self.steps is None:
@@ -362,7 +374,8 @@ class _Run:
             **self.loop.figures,
             **zero_shot_figures(load_clip(folder, device="cpu"), judged),
         }
-        write_atomically(self.config.out / "figures.json", json.dumps(figures, indent=1).encode())
+        text = json.dumps(figures, indent=1)
+        write_whole(self.config.out / "figures.json", lambda partial: partial.write_text(text, encoding="utf-8"))
         write_clip_card(self.config.out)
         return folder
 
@@ -481,7 +494,8 @@ def save_clip(model: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
     }
-    write_atomically(folder / "preprocessor_config.json", json.dumps(processor, indent=2).encode())
+    text = json.dumps(processor, indent=2)
+    write_whole(folder / "preprocessor_config.json", lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def zero_shot_figures(clip: Clip, pictures: Pictures) -> dict[str, float]:

@@ -9,10 +9,12 @@ import os
 import signal
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Protocol
 
 import torch
@@ -20,8 +22,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from emerdiff_probe.errors import InputError, ModelError
+from emerdiff_probe.files import sweep, write_whole
 
 _REPORT_SECONDS = 10.0
+_DAMAGE = (OSError, EOFError, ValueError, LookupError, TypeError, RuntimeError, UnpicklingError, zipfile.BadZipFile)
+"""What a damaged checkpoint raises."""
+BEFORE = ".before.pt"
+"""End of the name of the checkpoint before the last."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +93,9 @@ class Run(Protocol):
 class Loop:
     """The steps of one stage: optimizer, learning rate, averaged weights, log and checkpoints.
 
-    The state is in ``out / "state" / f"{stage}.pt"``, from which a loop of the same stage goes on; losses are logged
-    in ``out / "losses.jsonl"``. ``averaged`` holds the modules with exponentially averaged weights.
+    The state is in ``out / "state" / f"{stage}.pt"``, and that of the checkpoint before in ``f"{stage}.before.pt"``:
+    from them a loop of the same stage goes on, from the second where the first is damaged. Losses are logged in
+    ``out / "losses.jsonl"``. ``averaged`` holds the modules with exponentially averaged weights.
     """
 
     def __init__(self, stage: str, modules: dict[str, nn.Module], run: Run, *, peak: float):
@@ -105,8 +113,7 @@ class Loop:
         self.optimizer = torch.optim.AdamW(self._parameters(), lr=peak, weight_decay=0.01, fused=fused)
         self.path = self.config.out / "state" / f"{stage}.pt"
         self.log_path = self.config.out / "losses.jsonl"
-        if self.path.exists():
-            self._load(run.device)
+        self._restore(run.device)
         self._forget_later_losses()
 
     @property
@@ -192,8 +199,11 @@ class Loop:
             "rate": rate,
             "seconds": self._elapsed(),
         }
-        with self.log_path.open("a", encoding="utf-8") as log:
-            log.write(json.dumps(line) + "\n")
+        try:
+            with self.log_path.open("a", encoding="utf-8") as log:
+                log.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise InputError(f"{self.log_path}: the loss of step {self.step} cannot be logged ({error})") from error
         return value
 
     def _save(self) -> None:
@@ -208,25 +218,86 @@ class Loop:
             "averaged": {name: module.state_dict() for name, module in self.averaged.items()},
             "optimizer": self.optimizer.state_dict(),
         }
-        self.path.parent.mkdir(exist_ok=True)
-        temporary = self.path.with_suffix(".writing")
-        torch.save(state, temporary)
-        os.replace(temporary, self.path)
 
-    def _load(self, device: torch.device) -> None:
-        state = torch.load(self.path, map_location=device, weights_only=True)
-        self.step, self.seconds = state["step"], state["seconds"]
+        def write(partial: Path) -> None:
+            torch.save(state, partial)
+            if self.path.exists():
+                before = self.path.with_suffix(BEFORE)
+                before.unlink(missing_ok=True)
+                try:
+                    os.link(self.path, before)  # the last checkpoint stays in its place, too
+                except OSError:  # a file system without links
+                    self.path.replace(before)
+
+        try:
+            write_whole(self.path, write)
+        except (OSError, RuntimeError) as error:  # torch raises the second where a disk is full
+            raise InputError(
+                f"{self.path}: the checkpoint of step {self.step} cannot be written ({_first_line(error)}); the one "
+                "before is kept, from which --resume goes on"
+            ) from error
+
+    def _restore(self, device: torch.device) -> None:
+        """Go on from the last checkpoint, or where it is damaged from the one before.
+
+        Raises:
+            InputError: none that is there can be read.
+        """
+        kept = [path for path in (self.path, self.path.with_suffix(BEFORE)) if path.exists()]
+        for path in kept:
+            try:
+                self._load(path, device)
+            except _DAMAGE as error:
+                self.report(f"{path}: damaged ({_first_line(error)})")
+            else:
+                if path != kept[0]:
+                    self.report(f"{self.stage}: goes on from the checkpoint before, step {self.step}")
+                return
+        if kept:
+            raise InputError(
+                f"{self.path}: no checkpoint of stage {self.stage} can be read; delete them ({len(kept)} in "
+                f"{self.path.parent}) to begin the stage anew"
+            )
+
+    def _load(self, path: Path, device: torch.device) -> None:
+        with zipfile.ZipFile(path) as archive:  # torch's loader does not check what it reads
+            if (damaged := archive.testzip()) is not None:
+                raise ValueError(f"{damaged} is not what was written")
+        state = torch.load(path, map_location=device, weights_only=True)
+        step, seconds = int(state["step"]), float(state["seconds"])
         for name in self.modules:
             self.modules[name].load_state_dict(state["modules"][name])
             self.averaged[name].load_state_dict(state["averaged"][name])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds = step, seconds
 
     def _forget_later_losses(self) -> None:
-        """Drop what a killed run logged after its last checkpoint: those steps are taken again."""
-        if self.log_path.exists():
-            lines = [json.loads(line) for line in self.log_path.read_text(encoding="utf-8").splitlines()]
-            kept = [line for line in lines if line["stage"] != self.stage or line["step"] <= self.step]
-            write_atomically(self.log_path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        """Drop what a killed run logged after its last checkpoint: those steps are taken again; and damaged lines."""
+        if not self.log_path.exists():
+            return
+        try:
+            lines = self.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError as error:
+            raise InputError(f"{self.log_path}: cannot be read as the log of losses ({error.strerror})") from error
+        read = [line for line in map(_parse_loss, lines) if line is not None]
+        if len(read) < len(lines):
+            self.report(f"{self.log_path}: {len(lines) - len(read)} damaged lines are dropped")
+        kept = [line for line in read if line["stage"] != self.stage or line["step"] <= self.step]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        write_whole(self.log_path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def _parse_loss(line: str) -> dict[str, Any] | None:
+    """A line of the log, None where it is damaged."""
+    try:
+        read = json.loads(line)
+        return read if isinstance(read["stage"], str) and isinstance(read["step"], int) else None
+    except (ValueError, LookupError, TypeError):
+        return None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 class Stop:
@@ -256,6 +327,18 @@ class Stop:
         self.interrupted = True
 
 
+def require_numbers(config: object, bounds: Mapping[str, tuple[float, float]]) -> None:
+    """Refuse numbers out of their bounds; those that are None are left to others.
+
+    Raises:
+        InputError: the first of them, with what is accepted.
+    """
+    for name, (low, high) in bounds.items():
+        value = getattr(config, name)
+        if value is not None and not low <= value <= high:
+            raise InputError(f"{name}: {value} given; {low:,.12g} to {high:,.12g} accepted")
+
+
 def open_run(out: Path, identity: Mapping[str, Any], *, resume: bool) -> None:
     """Make a run folder that knows its identity, or check that a resumed run is the one in it.
 
@@ -264,24 +347,24 @@ def open_run(out: Path, identity: Mapping[str, Any], *, resume: bool) -> None:
     """
     path = out / "config.json"
     if resume and path.exists():
-        then = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            then = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(then, dict):
+                raise ValueError("no table of settings")
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: damaged ({error}); accepted: what the run wrote, or a new run") from error
         for name, value in identity.items():
             if then.get(name) != value:
                 raise InputError(f"{out}: {name} was {then.get(name)} there and is {value} now; resume needs the same")
+        sweep(out)
+        sweep(out / "state")
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: in use; a new or empty folder is accepted, or resume with the run in it")
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(identity, indent=1).encode())
+    text = json.dumps(identity, indent=1)
+    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def _cosine(progress: float) -> float:
     """Factor of the learning rate: from 1 down to 1%."""
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is there as a whole or not at all."""
-    temporary = path.with_name(path.name + ".writing")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

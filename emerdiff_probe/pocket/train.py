@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import os
 import shutil
 import zlib
 from collections.abc import Callable
@@ -19,23 +17,40 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from emerdiff_probe.errors import InputError
+from emerdiff_probe.files import write_whole
 from emerdiff_probe.models.loading import POCKET_FOLDER, find_device
 from emerdiff_probe.models.pixels import to_pixels
 from emerdiff_probe.pocket.architecture import MODULES, Architecture, Parts
 from emerdiff_probe.pocket.card import write_model_card
 from emerdiff_probe.pocket.data import Pictures, PictureSource, mirrored, open_pictures
-from emerdiff_probe.pocket.loop import Budget, Loop, Stop, open_run, write_atomically
+from emerdiff_probe.pocket.loop import Budget, Loop, Stop, open_run, require_numbers
 
 AUTOENCODER_SHARE = 0.3
 """Part of the minutes of a run that the autoencoder takes, unless it is told otherwise."""
 
 _SCALED_BY = 256
 _ENCODE_BATCH = {"cuda": 256, "mps": 32, "cpu": 8}
+
+
+BOUNDS: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("minutes", "autoencoder_minutes", "denoiser_minutes"), (0, 1e6)),
+    **dict.fromkeys(("steps", "autoencoder_steps"), (0, 1e9)),
+    "session_minutes": (1e-12, 1e6),
+    "scenes": (1, 1e7),
+    **dict.fromkeys(("workers", "batch", "autoencoder_batch", "samples"), (1, 65_536)),
+    "crop": (1, 8_192),
+    "seed": (0, 2**63 - 1),
+    "min_snr": (1e-12, 1e12),
+    **dict.fromkeys(("learning_rate", "autoencoder_learning_rate"), (1e-12, 1e30)),
+    "checkpoint_seconds": (1e-12, 1e9),
+    **dict.fromkeys(("warmup_steps", "log_every"), (1, 1e9)),
+}
+"""The least and the most of every number of a run; those that may be None are not counted then."""
 
 
 @dataclass(frozen=True)
@@ -112,23 +127,7 @@ class TrainConfig:
             raise InputError("pictures: either world=True or images=FOLDER is accepted, not both and not neither")
         if self.captions is not None and self.images is None:
             raise InputError("captions: they go with images=FOLDER; the world captions its own scenes")
-        for name in ("minutes", "steps", "autoencoder_minutes", "autoencoder_steps", "denoiser_minutes"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
-                raise InputError(f"{name}: {value} given; 0 or more accepted")
-        for name in ("session_minutes", "scenes", "workers", "batch", "autoencoder_batch", "crop", "min_snr"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InputError(f"{name}: {value} given; more than 0 accepted")
-        for name in (
-            "learning_rate",
-            "autoencoder_learning_rate",
-            "checkpoint_seconds",
-            "log_every",
-            "samples",
-        ):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name}: {getattr(self, name)} given; more than 0 accepted")
+        require_numbers(self, BOUNDS)
         if not 0 <= self.caption_dropout <= 1:
             raise InputError(f"caption_dropout: {self.caption_dropout} given; 0 to 1 accepted")
         if self.init is not None and self.autoencoder_from is not None:
@@ -346,7 +345,8 @@ class _Run:
             "sample_steps": self.config.sample_steps,
             **self._draw_samples(parts, shown),
         }
-        write_atomically(self.config.out / "figures.json", json.dumps(figures, indent=1).encode())
+        text = json.dumps(figures, indent=1)
+        write_whole(self.config.out / "figures.json", lambda partial: partial.write_text(text, encoding="utf-8"))
         write_model_card(self.config.out, weaknesses=self.config.weaknesses)
         return folder
 
@@ -406,9 +406,10 @@ class _Run:
                 latents = torch.cat([latents, self._encode(pictures.images, flip=True)])
                 captions += map(mirrored, pictures.captions)
             tensors = {"latents": latents.cpu().contiguous(), "tokens": self._tokenize(captions).to(torch.int32)}
-            temporary = path.with_suffix(".writing")
-            save_file(tensors, temporary, metadata=origin)
-            os.replace(temporary, path)
+            try:
+                write_whole(path, lambda partial: save_file(tensors, partial, metadata=origin))
+            except SafetensorError as error:  # its word for a full disk
+                raise InputError(f"{path}: the latents cannot be written ({error}); free space and --resume") from error
             self.report(f"latents: {len(latents)} encoded")
         tensors = load_file(path, device=str(self.device))
         return tensors["latents"], tensors["tokens"]
@@ -501,8 +502,11 @@ def reconstruction_figures(images: np.ndarray, painted: np.ndarray) -> dict[str,
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    with safe_open(path, "pt") as file:
-        return dict(file.metadata())
+    try:
+        with safe_open(path, "pt") as file:
+            return dict(file.metadata() or {})
+    except SafetensorError:  # damaged: made again
+        return {}
 
 
 def _init_folder(init: str | Path) -> Path:

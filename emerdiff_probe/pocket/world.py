@@ -48,7 +48,8 @@ __all__ = [
 
 FACTORS = ("palette", "light", "texture", "style", "clutter", "size")
 MOTIONS = ("camera", "object")
-SMALLEST = 16  # pixels a side
+SMALLEST, LARGEST = 16, 8192  # pixels a side
+MOST = 10_000_000  # scenes that are written at once
 GLOWING = {"sun or moon", "lamp head", "house window"}  # parts that stay bright at night
 GROUNDS = ("grass", "sand", "snow", "field", "pavement")
 BELOW = 3.0  # a row under every picture, in image heights

@@ -206,6 +206,94 @@ def test_killed_process_resumes(config):
     assert torch.load(state, weights_only=True)["step"] == reached + 2
 
 
+def stopped_after_three_steps(config, monkeypatch):
+    """A run that was killed in its last stage, with two checkpoints of it."""
+    take_step = Loop._take_step
+
+    def die(loop, *arguments):
+        if loop.stage == "denoiser" and loop.step == 3:
+            raise KeyboardInterrupt
+        return take_step(loop, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_take_step", die)
+        with pytest.raises(KeyboardInterrupt):
+            train(replace(config, checkpoint_seconds=1e-9), report=quiet)
+
+
+def damage(path, way):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink()
+    if way == "a folder":
+        path.mkdir()
+    else:
+        half = len(content) // 2
+        path.write_bytes({"emptied": b"", "cut": content[:half], "flipped": content, "text": b"{}"}[way])
+
+
+@pytest.mark.parametrize("way", ["emptied", "cut", "flipped", "text", "a folder"])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_goes_on_to_the_same_end(config, tmp_path, monkeypatch, way):
+    whole = train(replace(config, out=tmp_path / "whole"), report=quiet)
+    stopped_after_three_steps(config, monkeypatch)
+    state = config.out / "state"
+    assert sorted(path.name for path in state.iterdir()) == [
+        *("autoencoder.before.pt", "autoencoder.pt", "denoiser.before.pt", "denoiser.pt")
+    ]
+    damage(state / "denoiser.pt", way)
+    told = []
+    resumed = train(replace(config, resume=True), report=told.append)
+    assert any("denoiser.pt: damaged" in line for line in told)
+    assert any("checkpoint before, step 2" in line for line in told)
+    assert_equal_weights(whole, resumed)
+
+
+def test_without_a_readable_checkpoint_the_way_out_is_told(config, monkeypatch):
+    stopped_after_three_steps(config, monkeypatch)
+    for name in ("denoiser.pt", "denoiser.before.pt"):
+        damage(config.out / "state" / name, "cut")
+    with pytest.raises(InputError, match=r"denoiser.pt: no checkpoint .* can be read; delete them"):
+        train(replace(config, resume=True), report=quiet)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("enforce fail")])
+def test_a_full_disk_keeps_the_checkpoint_before(config, tmp_path, monkeypatch, error):
+    whole, genuine = train(replace(config, out=tmp_path / "whole"), report=quiet), torch.save
+
+    def full(state, path):
+        if state["step"] == 3:
+            path.write_bytes(b"half of it")
+            raise error
+        genuine(state, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(InputError, match=r"step 3 cannot be written .*--resume"):
+            train(replace(config, checkpoint_seconds=1e-9), report=quiet)
+    assert not list(config.out.rglob("*.partial"))
+    assert_equal_weights(whole, train(replace(config, resume=True), report=quiet))
+
+
+@pytest.mark.parametrize("way", ["emptied", "cut", "text", "a folder"])
+def test_a_damaged_configuration_is_named(config, monkeypatch, way):
+    stopped_after_three_steps(config, monkeypatch)
+    damage(config.out / "config.json", way)
+    with pytest.raises(InputError, match=r"config\.json: damaged|was None there"):
+        train(replace(config, resume=True), report=quiet)
+
+
+def test_damaged_lines_of_the_log_are_dropped_and_told(config, tmp_path, monkeypatch):
+    whole = train(replace(config, out=tmp_path / "whole"), report=quiet)
+    stopped_after_three_steps(config, monkeypatch)
+    log, told = config.out / "losses.jsonl", []
+    log.write_bytes(log.read_bytes()[:-20] + b"\xff\n[]\n")
+    assert_equal_weights(whole, train(replace(config, resume=True), report=told.append))
+    assert any("2 damaged lines are dropped" in line for line in told)
+    assert all(json.loads(line)["stage"] for line in log.read_text().splitlines())
+    damage(config.out / "latents.safetensors", "cut")
+    assert_equal_weights(whole, train(replace(config, resume=True, steps=4), report=quiet))
+
+
 def test_interrupt_saves_before_it_is_raised(config, monkeypatch):
     take_step = Loop._take_step
 
