@@ -36,7 +36,7 @@ from emerdiff_probe.models.loading import find_device
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.pocket.world import PART_NAMES, Scene, draw_scene
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig
-from emerdiff_probe.segmentation.presets import DIVISORS, LAYERS
+from emerdiff_probe.segmentation.presets import paper_preset
 from emerdiff_probe.segmentation.segment import segment
 from emerdiff_probe.sites import find_site
 
@@ -120,11 +120,8 @@ def _config(setup: Setup, mode: str, clusters: int) -> EmerDiffConfig:
     model, _, _ = _loaded(setup)
     changes: dict[str, Any] = {"clusters": clusters, "steps": setup.steps, "modulate_at": setup.modulate_at}
     changes |= {"feature_timesteps": 1, "feature_draws": 1}  # the paper's features and layers, as the yardstick's
-    divisor = DIVISORS[model.family]
-    if setup.model == SD14_SHAPE:  # of a native size that is no published model's
-        divisor, changes["smoothing"] = 4, 2.0
-    grid = int(model.denoiser.config.sample_size) // divisor
-    changes |= {name: layer.format(resolution=grid) for name, layer in LAYERS.items()}
+    paper = paper_preset(model).options
+    changes |= {name: paper[name] for name in ("feature_sites", "layer")}
     return (EmerDiffConfig.fast if mode == "fast" else EmerDiffConfig.for_model)(model, **changes)
 
 

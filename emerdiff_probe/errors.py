@@ -23,3 +23,7 @@ class TimestepError(ProbeError, LookupError):
 
 class InterventionError(ProbeError):
     """An intervention that is ill-formed, that the denoiser cannot take, or that never took effect."""
+
+
+class ProbeWarning(UserWarning):
+    """Something that a model lacks or that is not known of it was replaced; the message says by what."""

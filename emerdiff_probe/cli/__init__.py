@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import sys
-from typing import NoReturn
+import warnings
+from typing import Any, NoReturn
 
 from emerdiff_probe.cli import evaluate, layers, segment, study, train, train_clip, world
 from emerdiff_probe.cli.options import app
-from emerdiff_probe.errors import ProbeError
+from emerdiff_probe.errors import ProbeError, ProbeWarning
 
 __all__ = ["app", "evaluate", "layers", "main", "segment", "study", "train", "train_clip", "world"]
 
@@ -21,6 +22,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except (ProbeError, OSError) as error:
@@ -38,3 +40,9 @@ def main() -> None:
 def _refuse(message: str) -> NoReturn:
     print(f"emerdiff-probe: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *where: Any) -> None:
+    """Our own warnings are a line for the user; libraries' are not for them."""
+    if issubclass(category, ProbeWarning):
+        print(f"emerdiff-probe: {message}", file=sys.stderr)

@@ -80,11 +80,13 @@ class GivenSettings:
         Raises:
             InputError: a value out of range, or a file that holds no settings.
         """
-        return self._make({name: parse_setting(name, text) for name, text in self.options.items()} | options)
+        given = {name: parse_setting(name, text) for name, text in self.options.items()}
+        return self._make(given | options, None)
 
     def config(self, model: ProbeModel, **options: Any) -> EmerDiffConfig:
         """These settings, and further ones by option names; what is left open is filled in by the model."""
-        return self.open_config(**options).resolve(model)
+        given = {name: parse_setting(name, text) for name, text in self.options.items()}
+        return self._make(given | options, model).resolve(model)
 
     def variants(self, model: ProbeModel | None = None) -> list[dict[str, Any]]:
         """Settings by option name for every combination of the values in lists.
@@ -104,14 +106,15 @@ class GivenSettings:
 
     def open_configs(self, model: ProbeModel | None = None, **options: Any) -> list[EmerDiffConfig]:
         """As `open_config`, one for every combination of the values in lists."""
-        return [self._make(variant | options) for variant in self.variants(model)]
+        return [self._make(variant | options, model) for variant in self.variants(model)]
 
-    def _make(self, options: Mapping[str, Any]) -> EmerDiffConfig:
+    def _make(self, options: Mapping[str, Any], model: ProbeModel | None) -> EmerDiffConfig:
         from emerdiff_probe.segmentation.configuration import EmerDiffConfig
-        from emerdiff_probe.segmentation.presets import FAST
+        from emerdiff_probe.segmentation.presets import FAST, fast_preset
 
         config = EmerDiffConfig() if self.file is None else EmerDiffConfig.from_dict(read_settings(self.file))
-        return config.change(**({**FAST, **options} if self.fast else options))
+        approximations = FAST if model is None else fast_preset(model)
+        return config.change(**({**approximations, **options} if self.fast else options))
 
 
 def take_settings(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Self
@@ -10,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from emerdiff_probe.errors import InputError
+from emerdiff_probe.errors import InputError, ProbeWarning, SiteError
 from emerdiff_probe.interventions import InjectAttention
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.probe import ProbedImage, require_draws
@@ -18,7 +19,7 @@ from emerdiff_probe.reading.correspondence import Modulation
 from emerdiff_probe.reading.features import finest_grid
 from emerdiff_probe.reading.readout import Readout
 from emerdiff_probe.segmentation.criteria import CRITERIA, accepted_clusters
-from emerdiff_probe.segmentation.presets import FAST, find_preset, paper_preset
+from emerdiff_probe.segmentation.presets import Preset, fast_preset, find_preset, paper_preset
 from emerdiff_probe.segmentation.settings import OPEN, Settings
 from emerdiff_probe.sites import Site, coarsest_blocks, find_site, list_sites
 from emerdiff_probe.trajectories.trajectory import require_on_grid
@@ -59,9 +60,8 @@ class EmerDiffConfig(Settings):
 
     @classmethod
     def fast(cls, model: ProbeModel, **options: Any) -> Self:
-        """The settings of `for_model` with the approximations of `FAST` that it can take, under these options."""
-        coarse = {"shared_levels": min(FAST["shared_levels"], model.levels - 1)}
-        approximations = {} if "readout" in options else {**FAST, **coarse}
+        """The settings of `for_model` with the approximations of `fast_preset`, under these options."""
+        approximations = {} if "readout" in options else fast_preset(model)
         return cls.for_model(model, **{**approximations, **options})
 
     @classmethod
@@ -79,15 +79,18 @@ class EmerDiffConfig(Settings):
         Raises:
             InputError: a number of steps that the scheduler does not take.
         """
-        return self._fill_from(model, find_preset(model), timesteps)
+        return self if self.is_resolved else self._fill_from(model, find_preset(model), timesteps)
 
-    def _fill_from(self, model: ProbeModel, preset: Mapping[str, Any], timesteps: Sequence[int] | None = None) -> Self:
-        given = self.options()
-        filled = dict(preset)
+    def _fill_from(self, model: ProbeModel, preset: Preset, timesteps: Sequence[int] | None = None) -> Self:
+        given, best = self.options(), preset.options
+        if not {"feature_sites", "layer"} <= set(given):
+            for note in preset.notes:
+                warnings.warn(note, ProbeWarning, stacklevel=4)
+        filled = dict(best)
         if not {"feature_timesteps", "modulate_at"} <= set(given):
-            grid = timesteps or model.schedule(given.get("steps", preset["steps"])).timesteps
-            filled["modulate_at"] = _nearest(grid, preset["modulate_at"])
-            filled["feature_timesteps"] = tuple(_nearest(grid, each) for each in preset["feature_timesteps"])
+            grid = timesteps or model.schedule(given.get("steps", best["steps"])).timesteps
+            filled["modulate_at"] = _nearest(grid, best["modulate_at"])
+            filled["feature_timesteps"] = tuple(_nearest(grid, each) for each in best["feature_timesteps"])
         if self.readout is OPEN:
             filled |= asdict(Readout())
         return self.fill(filled)
@@ -129,7 +132,7 @@ def find_feature_sites(model: ProbeModel, config: EmerDiffConfig) -> tuple[Site,
     for name in config.resolve(model).features.sites:
         matching = [site for site in list_sites(model) if fnmatchcase(site.name, name) and site.holds_cells]
         if not matching or not any(letter in name for letter in "*?["):
-            matching = [find_site(model, name)]  # a name or a path; an error that lists near ones
+            matching = [_find_named(model, name, "--feature-layer")]
         for site in matching:
             if not site.holds_cells:
                 raise InputError(f"{site} holds text tokens, not cells; accepted: any site with a grid")
@@ -142,7 +145,7 @@ def resolve_modulation(model: ProbeModel, config: EmerDiffConfig) -> Modulation:
     config = config.resolve(model)
     settings = config.modulation
     return Modulation(
-        find_site(model, settings.layer),
+        _find_named(model, settings.layer, "--layer"),
         settings.strength,
         settings.modulate_at,
         settings.placement,
@@ -179,6 +182,14 @@ def check_config(
             f"{height} x {width} pixels; accepted: 1 to {rows * columns}"
         )
     return sites, modulation
+
+
+def _find_named(model: ProbeModel, name: str, option: str) -> Site:
+    """The site of a name or a path; an error says which option names another."""
+    try:
+        return find_site(model, name)
+    except SiteError as error:
+        raise SiteError(f"{error}; on the command line, {option} names another") from error
 
 
 def _nearest(grid: Sequence[int], timestep: int) -> int:

@@ -195,6 +195,11 @@ class Settings:
                 leaves[name] = getattr(holder, leaf)
         return leaves
 
+    @property
+    def is_resolved(self) -> bool:
+        """Whether nothing is left open."""
+        return len(self.options()) == len(OPTIONS)
+
     def change(self, **options: Any) -> Self:
         """A copy with these settings, by option names or whole parts; None leaves one open again.
 

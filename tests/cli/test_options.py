@@ -99,7 +99,7 @@ def test_an_option_reaches_the_configuration(run, name):
         (("--clusters", "0"), "clusters 0; accepted: an integer, 1 or more"),
         (("--steps", "1.5"), "steps '1.5'; accepted: an integer, 1 or more"),
         (("--seed", "-1"), "seed -1; accepted: an integer, 0 or more"),
-        (("--injection", "joint"), "injection .* accepted: any of 'self', 'cross'"),
+        (("--injection", "selves"), "injection .* accepted: any of 'self', 'cross'"),
         (("--placement", "between"), "placement 'between'; accepted: 'after', 'before'"),
         (("--one-sided", "maybe"), "one_sided 'maybe'; accepted: True, False"),
         (("--config", "missing.toml"), "missing.toml: no settings can be read"),

@@ -182,4 +182,4 @@ def test_a_segmentation_of_several_sites_and_timesteps_runs_and_differs(model):
 
 def test_every_preset_is_complete(model, sd1):
     for each in (model, sd1):
-        assert {*find_preset(each), *FAST, "denoising_steps"} == set(OPTIONS)
+        assert {*find_preset(each).options, *FAST, "denoising_steps"} == set(OPTIONS)

@@ -175,7 +175,7 @@ def test_defaults_come_from_the_model(model):
         ("smoothing", float("nan")),
         ("placement", "between"),
         ("method", "null-text"),
-        ("injection", ("joint",)),
+        ("injection", ("selves",)),
         ("injection", "self"),
         ("injection", 3),
         ("injection", [["self"]]),
