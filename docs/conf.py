@@ -1,0 +1,78 @@
+"""How the documentation is built: `make docs`."""
+
+import os
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+HERE = Path(__file__).parent
+NOTEBOOKS = HERE / "notebooks"
+os.environ.setdefault("PLOTLY_RENDERER", "plotly_mimetype")
+
+project = "emerdiff_probe"
+author = "the emerdiff_probe developers"
+copyright = "the emerdiff_probe developers, Apache-2.0"  # noqa: A001
+release = version("emerdiff_probe")
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.intersphinx",
+    "sphinx_copybutton",
+    "sphinx_design",
+]
+exclude_patterns = ["_build", "**.ipynb_checkpoints"]
+templates_path = ["_templates"]
+html_static_path = ["_static"]
+html_theme = "pydata_sphinx_theme"
+html_title = "emerdiff_probe"
+html_theme_options = {"show_toc_level": 2, "navigation_with_keys": False, "header_links_before_dropdown": 6}
+html_sidebars = {"changelog": [], "glossary": []}
+
+# Docstrings are Google's style; types stand in the signatures.
+autosummary_generate = True
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+
+# Links into the libraries' own documentation need the network: `DOCS_INTERSPHINX=1 make docs`.
+intersphinx_mapping = (
+    {
+        "python": ("https://docs.python.org/3", None),
+        "numpy": ("https://numpy.org/doc/stable", None),
+        "torch": ("https://docs.pytorch.org/docs/stable", None),
+        "xarray": ("https://docs.xarray.dev/en/stable", None),
+        "sklearn": ("https://scikit-learn.org/stable", None),
+        "pandas": ("https://pandas.pydata.org/docs", None),
+        "PIL": ("https://pillow.readthedocs.io/en/stable", None),
+    }
+    if os.environ.get("DOCS_INTERSPHINX")
+    else {}
+)
+
+# Pages with code are run at every build; the notebooks come with the outputs that they were committed with.
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "attrs_inline"]
+myst_heading_anchors = 3
+nb_execution_mode = "force"
+nb_execution_excludepatterns = ["notebooks/*"]
+nb_execution_timeout = 600
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+
+
+def copy_notebooks(*_: object) -> None:
+    """The notebooks become pages: Sphinx reads only what lies below its own folder."""
+    NOTEBOOKS.mkdir(exist_ok=True)
+    for notebook in sorted((HERE.parent / "notebooks").glob("[0-9]*.ipynb")):
+        shutil.copyfile(notebook, NOTEBOOKS / notebook.name)
+
+
+def setup(app: object) -> None:
+    """Sphinx's entry."""
+    app.connect("builder-inited", copy_notebooks)  # type: ignore[attr-defined]
