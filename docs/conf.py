@@ -11,7 +11,7 @@ os.environ.setdefault("PLOTLY_RENDERER", "plotly_mimetype")
 
 project = "emerdiff_probe"
 author = "the emerdiff_probe developers"
-copyright = "the emerdiff_probe developers, Apache-2.0"  # noqa: A001
+copyright = "the emerdiff_probe developers, Apache-2.0"
 release = version("emerdiff_probe")
 
 extensions = [

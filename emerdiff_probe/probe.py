@@ -87,6 +87,10 @@ class ProbedImage:
         """Height and width of a site's grid for this image, of several the finest."""
         return finest_grid(_as_tuple(sites), *self.latents.shape[-2:])
 
+    def holds(self, site: Site, timestep: int) -> bool:
+        """Whether the features of a site at a timestep have been read already."""
+        return (site, timestep) in self._features
+
     def capture(self, sites: Iterable[Site], timestep: int) -> None:
         """Read many sites at one timestep in one pass, and keep what they hold."""
         missing = [site for site in sites if (site, timestep) not in self._features]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.reading.correspondence import Modulation, magnitude, modulated_images
 from emerdiff_probe.trajectories.trajectory import Trajectory
 
-CELLS_AT_ONCE = 64
+CELLS_AT_ONCE = 20
 """Cells whose images are held at a time; the denoiser's own batches are smaller where memory asks for it."""
 
 
@@ -112,7 +113,9 @@ def response_atlas(
     modulation: Modulation,
     *,
     batch_size: int | None = None,
-    progress: bool = False,
+    progress: bool = True,
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    report: Callable[[int, int], None] | None = None,
 ) -> ResponseAtlas:
     """Modulate every single cell of a layer's grid, with both signs.
 
@@ -121,7 +124,9 @@ def response_atlas(
         trajectory: of one image, from `modulate_at` or earlier.
         modulation: how; the grid is that of its layer.
         batch_size: variants a batch; chosen by the device when None.
-        progress: show a progress bar over cells.
+        progress: show a progress bar over cells: it takes minutes.
+        around: entered for every few cells, such as a lock that others take between.
+        report: called with the number of cells that are done, and of all.
 
     Raises:
         TimestepError: `modulate_at` is not on the trajectory.
@@ -132,9 +137,12 @@ def response_atlas(
     responses: list[Tensor] = []
     with tqdm(total=len(cells), disable=not progress, desc="response atlas", unit="cell") as bar:
         for masks in cells.split(CELLS_AT_ONCE):
-            minus, plus = modulated_images(model, trajectory, masks, modulation, batch_size=batch_size)
+            with around():
+                minus, plus = modulated_images(model, trajectory, masks, modulation, batch_size=batch_size)
             responses.append(((plus - minus) / 2).half().contiguous())  # decoders give channels last, read far slower
             bar.update(len(masks))
+            if report is not None:
+                report(sum(map(len, responses)), len(cells))
     injection, direction = modulation.injection, modulation.direction
     sites, timesteps = (None, None) if injection is None else (injection.sites, injection.timesteps)
     settings = {

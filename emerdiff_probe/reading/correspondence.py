@@ -127,7 +127,7 @@ def difference_map(minus: Tensor, plus: Tensor, smoothing: float = 0.0) -> Tenso
         smoothing: standard deviation of the Gaussian in pixels; 0 is none.
 
     Returns:
-        (mask, height, width) float32, 0 or more, in units of pixel values where black to white is 2.
+        (mask, height, width) float32, 0 or more, the norm over three channels that span 2 each: black to white is 3.46.
     """
     return magnitude(minus - plus, smoothing)
 

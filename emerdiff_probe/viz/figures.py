@@ -82,7 +82,7 @@ def difference_figure(result: Segmentation) -> go.Figure:
             zmax=top,
             colorscale="Viridis",
             visible=mask == 0,
-            colorbar={"title": "RGB distance<br>(black to white: 2)"},
+            colorbar={"title": "RGB distance<br>(black to white: 3.46)"},
             hovertemplate="distance %{z:.2f}<extra></extra>",
         )
         figure.add_trace(trace, 1, 2)

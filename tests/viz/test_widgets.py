@@ -11,16 +11,18 @@ import tiny
 import torch
 from PIL import Image
 from plotly.serializers import Undefined
+from traitlets import TraitError
 
 import emerdiff_probe
 from emerdiff_probe import explore_layers, explore_modulation, explore_segmentation, explore_study
-from emerdiff_probe.errors import InputError, TimestepError
+from emerdiff_probe.errors import InputError, ModelError, TimestepError
 from emerdiff_probe.images import load_labels, palette
 from emerdiff_probe.interventions import InjectAttention
 from emerdiff_probe.reading.atlas import response_atlas
 from emerdiff_probe.reading.correspondence import assign, difference_map, modulated_images
 from emerdiff_probe.reading.features import pca_view
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig, find_feature_sites, resolve_modulation
+from emerdiff_probe.segmentation.presets import FAST
 from emerdiff_probe.segmentation.segment import segment
 from emerdiff_probe.sites import find_site
 from emerdiff_probe.studies.run import load_result, run_study, world_scenes
@@ -29,8 +31,9 @@ from emerdiff_probe.studies.study import Axis, Direction, Measure, Study
 from emerdiff_probe.viz.figures import study_figure
 from emerdiff_probe.viz.naming import Naming
 from emerdiff_probe.viz.widgets.explorer import data_uri
-from emerdiff_probe.viz.widgets.figure import Clicks
-from emerdiff_probe.viz.widgets.worker import Worker
+from emerdiff_probe.viz.widgets.figure import PANEL, Page, arrange, columns_that_fit, panels
+from emerdiff_probe.viz.widgets.modulation import require_finite
+from emerdiff_probe.viz.widgets.worker import MODELS_IN_USE, Worker, _Cell
 
 SOON = 60
 """Seconds within which work has to end; a test that waits as long has failed."""
@@ -89,10 +92,19 @@ def hover(explorer, trace, x, y):
     }
 
 
-def click(explorer, trace, x, y, shift=False):
+def page_of(explorer):
+    (page,) = (child for child in explorer.children if isinstance(child, Page))
+    return page
+
+
+def click(explorer, panel, x, y, shift=False):
     """What the explorer's page sends for a click."""
-    (clicks,) = (child for child in explorer.children if isinstance(child, Clicks))
-    clicks._handle_custom_msg({"trace": trace, "x": x, "y": y, "shift": shift}, [])
+    page_of(explorer)._handle_custom_msg({"click": {"panel": panel, "x": x, "y": y, "shift": shift}}, [])
+
+
+def pushed(explorer):
+    """Numbers of the cells that are orange."""
+    return np.flatnonzero(np.array(explorer.figure.data[-1].marker.color) == "#e69f00").tolist()
 
 
 class Reports(list):
@@ -226,7 +238,7 @@ def test_cells_inside_what_was_drawn_are_pushed(model, config, outline):
         for column in range(columns)
         if 4 < centres[row] < 32 and 20 < centres[column] < 60
     ]
-    assert list(explorer.cells) == list(explorer.figure.data[-1].selectedpoints) == expected
+    assert list(explorer.cells) == pushed(explorer) == expected
     assert expected != list(before)
     explorer.figure._js2py_relayout = {"relayout_data": {"dragmode": "zoom"}, "source_view_id": "page"}
     assert list(answered(explorer).cells) == expected
@@ -234,6 +246,7 @@ def test_cells_inside_what_was_drawn_are_pushed(model, config, outline):
 
 def test_the_modulation_explorer_shows_what_the_model_paints(model, config, probed):
     explorer = answered(explore_modulation(model, tiny.picture(), config=config))
+    assert explorer.strength.value == config.modulation.strength
     explorer.strength.value, explorer.timestep.value, explorer.placement.value = 100.0, 201, "before"
     explorer.injection.value, explorer.site.value = "self", "up16.cross1.output"
     explorer.row.value, explorer.column.value, explorer.size.value = 2, 5, 3
@@ -260,14 +273,14 @@ def test_cells_are_chosen_by_click_and_sliders(model, config):
     explorer = answered(explore_modulation(model, tiny.picture(), config=config))
     cells = len(explorer.figure.data) - 1
     assert explorer.cells == (36,)
-    click(explorer, cells, 11.5, 11.5)
+    click(explorer, 1, 11.5, 11.5)
     assert explorer.cells == (9,)
-    click(explorer, 0, 18, 9, shift=True)
+    click(explorer, 1, 18, 9, shift=True)
     assert explorer.cells == (9, 10)
-    click(explorer, cells, 11.5, 11.5, shift=True)
+    click(explorer, 1, 11.5, 11.5, shift=True)
     assert explorer.cells == (10,)
-    assert explorer.figure.data[cells].selectedpoints == (10,)
-    click(explorer, 3, 3.5, 3.5)
+    assert pushed(explorer) == [10]
+    click(explorer, 4, 3.5, 3.5)
     assert explorer.cells == (10,)
     explorer.size.value = 2
     assert explorer.cells == (36, 37, 44, 45)
@@ -280,7 +293,7 @@ def test_cells_are_chosen_by_click_and_sliders(model, config):
 
 def test_what_cannot_be_pushed_is_told_and_the_next_answer_is_shown(model, config):
     explorer = answered(explore_modulation(model, tiny.picture(), config=config))
-    click(explorer, 0, 35.5, 35.5, shift=True)
+    click(explorer, 1, 35.5, 35.5, shift=True)
     assert explorer.cells == ()
     assert explorer.wait(SOON)
     explorer.strength.value = 20.0
@@ -301,8 +314,8 @@ def test_bad_settings_are_refused_before_the_model_runs(model, config):
         explore_modulation(model, np.zeros((2, 2)))
 
 
-def test_the_segmentation_explorer_shows_what_the_atlas_gives_for_every_k_and_smoothing(probed, atlas, config):
-    explorer = answered(explore_segmentation(atlas, probed, config=config))
+def test_the_segmentation_explorer_shows_what_the_atlas_gives_for_every_k_and_smoothing(model, probed, atlas, config):
+    explorer = answered(explore_segmentation(model, tiny.picture(), atlas=atlas, config=config))
     assert f"strength {config.modulation.strength:g}" in " ".join(
         getattr(child, "value", "") for child in explorer.children
     )
@@ -315,7 +328,6 @@ def test_the_segmentation_explorer_shows_what_the_atlas_gives_for_every_k_and_sm
         assert np.array_equal(explorer.labels, assign(maps))
         assert np.array_equal(explorer.figure.data[1].z, explorer.labels)
         hover(explorer, 1, 7, 30)
-        assert (explorer.row.value, explorer.column.value) == (30, 7)
         bars = explorer.figure.data[2]
         assert np.allclose(bars.x, maps[:, 30, 7])
         assert bars.marker.color[1] == "rgb({}, {}, {})".format(*palette(2)[1])
@@ -324,13 +336,19 @@ def test_the_segmentation_explorer_shows_what_the_atlas_gives_for_every_k_and_sm
         assert explorer.figure.layout.annotations[2].text == f"pixel (30, 7): {winner}"
 
 
-def test_segments_are_named_merged_undone_and_exported(probed, atlas, config, tmp_path):
-    explorer = answered(explore_segmentation(atlas, probed, config=config, folder=tmp_path / "labels"))
+def test_segments_are_named_merged_undone_and_exported(model, atlas, config, tmp_path):
+    explorer = answered(
+        explore_segmentation(model, tiny.picture(), atlas=atlas, config=config, folder=tmp_path / "labels")
+    )
     masks = explorer.labels.copy()
     first, second = sorted(set(masks.flat))[:2]
     row, column = np.argwhere(masks == second)[0]
-    click(explorer, 1, int(column), int(row))
+    click(explorer, 2, int(column), int(row))
     assert explorer.segment.value == second
+    assert (explorer.row.value, explorer.column.value) == (row, column)
+    assert np.array_equal(np.isnan(explorer.figure.data[-1].z), masks == second)
+    hover(explorer, 0, *(int(place) for place in np.argwhere(masks == first)[0][::-1]))
+    assert explorer.segment.value == second, "hovering only previews"
     explorer.name.value = "sky"
     assert ("sky", second) in explorer.segment.options
     assert "sky" in explorer.figure.data[2].y
@@ -361,8 +379,10 @@ def test_segments_are_named_merged_undone_and_exported(probed, atlas, config, tm
     assert "sky" in answered(explorer).naming.segments.values()
 
 
-def test_refused_names_and_folders_are_told(probed, atlas, config, tmp_path):
-    explorer = answered(explore_segmentation(atlas, probed, config=config, folder=tmp_path / "file"))
+def test_refused_names_and_folders_are_told(model, atlas, config, tmp_path):
+    explorer = answered(
+        explore_segmentation(model, tiny.picture(), atlas=atlas, config=config, folder=tmp_path / "file")
+    )
     explorer.name.value = "segment 1"
     assert "accepted: a name that no other segment has" in explorer.outcome.value
     assert explorer.name.value == "segment 0"
@@ -384,11 +404,103 @@ def test_names_and_merges_are_values():
             refused()
 
 
-def test_an_atlas_of_another_model_or_size_is_refused(probed, atlas):
+def test_an_atlas_of_another_model_or_size_is_refused(model, atlas, config):
+    other = replace(atlas, settings={**atlas.settings, "fingerprint": "0"})
     with pytest.raises(InputError, match="accepted: both of one model"):
-        explore_segmentation(replace(atlas, settings={**atlas.settings, "fingerprint": "0"}), probed)
+        explore_segmentation(model, tiny.picture(), atlas=other, config=config)
+    cut = replace(atlas, responses=atlas.responses[..., :32])
     with pytest.raises(InputError, match="accepted: the same size"):
-        explore_segmentation(replace(atlas, responses=atlas.responses[..., :32]), probed)
+        explore_segmentation(model, tiny.picture(), atlas=cut, config=config)
+
+
+def test_without_an_atlas_the_fast_mode_answers_until_it_is_made(model, config, atlas):
+    explorer = explore_segmentation(model, tiny.picture(), config=config)
+    assert "Fast mode" in explorer.made_with.value or explorer.atlas is not None
+    with MODELS_IN_USE:
+        probed = config.probe(model, tiny.picture())
+        modulation = resolve_modulation(model, config.change(**FAST))
+        coarse = probed.low_resolution_masks(find_feature_sites(model, config), 3, config.features.timesteps)
+        if explorer.atlas is None:
+            assert np.array_equal(explorer.labels, assign(probed.difference_maps(coarse, modulation, smoothing=1.0)))
+    assert explorer._maker.wait(SOON)
+    answered(explorer)
+    assert torch.equal(explorer.atlas.responses, atlas.responses)
+    expected = atlas.difference_maps(torch.eye(3)[coarse].permute(2, 0, 1), smoothing=1.0)
+    assert np.array_equal(explorer.labels, assign(expected))
+
+
+def test_showing_an_explorer_changes_no_setting(model, config):
+    for strength in (300.0, 30_000.0, 0.001):
+        explorer = answered(explore_modulation(model, tiny.picture(), config=config.change(strength=strength)))
+        assert explorer.strength.value == strength
+    with pytest.raises(TraitError):
+        explorer.strength.value = 1e9
+
+
+def test_pictures_that_are_no_numbers_are_told_with_the_way_out():
+    broken = torch.zeros(1, 3, 2, 2)
+    broken[0, 1, 0, 0] = float("nan")
+    with pytest.raises(ModelError, match=r"strength 9 drives 25% .* accepted: a smaller strength"):
+        require_finite(broken, torch.zeros(1, 3, 2, 2), 9.0)
+
+
+def test_each_trace_is_sent_what_is_its_own():
+    figure = panels(("a", "b"), 8, 8)
+    figure.add_heatmap(z=np.zeros((8, 8)), colorscale="RdBu", zmin=-1, zmax=1, row=1, col=1)
+    figure.add_scatter(x=[1], y=[1], marker={"color": "rgba(0,0,0,0)"}, row=1, col=2)
+    sent = []
+    figure.observe(lambda change: change["new"] and sent.append(change["new"]), "_py2js_restyle")
+    with figure.batch_update():
+        figure.data[0].z = np.ones((8, 8))
+        figure.data[1].x = [2]
+        figure.data[1].marker.size = 4
+    by_trace = {trace: set(message["restyle_data"]) for message in sent for trace in message["restyle_traces"]}
+    assert by_trace == {0: {"z"}, 1: {"x", "marker.size"}}
+
+
+def test_panels_wrap_where_the_page_is_narrow(model, config):
+    explorer = answered(explore_layers(model, tiny.picture(), config=config))
+    page, layout = page_of(explorer), explorer.figure.layout
+    assert layout.width == 4 * PANEL + 70
+    page._handle_custom_msg({"look": {"width": 900, "background": "#111111", "foreground": "#eeeeee"}}, [])
+    assert layout.width == 2 * PANEL + 70 <= 900
+    assert layout.xaxis3.domain[0] == layout.xaxis.domain[0]
+    assert layout.yaxis3.domain[1] < layout.yaxis.domain[0]
+    assert layout.annotations[3].y == layout.yaxis4.domain[1]
+    assert (layout.paper_bgcolor, layout.font.color) == ("#111111", "#eeeeee")
+    assert [columns_that_fit(explorer.figure, width) for width in (1150, 1149, 610, 600)] == [4, 2, 2, 1]
+    arrange(explorer.figure, 4)
+    assert layout.width == 4 * PANEL + 70
+
+
+def test_a_cell_that_runs_has_the_model_to_itself():
+    cell, ran = _Cell(), threading.Event()
+
+    def work():
+        with MODELS_IN_USE:
+            ran.set()
+
+    cell.begin()
+    try:
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        assert not ran.wait(0.1)
+        with cell.released():
+            assert ran.wait(SOON)
+    finally:
+        cell.end()
+    assert not cell.running
+
+
+def test_a_saved_notebook_keeps_a_picture_of_the_last_state(model, config, atlas):
+    for explorer in (
+        explore_layers(model, tiny.picture(), config=config),
+        explore_modulation(model, tiny.picture(), config=config),
+        explore_segmentation(model, tiny.picture(), atlas=atlas, config=config),
+    ):
+        kept = answered(explorer)._keepsake()
+        assert "run the cell again" in kept
+        assert "data:image/png" in kept
 
 
 def test_a_stored_study_is_read_from_its_folder_alone(stores):
@@ -479,7 +591,7 @@ def test_two_segmentations_share_pointer_and_zoom(model, config):
     assert np.array_equal(answered(explorer).figure.data[1].z, one.low_resolution_masks)
     explorer.view.value = "difference map of the mask at the pointer"
     assert np.array_equal(answered(explorer).figure.data[2].z, other.difference_maps[masks[1]])
-    table = explorer.children[3].value
+    table = explorer.children[4].value
     assert f"<th>strength</th><td>{config.modulation.strength}</td><td>50.0</td>" in table
     assert "<th>smoothing</th>" not in table
 
@@ -504,11 +616,11 @@ def test_a_page_can_be_reloaded_after_plotly_left_something_undefined(model, con
     assert json.dumps(figure.get_state()["_widget_layout"]["selections"]) == '[{"templateitemname": "_undefined_"}]'
 
 
-def test_every_control_has_a_description(model, config, probed, atlas, stores):
+def test_every_control_has_a_description(model, config, atlas, stores):
     explorers = [
         explore_layers(model, tiny.picture(), config=config),
         explore_modulation(model, tiny.picture(), config=config),
-        explore_segmentation(atlas, probed, config=config),
+        explore_segmentation(model, tiny.picture(), atlas=atlas, config=config),
         explore_study(stores[0]),
     ]
     for explorer in explorers:

@@ -11,14 +11,18 @@ from typing import Any
 import ipywidgets as widgets
 import numpy as np
 import plotly.graph_objects as go
+from IPython.display import HTML, DisplayHandle, display
 from PIL import Image
 
 from emerdiff_probe.errors import InputError
+from emerdiff_probe.images import contact_sheet
 from emerdiff_probe.models.probe_model import ProbeModel
+from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig
+from emerdiff_probe.sites import Site
 from emerdiff_probe.viz.figures import label_colours
-from emerdiff_probe.viz.widgets.figure import EXPLORER
-from emerdiff_probe.viz.widgets.worker import Progress, Worker
+from emerdiff_probe.viz.widgets.figure import EXPLORER, Click, Figure, Look, Page, arrange, columns_that_fit
+from emerdiff_probe.viz.widgets.worker import MODELS_IN_USE, Progress, Worker
 
 STEPS, MODULATE_AT = 20, 301
 """A grid that answers soon, and its timestep next to the paper's 281."""
@@ -39,12 +43,45 @@ class Explorer(widgets.VBox):
         self.status = widgets.HTML()
         self._worker = Worker(self._tell)
         self._asked = False
+        self._kept: DisplayHandle | None = None
         super().__init__()
         self.add_class(EXPLORER)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the work is done; False when that takes longer than `timeout` seconds."""
         return self._worker.wait(timeout)
+
+    def _page(self, figure: Figure, on_click: Callable[[Click], None] | None = None) -> Page:
+        """The page's half of an explorer with this figure, which follows the page's room and theme."""
+
+        def fit(look: Look) -> None:
+            with figure.batch_update():
+                if look.background and look.foreground:
+                    figure.update_layout(
+                        paper_bgcolor=look.background, plot_bgcolor=look.background, font_color=look.foreground
+                    )
+                arrange(figure, columns_that_fit(figure, look.width))
+
+        return Page(on_click, fit)
+
+    def _pictures(self) -> tuple[Sequence[np.ndarray], Sequence[str]]:
+        """What is shown, as pictures of one size under titles, for readers of a saved notebook; may be none."""
+        return (), ()
+
+    def _ipython_display_(self, **_: Any) -> None:
+        """Show the explorer, and below it, folded, a picture of its state that stays in a saved notebook."""
+        display(self._repr_mimebundle_(), raw=True)
+        self._kept = display(HTML(self._keepsake()), display_id=True)
+
+    def _keepsake(self) -> str:
+        pictures, titles = self._pictures()
+        if not pictures:
+            return ""
+        shown = data_uri(np.array(contact_sheet([_small(each) for each in pictures], titles)))
+        return (
+            "<details><summary>its last state, as a picture (no explorer above? the kernel is gone: run the cell "
+            f"again)</summary><img alt='{html.escape(', '.join(titles))}' src='{shown}'></details>"
+        )
 
     def _ask(self, work: Callable[[], Any], show: Callable[[Any], None]) -> None:
         # The first answer is there before the page draws: plotly.js never attaches its handlers to a figure that
@@ -58,13 +95,15 @@ class Explorer(widgets.VBox):
         if progress.busy:
             text = "<b>⏳ working …</b>"
         elif progress.error is not None:
-            text = told(progress.error)
+            text = write_error(progress.error)
         else:
             text = f"ready ({progress.seconds:.1f} s)"
+            if self._kept is not None:
+                self._kept.update(HTML(self._keepsake()))
         self.status.value = f"<span role='status' aria-live='polite'>{text}</span>"
 
 
-def told(error: Exception) -> str:
+def write_error(error: Exception) -> str:
     """An error in words, as HTML."""
     return f"<b role='alert' style='color: #b00020'>⚠ {type(error).__name__}: {html.escape(str(error))}</b>"
 
@@ -76,6 +115,26 @@ def probing_config(model: ProbeModel, config: EmerDiffConfig | None) -> EmerDiff
         if config.inversion.steps > STEPS:
             config = EmerDiffConfig.for_model(model, steps=STEPS, modulate_at=MODULATE_AT)
     return config.resolve(model)
+
+
+def hold_features(probed: ProbedImage, sites: Sequence[Site], timesteps: Sequence[int]) -> None:
+    """Have the image's features read; what is there already waits for no other explorer's work."""
+    if not all(probed.holds(site, timestep) for site in sites for timestep in timesteps):
+        with MODELS_IN_USE:
+            for timestep in timesteps:
+                probed.capture(sites, timestep)
+
+
+def show_cells(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A picture of a grid (grid_height, grid_width, 3) uint8 at the size of an image, every cell as a block."""
+    return np.array(Image.fromarray(picture).resize((width, height), Image.Resampling.NEAREST))
+
+
+def _small(picture: np.ndarray, side: int = 256) -> np.ndarray:
+    """A picture whose sides are `side` pixels at most."""
+    small = Image.fromarray(picture)
+    small.thumbnail((side, side))
+    return np.array(small)
 
 
 def row_of(*children: widgets.Widget) -> widgets.HBox:
@@ -99,7 +158,7 @@ def data_uri(picture: np.ndarray) -> str:
 
 def picture(image: np.ndarray, **options: Any) -> go.Image:
     """A trace of a picture (height, width, 3) uint8 in its own pixels."""
-    return go.Image(source=data_uri(image), hovertemplate="row %{y}, column %{x}<extra></extra>", **options)
+    return go.Image(source=data_uri(image), hovertemplate="pixel (%{y}, %{x})<extra></extra>", **options)
 
 
 def label_map(labels: np.ndarray, height: int, width: int, word: str, **options: Any) -> go.Heatmap:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import cache
 from typing import Any, NamedTuple
@@ -18,6 +18,8 @@ from plotly.subplots import make_subplots
 
 PANEL = 270
 """Side of one panel on the screen, pixels."""
+TITLE = 30
+"""Height of the line above a panel that has its title."""
 EXPLORER = "emerdiff-probe-explorer"
 """The page's name for an explorer."""
 
@@ -64,6 +66,35 @@ class Figure(go.FigureWidget):
     def _shared_page_code(self) -> PageCode:
         return _page_code()
 
+    def _send_update_msg(
+        self,
+        restyle_data: Mapping[str, Sequence[Any]],
+        relayout_data: Mapping[str, Any],
+        trace_indexes: Any = None,
+        source_view_id: str | None = None,
+    ) -> None:
+        """Send every trace what is its own.
+
+        Plotly's message has every property for every trace, with "undefined" where it is another's; a page in which the
+        figure is not drawn yet takes that for "none", and colour scales and markers are lost.
+        """
+        alike: dict[tuple[str, ...], list[int]] = {}
+        traces = self._normalize_trace_indexes(trace_indexes)
+        for place in range(len(traces)):
+            own = tuple(name for name, values in restyle_data.items() if values[place] is not Undefined)
+            alike.setdefault(own, []).append(place)
+        for names, places in alike.items():
+            if names:
+                values = {name: [restyle_data[name][place] for place in places] for name in names}
+                self._send_restyle_msg(values, [traces[place] for place in places], source_view_id)
+        if relayout_data:
+            self._send_relayout_msg(relayout_data, source_view_id)
+
+    def clear_selections(self) -> None:
+        """Take what was drawn around points off the page, which keeps it though Python's layout never had it."""
+        self._layout.pop("selections", None)
+        self._send_relayout_msg({"selections": []})
+
     def get_state(self, key: Any = None, drop_defaults: bool = False) -> Any:
         """State for the page, or the part of it that `key` names."""
         if key is None and hasattr(self, "_data"):
@@ -72,57 +103,162 @@ class Figure(go.FigureWidget):
         return super().get_state(key, drop_defaults)
 
 
-def panels(titles: Sequence[str], height: int, width: int) -> Figure:
-    """Empty panels in a row for pictures of height x width pixels, whose zoom is one."""
-    figure = make_subplots(1, len(titles), subplot_titles=titles, horizontal_spacing=0.02, shared_xaxes="all")
+def panels(titles: Sequence[str], height: int, width: int, *, beside: int = 0) -> Figure:
+    """Empty panels in a row for pictures of height x width pixels, whose zoom is one.
+
+    Args:
+        titles: of the panels.
+        height, width: of the pictures, pixels.
+        beside: pixels of the screen to the right of the panels, for a colour bar or names.
+    """
+    figure = make_subplots(1, len(titles), subplot_titles=titles, shared_xaxes="all")
     figure.update_xaxes(visible=False, constrain="domain", range=[-0.5, width - 0.5])
     figure.update_yaxes(visible=False, constrain="domain", range=[height - 0.5, -0.5], matches="y")
     for panel in range(1, len(titles) + 1):
         figure.update_yaxes(scaleanchor="x" if panel == 1 else f"x{panel}", row=1, col=panel)
     figure.update_annotations(font_size=13)
     figure.update_layout(
-        width=len(titles) * PANEL,
-        height=PANEL + 50,
-        margin={"l": 5, "r": 5, "t": 40, "b": 5},
+        margin={"l": 5, "r": 5 + beside, "t": 5, "b": 5},
         template="plotly_white",
         hovermode="closest",
         showlegend=False,
+        meta={"panels": len(titles), "columns": 0},
     )
+    arrange(figure, len(titles))
     return Figure(figure)
 
 
-class Click(NamedTuple):
-    """A click in a figure: number of the trace that it hit, place in the panel's own units, and the Shift key."""
+def columns_that_fit(figure: go.Figure, width: float) -> int:
+    """Columns of panels for a page of `width` pixels: all in one row, half of them, or one below the other."""
+    count = int(figure.layout.meta["panels"])
+    room = width - figure.layout.margin.l - figure.layout.margin.r
+    return next((columns for columns in (count, -(-count // 2)) if columns * PANEL <= room), 1)
 
-    trace: int
+
+def arrange(figure: go.Figure, columns: int) -> None:
+    """Lay the panels of a figure out in so many columns, their titles above them and the colour bar beside the last."""
+    meta, margin, gap = figure.layout.meta, figure.layout.margin, 0.02
+    if columns == meta["columns"]:
+        return
+    count = int(meta["panels"])
+    rows = -(-count // columns)
+    wide, high = (1 - gap * (columns - 1)) / columns, PANEL / (PANEL + TITLE) / rows
+    layout: dict[str, Any] = {
+        "meta": {**meta, "columns": columns},
+        "width": columns * PANEL + margin.l + margin.r,
+        "height": rows * (PANEL + TITLE) + margin.t + margin.b,
+    }
+    for panel in range(count):
+        row, column = divmod(panel, columns)
+        left, bottom = column * (wide + gap), 1 - (row + 1) / rows
+        number = "" if panel == 0 else panel + 1
+        layout[f"xaxis{number}_domain"] = [left, left + wide]
+        layout[f"yaxis{number}_domain"] = [max(bottom, 0), bottom + high]
+        layout[f"annotations[{panel}]"] = {"x": left + wide / 2, "y": bottom + high}
+    with figure.batch_update():
+        figure.update_layout({name: value for name, value in layout.items() if not name.startswith("annotations")})
+        for panel in range(count):
+            figure.layout.annotations[panel].update(layout[f"annotations[{panel}]"])
+        for trace in figure.select_traces("heatmap"):
+            trace.colorbar.update(x=1.005, y=high / 2, len=high)
+
+
+class Click(NamedTuple):
+    """A click in a figure: number of the panel, from 1, place in the panel's own units, and the Shift key."""
+
+    panel: int
     x: float
     y: float
     shift: bool = False
 
 
-class Clicks(anywidget.AnyWidget):
-    """Clicks on the explorer's figure, each in a message of its own; nothing of it is seen.
+class Look(NamedTuple):
+    """What a page looks like: room in pixels, and its theme's colours (empty outside JupyterLab)."""
 
-    Plotly's page has one place for all events and sends what is there when the kernel is free: a click would be lost
-    to the pointer that moves on.
+    width: float
+    background: str = ""
+    foreground: str = ""
+
+
+class Page(anywidget.AnyWidget):
+    """What the page tells of itself: clicks in the figure, its room and theme; and it says so when the kernel is gone.
+
+    A click is a press and a release at one place, read from the pointer itself. Plotly's own clicks are those of the
+    place that was hovered last, which on a busy page is another, and none while the figure is being drawn anew.
     """
 
-    _esm = f"""
+    _esm = rf"""
     function render({{ model, el }}) {{
-      const tell = ({{ points, event }}) =>
-        model.send({{ trace: points[0].curveNumber, x: points[0].x, y: points[0].y, shift: event.shiftKey }});
-      let figure, waiting;
+      const SLACK = 4;  // pixels that a hand moves during a click
+      let figure, explorer, pressed, told, waiting;
+      const spot = (event) => {{
+        const box = figure.getBoundingClientRect();
+        const plots = figure._fullLayout._plots;
+        for (const [name, {{ xaxis, yaxis }}] of Object.entries(plots)) {{
+          const x = event.clientX - box.left - xaxis._offset, y = event.clientY - box.top - yaxis._offset;
+          if (x >= 0 && y >= 0 && x <= xaxis._length && y <= yaxis._length)
+            return {{ panel: Number(/^x(\d*)/.exec(name)[1] || 1), x: xaxis.p2d(x), y: yaxis.p2d(y) }};
+        }}
+      }};
+      const press = (event) => {{
+        const aside = event.button !== 0 || event.target.closest(".modebar, .slider-container");
+        pressed = aside ? undefined : {{ x: event.clientX, y: event.clientY, spot: spot(event) }};
+      }};
+      const release = (event) => {{
+        const from = pressed;
+        pressed = undefined;
+        if (!from?.spot || Math.hypot(event.clientX - from.x, event.clientY - from.y) > SLACK) return;
+        model.send({{ click: {{ ...from.spot, shift: event.shiftKey }} }});
+      }};
+      const look = () => {{
+        const style = getComputedStyle(explorer);
+        const now = {{
+          width: explorer.parentElement.clientWidth,
+          background: style.getPropertyValue("--jp-layout-color0").trim(),
+          foreground: style.getPropertyValue("--jp-content-font-color1").trim(),
+        }};
+        if (now.width > 0 && JSON.stringify(now) !== JSON.stringify(told)) model.send({{ look: (told = now) }});
+      }};
+      const resized = new ResizeObserver(() => look()), themed = new MutationObserver(() => setTimeout(look, 100));
+      const gone = () => {{
+        el.innerHTML = "<b role='alert' style='color: #b00020'>⚠ The kernel is gone: run the cell again.</b>";
+      }};
       const attach = () => {{
-        figure = el.closest(".{EXPLORER}")?.querySelector(".js-plotly-plot");
-        if (figure?.on) figure.on("plotly_click", tell);
-        else waiting = setTimeout(attach, 100);
+        explorer = el.closest(".{EXPLORER}");
+        figure = explorer?.querySelector(".js-plotly-plot");
+        if (!figure?.on || !figure._fullLayout?._plots) {{
+          waiting = setTimeout(attach, 100);
+          return;
+        }}
+        figure.addEventListener("pointerdown", press, true);
+        window.addEventListener("pointerup", release, true);
+        model.on("comm_live_update", gone);
+        waiting = setTimeout(() => {{  // plotly attaches no handlers to a figure that changes while it is first drawn
+          look();
+          resized.observe(explorer.parentElement);
+          themed.observe(document.body, {{ attributes: true }});
+        }}, 500);
       }};
       attach();
-      return () => {{ clearTimeout(waiting); figure?.removeListener?.("plotly_click", tell); }};
+      return () => {{
+        clearTimeout(waiting);
+        resized.disconnect();
+        themed.disconnect();
+        figure?.removeEventListener("pointerdown", press, true);
+        window.removeEventListener("pointerup", release, true);
+        model.off("comm_live_update", gone);
+      }};
     }}
     export default {{ render }};
     """
 
-    def __init__(self, call: Callable[[Click], None]) -> None:
+    def __init__(self, on_click: Callable[[Click], None] | None, on_look: Callable[[Look], None]) -> None:
         super().__init__()
-        self.on_msg(lambda _, content, __: call(Click(**content)))
+
+        def told(_: Any, content: Mapping[str, Any], __: Any) -> None:
+            if "look" in content:
+                on_look(Look(**content["look"]))
+            elif on_click is not None:
+                on_click(Click(**content["click"]))
+
+        self.on_msg(told)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from emerdiff_probe.images import load_image
+from emerdiff_probe.images import colour_labels, heatmap, load_image
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.reading.features import pca_view
@@ -23,6 +25,7 @@ from emerdiff_probe.viz.widgets.explorer import (
     cell_at,
     data_uri,
     described,
+    hold_features,
     label_map,
     on_change,
     on_hover,
@@ -32,8 +35,10 @@ from emerdiff_probe.viz.widgets.explorer import (
     pointer,
     probing_config,
     row_of,
+    show_cells,
 )
 from emerdiff_probe.viz.widgets.figure import PANEL, panels
+from emerdiff_probe.viz.widgets.worker import MODELS_IN_USE
 
 TITLES = ("image", "three main components", "k-means clusters", "similarity to the cell")
 
@@ -59,12 +64,12 @@ class LayersExplorer(Explorer):
             widgets.SelectionSlider, "timestep", options=sorted(grid), value=config.features.timesteps[0]
         )
         self.clusters = described(widgets.IntSlider, "clusters K", min=1, max=40, value=config.given_clusters)
-        self.row = described(widgets.IntSlider, "row", min=0, max=0)
-        self.column = described(widgets.IntSlider, "column", min=0, max=0)
+        self.row = described(widgets.IntSlider, "row of cells", min=0, max=0)
+        self.column = described(widgets.IntSlider, "column of cells", min=0, max=0)
         self._fit_sliders()
         self.row.value, self.column.value = self.row.max // 2, self.column.max // 2
 
-        self.figure = panels(TITLES, height, width)
+        self.figure = panels(TITLES, height, width, beside=60)
         blank = np.zeros(self._grid, int)
         similarity = {"zmin": -1, "zmax": 1, "colorscale": "RdBu", "colorbar": {"title": "cosine", "thickness": 12}}
         self.figure.add_trace(picture(image), 1, 1)
@@ -74,7 +79,6 @@ class LayersExplorer(Explorer):
             z=blank, **on_pixels(blank.shape, height, width), **similarity, hovertemplate="%{z:.2f}<extra></extra>",
             row=1, col=4,
         )  # fmt: skip
-        self.figure.layout.width += 60
         for panel in range(1, len(TITLES) + 1):
             self.figure.add_trace(pointer(), 1, panel)
         on_hover(self.figure.data[:4], self._point)
@@ -82,7 +86,7 @@ class LayersExplorer(Explorer):
         self.site.observe(lambda _: self._fit_sliders(), "value")
         controls = (self.site, self.timestep, self.clusters, self.row, self.column)
         on_change(controls, self._refresh)
-        self.children = [row_of(*controls), self.figure, self.status]
+        self.children = [row_of(*controls), self.figure, self._page(self.figure), self.status]
         self._refresh()
 
     @property
@@ -109,14 +113,16 @@ class LayersExplorer(Explorer):
 
     def _answer(self, asked: _Asked) -> _Answer:
         site = find_site(self._model, asked.site)
-        grid = self._probed.grid(site)
-        features = self._probed.features(site, asked.timestep)
+        with MODELS_IN_USE if "_probed" not in vars(self) else nullcontext():
+            probed = self._probed
+        hold_features(probed, [site], [asked.timestep])
+        grid, features = probed.grid(site), probed.features(site, asked.timestep)
         cell = min(asked.cell[0], grid[0] - 1) * grid[1] + min(asked.cell[1], grid[1] - 1)
         similarity = torch.nn.functional.cosine_similarity(features, features[cell][None])
         return _Answer(
             asked,
             pca_view(features, grid),
-            self._probed.low_resolution_masks(site, asked.clusters, asked.timestep),
+            probed.low_resolution_masks(site, asked.clusters, asked.timestep),
             similarity.reshape(grid).numpy(),
         )
 
@@ -124,10 +130,9 @@ class LayersExplorer(Explorer):
         asked, (height, width) = answer.asked, self._image.shape[:2]
         grid = answer.labels.shape
         place = on_pixels(grid, height, width)
-        enlarged = Image.fromarray(answer.components).resize((width, height), Image.Resampling.NEAREST)
         with self.figure.batch_update():
             _, components, clusters, similarity, *pointers = self.figure.data
-            components.source = data_uri(np.array(enlarged))
+            components.source = data_uri(show_cells(answer.components, height, width))
             clusters.update(z=answer.labels, **place, **label_colours(asked.clusters))
             similarity.update(z=answer.similarity, **place)
             for trace in pointers:
@@ -136,6 +141,13 @@ class LayersExplorer(Explorer):
             titles = self.figure.layout.annotations
             titles[2].text = f"k-means, K = {asked.clusters}"
             titles[3].text = f"similarity to cell ({asked.cell[0]}, {asked.cell[1]})"
+
+    def _pictures(self) -> tuple[Sequence[np.ndarray], Sequence[str]]:
+        _, _, clusters, similarity, *_ = self.figure.data
+        shown = colour_labels(np.array(clusters.z)), heatmap(np.array(similarity.z) + 1, 2)
+        titles = self.figure.layout.annotations
+        size = self._image.shape[:2]
+        return [self._image, *(show_cells(each, *size) for each in shown)], ["image", titles[2].text, titles[3].text]
 
 
 class _Asked(NamedTuple):

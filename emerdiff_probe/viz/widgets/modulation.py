@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from skimage.measure import points_in_poly
 
-from emerdiff_probe.images import load_image
+from emerdiff_probe.errors import ModelError
+from emerdiff_probe.images import heatmap, load_image
 from emerdiff_probe.interventions import InjectAttention, Placement
 from emerdiff_probe.models.addresses import AttentionKind
 from emerdiff_probe.models.pixels import to_pixels
@@ -34,10 +35,15 @@ from emerdiff_probe.viz.widgets.explorer import (
     picture,
     probing_config,
     row_of,
+    show_cells,
 )
-from emerdiff_probe.viz.widgets.figure import PANEL, Click, Clicks, panels
+from emerdiff_probe.viz.widgets.figure import PANEL, Click, panels
+from emerdiff_probe.viz.widgets.worker import MODELS_IN_USE
 
 TITLES = ("cells to push", "I-: pushed down", "I+: pushed up", "difference")
+PUSHED = "#e69f00"
+"""Colour of the cells that are pushed."""
+STEPS_A_DECADE = (1, 1.25, 1.6, 2, 2.5, 3.15, 4, 5, 6.3, 8)
 INJECTIONS: dict[str, tuple[AttentionKind, ...]] = {
     "self and cross": ("self", "cross"),
     "self": ("self",),
@@ -72,7 +78,7 @@ class ModulationExplorer(Explorer):
         self.site = described(widgets.Dropdown, "attention layer", options=sites, value=_layer(model, start.layer))
         self.timestep = described(widgets.SelectionSlider, "timestep", options=sorted(grid), value=start.modulate_at)
         self.strength = described(
-            widgets.FloatLogSlider, "strength", min=-1, max=3, step=0.1, value=start.strength, readout_format=".3g"
+            widgets.SelectionSlider, "strength", options=strengths_around(start.strength), value=start.strength
         )
         self.placement = described(
             widgets.ToggleButtons, "output projection", options=["after", "before"], value=start.placement
@@ -80,17 +86,18 @@ class ModulationExplorer(Explorer):
         self.injection = described(
             widgets.Dropdown, "inject attention", options=list(INJECTIONS), value=given[start.injection]
         )
-        self.row = described(widgets.IntSlider, "row", min=0, max=0)
-        self.column = described(widgets.IntSlider, "column", min=0, max=0)
-        self.size = described(widgets.IntSlider, "size", min=1, max=1)
+        self.row = described(widgets.IntSlider, "row of cells", min=0, max=0)
+        self.column = described(widgets.IntSlider, "column of cells", min=0, max=0)
+        self.size = described(widgets.IntSlider, "cells a side", min=1, max=1)
         self.placement.style.button_width = "5em"
         self.cells: tuple[int, ...] = ()
         self._choosing = False
+        self._shown: _Answer | None = None
         self._fit_sliders()
         rows, columns = self._grid
         self.row.value, self.column.value, self.size.value = rows // 2, columns // 2, max(1, rows // 8)
 
-        self.figure = panels(TITLES, height, width)
+        self.figure = panels(TITLES, height, width, beside=60)
         white = np.full_like(self._image, 255)
         for panel, shown in enumerate((self._image, white, white), start=1):
             self.figure.add_trace(picture(shown), 1, panel)
@@ -99,7 +106,6 @@ class ModulationExplorer(Explorer):
             colorbar={"title": "RGB<br>distance", "thickness": 12}, row=1, col=4,
         )  # fmt: skip
         self.figure.add_trace(_cell_centres(), 1, 1)
-        self.figure.layout.width += 60
         self.figure.layout.dragmode = "lasso"
         self._place_cells()
         self.figure.observe(self._select, "_js2py_relayout")
@@ -112,7 +118,7 @@ class ModulationExplorer(Explorer):
             row_of(self.placement, self.injection),
             row_of(self.row, self.column, self.size),
             self.figure,
-            Clicks(self._click),
+            self._page(self.figure, self._click),
             widgets.HTML("Draw around cells, click one (with Shift: add or remove it), or use the sliders."),
             self.status,
         ]
@@ -130,8 +136,18 @@ class ModulationExplorer(Explorer):
     def choose(self, cells: tuple[int, ...]) -> None:
         """Push these cells, by their numbers in reading order."""
         self.cells = tuple(sorted(set(cells)))
-        self.figure.data[-1].selectedpoints = list(self.cells)
+        self._show_cells()
         self._refresh()
+
+    def _show_cells(self) -> None:
+        """Cells that are pushed are orange, by colours of their own: what plotly takes for selected is the page's."""
+        pushed = np.zeros(self._grid[0] * self._grid[1], bool)
+        pushed[[cell for cell in self.cells if cell < pushed.size]] = True
+        marker = self.figure.data[-1].marker
+        with self.figure.batch_update():
+            marker.color = np.where(pushed, PUSHED, "#ffffff").tolist()
+            marker.opacity = np.where(pushed, 0.75, 0.45).tolist()
+            marker.size = np.where(pushed, 0.8 * PANEL / max(self._grid), 5).tolist()
 
     def _fit_sliders(self) -> None:
         rows, columns = self._grid
@@ -159,7 +175,6 @@ class ModulationExplorer(Explorer):
             centres = self.figure.data[-1]
             centres.x, centres.y = place["x0"] + columns * place["dx"], place["y0"] + rows * place["dy"]
             centres.text = [f"cell ({row}, {column})" for row, column in zip(rows, columns, strict=True)]
-            centres.selected.marker.size = 0.8 * PANEL / max(self._grid)
 
     def _choose_square(self) -> None:
         if self._choosing:
@@ -175,7 +190,7 @@ class ModulationExplorer(Explorer):
         )
 
     def _click(self, click: Click) -> None:
-        if click.trace in {0, len(self.figure.data) - 1}:  # the image, or its cells
+        if click.panel == 1:
             row, column = cell_at(click.x, click.y, self._grid, *self._image.shape[:2])
             clicked = {row * self._grid[1] + column}
             self.choose(tuple(set(self.cells) ^ clicked if click.shift else clicked))
@@ -188,6 +203,7 @@ class ModulationExplorer(Explorer):
         """
         outlines = ((change["new"] or {}).get("relayout_data") or {}).get("selections")
         if outlines:
+            self.figure.clear_selections()
             centres = self.figure.data[-1]
             inside = points_in_poly(np.stack([centres.x, centres.y], axis=1), corners(outlines[-1]))
             if inside.any():
@@ -213,13 +229,15 @@ class ModulationExplorer(Explorer):
             asked.placement,
             InjectAttention(asked.injection) if asked.injection else None,
         )
-        mask = torch.zeros(self._probed.grid(modulation.site))
-        mask.view(-1)[list(asked.cells)] = 1
-        minus, plus = modulated_images(self._model, self._probed.trajectory, mask[None], modulation)
+        with MODELS_IN_USE:
+            mask = torch.zeros(self._probed.grid(modulation.site))
+            mask.view(-1)[list(asked.cells)] = 1
+            minus, plus = modulated_images(self._model, self._probed.trajectory, mask[None], modulation)
+        require_finite(minus, plus, asked.strength)
         return _Answer(asked, minus[0], plus[0], difference_map(minus, plus)[0].numpy())
 
     def _show(self, answer: _Answer) -> None:
-        asked = answer.asked
+        asked, self._shown = answer.asked, answer
         with self.figure.batch_update():
             _, minus, plus, difference, _ = self.figure.data
             minus.source, plus.source = data_uri(to_pixels(answer.minus)), data_uri(to_pixels(answer.plus))
@@ -228,6 +246,33 @@ class ModulationExplorer(Explorer):
             titles[0].text = f"cells to push: {len(asked.cells)}"
             titles[1].text, titles[2].text = f"I-: strength -{asked.strength:.3g}", f"I+: strength {asked.strength:.3g}"
             titles[3].text = f"difference at timestep {asked.timestep}"
+
+    def _pictures(self) -> tuple[Sequence[np.ndarray], Sequence[str]]:
+        if self._shown is None:
+            return (), ()
+        asked, minus, plus, difference = self._shown
+        pushed = np.isin(np.arange(self._grid[0] * self._grid[1]), asked.cells).reshape(self._grid)
+        cells = show_cells(np.where(pushed[..., None], (230, 159, 0), 255).astype(np.uint8), *self._image.shape[:2])
+        chosen = np.where(cells == 255, self._image, self._image // 4 + cells // 4 * 3)
+        pictures = [chosen, to_pixels(minus), to_pixels(plus), heatmap(difference, float(difference.max()))]
+        return pictures, [title.text for title in self.figure.layout.annotations]
+
+
+def strengths_around(strength: float) -> list[tuple[str, float]]:
+    """Strengths to choose from, by name: round ones, ten a decade for two decades to each side, and this one."""
+    middle = round(np.log10(strength))
+    round_ones = {float(f"{step}e{decade}") for decade in range(middle - 2, middle + 2) for step in STEPS_A_DECADE}
+    return [(f"{value:g}", value) for value in sorted(round_ones | {float(f"1e{middle + 2}"), strength})]
+
+
+def require_finite(minus: torch.Tensor, plus: torch.Tensor, strength: float) -> None:
+    """Raise ModelError where pictures hold NaN or infinite values."""
+    broken = ~(torch.isfinite(minus) & torch.isfinite(plus)).all(1)
+    if broken.any():
+        raise ModelError(
+            f"strength {strength:g} drives {100 * broken.float().mean():.0f}% of the pixels to NaN or infinity; "
+            "accepted: a smaller strength, or a model loaded with dtype='float32'"
+        )
 
 
 class _Asked(NamedTuple):
@@ -249,9 +294,7 @@ class _Answer(NamedTuple):
 def _cell_centres() -> go.Scatter:
     return go.Scatter(
         mode="markers",
-        marker={"symbol": "square", "color": "#ffffff", "size": 5, "line": {"width": 1, "color": "#000000"}},
-        selected={"marker": {"color": "#e69f00", "opacity": 0.75}},
-        unselected={"marker": {"opacity": 0.45}},
+        marker={"symbol": "square", "line": {"width": 1, "color": "#000000"}},
         hovertemplate="%{text}<extra></extra>",
     )
 

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
 import ipywidgets as widgets
 import numpy as np
+import plotly.graph_objects as go
 from PIL import Image
 from plotly.colors import label_rgb
 
 from emerdiff_probe.errors import InputError, ProbeError
-from emerdiff_probe.images import palette
+from emerdiff_probe.images import colour_labels, load_image, palette, write_names
+from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.probe import ProbedImage
-from emerdiff_probe.reading.atlas import ResponseAtlas
-from emerdiff_probe.reading.correspondence import assign
-from emerdiff_probe.segmentation.configuration import EmerDiffConfig, find_feature_sites
+from emerdiff_probe.reading.atlas import ResponseAtlas, response_atlas
+from emerdiff_probe.reading.correspondence import Readout, assign
+from emerdiff_probe.reading.features import finest_grid
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig, check_config, resolve_modulation
+from emerdiff_probe.segmentation.presets import FAST
 from emerdiff_probe.sites import find_site
 from emerdiff_probe.viz.figures import label_colours
 from emerdiff_probe.viz.naming import Naming
@@ -25,6 +31,7 @@ from emerdiff_probe.viz.widgets.explorer import (
     Explorer,
     cell_at,
     described,
+    hold_features,
     label_map,
     on_change,
     on_hover,
@@ -33,42 +40,50 @@ from emerdiff_probe.viz.widgets.explorer import (
     pointer,
     require_same_size,
     row_of,
-    told,
+    write_error,
 )
-from emerdiff_probe.viz.widgets.figure import PANEL, Click, Clicks, panels
+from emerdiff_probe.viz.widgets.figure import Click, panels
+from emerdiff_probe.viz.widgets.worker import MODELS_IN_USE, Progress, Worker
 
 TITLES = ("image", "segments", "masks that compete for the pixel")
 PICTURES = (0, 1)
-"""Traces that show pixels."""
+"""Traces that show pixels; panels 1 and 2."""
+COMPETITORS = 12
+"""Bars at most: of more masks those that the pixel answers to most."""
 
 
 class SegmentationExplorer(Explorer):
     """See `explore_segmentation`.
 
     Attributes:
-        clusters, smoothing, row, column: controls of what is shown.
+        clusters, smoothing, row, column: controls of what is shown; row and column are those of the pinned pixel.
         segment, name, into, merge, undo, folder, export: controls that name, merge and save segments.
         labels: (height, width), the mask of every pixel; difference_maps: (mask, height, width).
+        atlas: that answers are read from; None while it is being made, and answers are of the fast mode.
         naming: names and merges of the segments that are shown.
         figure: the image, the segments, and the difference values at the chosen pixel.
     """
 
-    def __init__(self, atlas: ResponseAtlas, probed: ProbedImage, config: EmerDiffConfig, folder: str) -> None:
+    def __init__(
+        self, model: ProbeModel, image: np.ndarray, config: EmerDiffConfig, atlas: ResponseAtlas | None, folder: str
+    ) -> None:
         super().__init__()
-        self._atlas, self._probed, self._config = atlas, probed, config
-        self._layer = find_site(probed.model, atlas.settings["layer"])
-        self._site = find_feature_sites(probed.model, config)
-        height, width = atlas.responses.shape[2:]
+        height, width = model.working_size(*image.shape[:2])
+        sites, _ = check_config(model, config, height, width)
+        if atlas is not None:
+            _require_fit(atlas, model, height, width)
+        self._model, self._image, self._config, self.atlas = model, image, config, atlas
+        self._sites = sites
         self._height, self._width = height, width
-        rows, columns = probed.grid(self._site)
+        rows, columns = finest_grid(sites, height // model.factor, width // model.factor)
         self.clusters = described(
             widgets.IntSlider, "clusters K", min=1, max=min(40, rows * columns), value=config.given_clusters
         )
         self.smoothing = described(
             widgets.FloatSlider, "smoothing (pixels)", min=0, max=20, step=0.5, value=config.smoothing
         )
-        self.row = described(widgets.IntSlider, "row", min=0, max=height - 1, value=height // 2)
-        self.column = described(widgets.IntSlider, "column", min=0, max=width - 1, value=width // 2)
+        self.row = described(widgets.IntSlider, "pixel row", min=0, max=height - 1, value=height // 2)
+        self.column = described(widgets.IntSlider, "pixel column", min=0, max=width - 1, value=width // 2)
         self.segment = described(widgets.Dropdown, "segment", options=[])
         self.name = described(widgets.Text, "its name", continuous_update=False)
         self.into = described(widgets.Dropdown, "merge into", options=[])
@@ -77,42 +92,84 @@ class SegmentationExplorer(Explorer):
         self.folder = described(widgets.Text, "folder", value=folder)
         self.export = widgets.Button(description="export labels", tooltip="write labels.png and names.json")
         self.outcome = widgets.HTML()
+        self.made_with = widgets.HTML()
         self.labels = np.zeros((height, width), np.int64)
         self.difference_maps = np.zeros((1, height, width), np.float32)
         self._namings: dict[int, list[Naming]] = {}
+        self._chosen = False
 
-        shown = np.array(Image.fromarray(probed.image).resize((width, height), Image.Resampling.BILINEAR))
-        self.figure = panels(TITLES, height, width)
-        self.figure.add_trace(picture(shown), 1, 1)
+        self._small = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+        self.figure = panels(TITLES, height, width, beside=140)
+        self.figure.add_trace(picture(self._small), 1, 1)
         self.figure.add_trace(label_map(self.labels, height, width, "segment"), 1, 2)
         self.figure.add_bar(orientation="h", hovertemplate="%{y}: %{x:.3f}<extra></extra>", row=1, col=3)
         for panel in (1, 2):
             self.figure.add_trace(pointer(), 1, panel)
+        self.figure.add_trace(_shade(height, width), 1, 1)
         self.figure.update_xaxes(matches=None, visible=True, range=None, title="RGB distance", row=1, col=3)
         self.figure.update_yaxes(
-            matches=None, scaleanchor=None, visible=True, range=None, autorange="reversed", side="right", row=1, col=3
-        )
-        self.figure.layout.width, self.figure.layout.margin.r = 3 * PANEL + 140, 120
-        on_hover([self.figure.data[trace] for trace in PICTURES], self._point)
+            matches=None, scaleanchor=None, visible=True, range=None, autorange="reversed", side="right",
+            type="category", dtick=1, row=1, col=3,
+        )  # fmt: skip
+        for trace in PICTURES:
+            on_hover([self.figure.data[trace]], self._preview)
+            self.figure.data[trace].on_unhover(lambda *_: self._show_pixel(self.row.value, self.column.value))
 
         on_change((self.clusters, self.smoothing), self._refresh)
-        on_change((self.row, self.column), self._show_pixel)
-        self.segment.observe(lambda _: self._show_name(), "value")
+        on_change((self.row, self.column), lambda: self._show_pixel(self.row.value, self.column.value))
+        self.segment.observe(lambda _: self._choose(), "value")
         self.name.observe(lambda _: self._rename(), "value")
         self.merge.on_click(lambda _: self._merge())
         self.undo.on_click(lambda _: self._undo())
         self.export.on_click(lambda _: self._export())
         self.children = [
             row_of(self.clusters, self.smoothing),
-            widgets.HTML(_made_with(atlas)),
+            self.made_with,
             row_of(self.row, self.column),
             self.figure,
-            Clicks(self._click),
+            self._page(self.figure, self._click),
+            widgets.HTML("Hover to see which masks compete for a pixel; click to choose its segment."),
             row_of(self.segment, self.name, self.into, self.merge, self.undo),
             row_of(self.folder, self.export, self.outcome),
             self.status,
         ]
         self._refresh()
+        if atlas is None:
+            self._maker = Worker(self._tell_of_atlas, background=True)
+            self._maker.ask(self._make_atlas, self._take_atlas)
+        else:
+            self.made_with.value = _made_with(atlas)
+
+    @cached_property
+    def _probed(self) -> ProbedImage:
+        return self._config.probe(self._model, self._image)
+
+    def _make_atlas(self) -> ResponseAtlas:
+        """The answers to all cells, a few at a time, so that other questions are answered between."""
+        with MODELS_IN_USE:
+            trajectory = self._probed.trajectory
+        modulation = resolve_modulation(self._model, self._config.change(readout=Readout()))
+        report = partial(self._maker.hand_over, self._count)
+        return response_atlas(
+            self._model, trajectory, modulation, progress=False, around=lambda: MODELS_IN_USE, report=report
+        )
+
+    def _count(self, done: int, cells: int) -> None:
+        self.made_with.value = (
+            f"Fast mode, until the atlas is there: <progress value='{done}' max='{cells}'></progress> "
+            f"{done} of {cells} cells"
+        )
+
+    def _take_atlas(self, atlas: ResponseAtlas) -> None:
+        self.atlas = atlas
+        self.made_with.value = _made_with(atlas)
+        self._refresh()
+
+    def _tell_of_atlas(self, progress: Progress) -> None:
+        if progress.error is not None:
+            self.made_with.value = write_error(progress.error)
+        elif progress.busy:
+            self._count(0, 1)
 
     @property
     def naming(self) -> Naming:
@@ -124,22 +181,40 @@ class SegmentationExplorer(Explorer):
         masks = len(self.difference_maps)
         return self._namings.setdefault(masks, [Naming.fresh(masks)])
 
-    def _point(self, x: float, y: float) -> None:
+    def _at(self, x: float, y: float) -> tuple[int, int]:
         height, width = self._height, self._width
-        self.row.value, self.column.value = cell_at(x, y, (height, width), height, width)
+        return cell_at(x, y, (height, width), height, width)
+
+    def _preview(self, x: float, y: float) -> None:
+        self._show_pixel(*self._at(x, y))
 
     def _click(self, click: Click) -> None:
-        if click.trace in PICTURES:
-            self._point(click.x, click.y)
-            self.segment.value = self.naming.segment_of[self.labels[self.row.value, self.column.value]]
+        """Pin the pixel and choose its segment, both by the place of the click itself."""
+        if click.panel <= len(PICTURES):
+            row, column = self._at(click.x, click.y)
+            self.row.value, self.column.value = row, column
+            self._chosen = True
+            self.segment.value = self.naming.segment_of[self.labels[row, column]]
+            self._show_pixel(row, column)
+            self._show_chosen()
 
     def _refresh(self) -> None:
         clusters, smoothing = self.clusters.value, self.smoothing.value
         self._ask(lambda: self._answer(clusters, smoothing), self._show)
 
     def _answer(self, clusters: int, smoothing: float) -> _Answer:
-        coarse = self._probed.low_resolution_masks(self._site, clusters, self._config.features.timesteps)
-        maps = self._atlas.difference_maps(self._probed.masks(coarse, self._layer), smoothing=smoothing)
+        with MODELS_IN_USE if "_probed" not in vars(self) else nullcontext():
+            probed = self._probed
+        timesteps, atlas = self._config.features.timesteps, self.atlas
+        hold_features(probed, self._sites, timesteps)
+        coarse = probed.low_resolution_masks(self._sites, clusters, timesteps)
+        if atlas is not None:
+            masks = probed.masks(coarse, find_site(self._model, atlas.settings["layer"]))
+            maps = atlas.difference_maps(masks, smoothing=smoothing)
+        else:
+            modulation = resolve_modulation(self._model, self._config.change(**FAST))
+            with MODELS_IN_USE:
+                maps = probed.difference_maps(coarse, modulation, smoothing=smoothing)
         return _Answer(maps.numpy(), assign(maps).numpy())
 
     def _show(self, answer: _Answer) -> None:
@@ -158,21 +233,33 @@ class SegmentationExplorer(Explorer):
             self.figure.data[1].update(z=self.naming.apply(self.labels), **label_colours(masks))
             self.figure.layout.annotations[1].text = f"{len(segments)} segments"
         self._show_name()
-        self._show_pixel()
+        self._show_pixel(self.row.value, self.column.value)
+        self._show_chosen()
+
+    def _choose(self) -> None:
+        self._chosen = self._chosen or self.segment.value != next(iter(self.naming.segments))
+        self._show_name()
+        self._show_chosen()
+
+    def _show_chosen(self) -> None:
+        """Shade what is not in the chosen segment, once one has been chosen."""
+        outside = self.naming.apply(self.labels) != self.segment.value
+        self.figure.data[-1].z = np.where(outside & self._chosen, 1.0, np.nan)
 
     def _show_name(self) -> None:
         self.name.value = self.naming.segments.get(self.segment.value, "")
 
-    def _show_pixel(self) -> None:
-        row, column = self.row.value, self.column.value
+    def _show_pixel(self, row: int, column: int) -> None:
         segments, segment_of = self.naming.segments, self.naming.segment_of
         values = self.difference_maps[:, row, column]
         names = [segments[segment] for segment in segment_of]
         labels = [f"{name} (mask {mask})" if names.count(name) > 1 else name for mask, name in enumerate(names)]
         with self.figure.batch_update():
-            _, fine, bars, *pointers = self.figure.data
-            bars.x, bars.y = values, labels
-            bars.marker.color = [label_rgb(tuple(shade)) for shade in palette(len(values))[list(segment_of)].tolist()]
+            _, fine, bars, *pointers, _ = self.figure.data
+            most = np.sort(np.argsort(-values, kind="stable")[:COMPETITORS])
+            bars.x, bars.y = values[most], [labels[mask] for mask in most]
+            shades = palette(len(values))[np.array(segment_of)[most]]
+            bars.marker.color = [label_rgb(tuple(shade)) for shade in shades.tolist()]
             fine.hovertemplate = f"segment %{{z}}<extra>{names[self.labels[row, column]]}</extra>"
             for trace in pointers:
                 point_at(trace, column, row)
@@ -212,7 +299,12 @@ class SegmentationExplorer(Explorer):
             )
 
     def _refuse(self, error: Exception) -> None:
-        self.outcome.value = told(error)
+        self.outcome.value = write_error(error)
+
+    def _pictures(self) -> tuple[Sequence[np.ndarray], Sequence[str]]:
+        segments = self.naming.apply(self.labels)
+        named = write_names(colour_labels(segments), segments, self.naming.segments)
+        return [self._small, named], ["image", f"{len(self.naming.segments)} segments"]
 
 
 class _Answer(NamedTuple):
@@ -230,30 +322,44 @@ def _made_with(atlas: ResponseAtlas) -> str:
     )
 
 
+def _shade(height: int, width: int) -> go.Heatmap:
+    """A trace that darkens pixels of value 1 and leaves others as they are."""
+    return go.Heatmap(
+        z=np.full((height, width), np.nan), zmin=0, zmax=1, colorscale=[[0, "#000000"], [1, "#000000"]], opacity=0.6,
+        showscale=False, hoverinfo="skip",
+    )  # fmt: skip
+
+
+def _require_fit(atlas: ResponseAtlas, model: ProbeModel, height: int, width: int) -> None:
+    made = atlas.settings
+    if made["fingerprint"] != model.fingerprint:
+        raise InputError(
+            f"an atlas of model {made['model']} ({made['fingerprint']}) and model {model.name} ({model.fingerprint}); "
+            "accepted: both of one model"
+        )
+    require_same_size(atlas.responses.shape[2:], (height, width), "atlas and probed image")
+
+
 def explore_segmentation(
-    atlas: ResponseAtlas,
-    probed: ProbedImage,
+    model: ProbeModel,
+    image: str | Path | Image.Image | np.ndarray,
     *,
+    atlas: ResponseAtlas | None = None,
     config: EmerDiffConfig | None = None,
     folder: str | Path = "labels",
 ) -> SegmentationExplorer:
-    """Segment by any number of masks and any smoothing without running the model again; name, merge and export.
+    """Segment by any number of masks and any smoothing, at once; name, merge and export by hand.
 
     Args:
-        atlas: of the image, from `response_atlas`.
-        probed: the same image by the same model.
-        config: feature site and timestep to cluster, and where to start; the model's own settings when None.
+        model: from `load_model`.
+        image: a file, a Pillow image or an array; see `load_image`.
+        atlas: of the image, from `response_atlas`. Where there is none it is made in the background, which takes
+            minutes; meanwhile answers are those of the fast mode.
+        config: which features to cluster, what to push, and where to start; the model's own settings when None.
         folder: where labels are exported to, unless another is typed in.
 
     Raises:
-        InputError: an atlas of another model or of another size.
+        InputError, SiteError, TimestepError: as in `segment`; or an atlas of another model or of another size.
     """
-    fingerprint = atlas.settings["fingerprint"]
-    if fingerprint != probed.model.fingerprint:
-        raise InputError(
-            f"an atlas of model {atlas.settings['model']} ({fingerprint}) and an image probed by {probed.model.name} "
-            f"({probed.model.fingerprint}); accepted: both of one model"
-        )
-    size = [side * probed.model.factor for side in probed.latents.shape[-2:]]
-    require_same_size(atlas.responses.shape[2:], size, "atlas and probed image")
-    return SegmentationExplorer(atlas, probed, (config or EmerDiffConfig()).resolve(probed.model), str(folder))
+    settings = (config or EmerDiffConfig()).resolve(model)
+    return SegmentationExplorer(model, load_image(image), settings, atlas, str(folder))

@@ -23,6 +23,8 @@ from emerdiff_probe.viz.widgets.figure import Figure
 
 NOTHING = "nothing"
 EVERY = "every value"
+FACET = 460
+"""Width of one of several figures: two stand side by side in a page."""
 
 
 class StudyExplorer(Explorer):
@@ -43,13 +45,15 @@ class StudyExplorer(Explorer):
             widgets.Dropdown, "measure", options=[(about.description, name) for name, about in study.measures.items()]
         )
         self.along = described(widgets.Dropdown, "along", options=list(study.axes), value=longest)
-        self.facet = described(widgets.Dropdown, "a figure for each", options=[NOTHING, *study.axes])
+        self.facet = described(widgets.Dropdown, "a figure for each", options=[NOTHING])
         self.kept = {
             name: described(widgets.Dropdown, name, options=_values(axis)) for name, axis in study.axes.items()
         }
         self.figures: tuple[Figure, ...] = ()
-        self._drawn = widgets.VBox()
+        self._drawn = row_of()
         self._verdicts = widgets.HTML()
+        self._offer_facets()
+        self.along.observe(lambda _: self._offer_facets(), "value")
         on_change((self.measure, self.along, self.facet, *self.kept.values()), self._refresh)
         self.children = [
             row_of(self.measure, self.along, self.facet),
@@ -60,6 +64,12 @@ class StudyExplorer(Explorer):
         ]
         self._verdicts.value = _table(result.verdicts()) if study.directions else ""
         self._refresh()
+
+    def _offer_facets(self) -> None:
+        """Every axis but the one to the right, which each figure has whole."""
+        chosen = self.facet.value
+        self.facet.options = [NOTHING, *(name for name in self.result.study.axes if name != self.along.value)]
+        self.facet.value = chosen if chosen in self.facet.options else NOTHING
 
     def _refresh(self) -> None:
         held = {
@@ -72,12 +82,13 @@ class StudyExplorer(Explorer):
 
     def _answer(self, asked: _Asked) -> list[go.Figure]:
         part = self.result.within(asked.held)
-        if asked.facet in {NOTHING, asked.along} or asked.facet in asked.held:
+        if asked.facet == NOTHING or asked.facet in asked.held:
             return [study_figure(part, asked.measure, asked.along)]
         figures = []
         for value in part.study.axes[asked.facet].values:
             figure = study_figure(part.within({asked.facet: value}), asked.measure, asked.along)
-            figures.append(figure.update_layout(title={"text": f"{asked.facet}: {value}"}))
+            title = {"text": f"{asked.facet}: {value}"}
+            figures.append(figure.update_layout(title=title, width=FACET, height=FACET * 3 // 4, margin={"t": 50}))
         return figures
 
     def _show(self, figures: list[go.Figure]) -> None:
@@ -99,7 +110,7 @@ def _values(axis: Axis) -> list[tuple[str, Value]]:
 
 
 def _table(verdicts: pd.DataFrame) -> str:
-    return "<b>What the paper reports</b>" + verdicts.round(2).to_html(index=False)
+    return "<b>Claims, the paper's and others, and what was found</b>" + verdicts.round(2).to_html(index=False)
 
 
 def explore_study(store: str | Path) -> StudyExplorer:

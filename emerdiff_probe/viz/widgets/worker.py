@@ -6,7 +6,8 @@ import asyncio
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,9 +33,11 @@ class Worker:
     Args:
         report: called with every change of progress. An error in the work or in showing its answer is reported,
             unless a newer request has overtaken it.
+        background: work of minutes, that a notebook's next cell does not wait for. It enters MODELS_IN_USE for a few
+            seconds at a time, and stands still while a cell runs.
     """
 
-    def __init__(self, report: Callable[[Progress], None]) -> None:
+    def __init__(self, report: Callable[[Progress], None], *, background: bool = False) -> None:
         self._report = report
         self._condition = threading.Condition()
         self._newest: _Request | None = None
@@ -44,8 +47,9 @@ class Worker:
             self._loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
         except RuntimeError:
             self._loop = None
-        _WORKERS.add(self)
-        _finish_before_cells()
+        if not background:
+            _WORKERS.add(self)
+        _keep_apart_from_cells()
 
     def ask(self, work: Callable[[], Any], show: Callable[[Any], None]) -> None:
         """Run `work` on another thread, then `show` its answer; a request that still waits is dropped for this one."""
@@ -66,13 +70,13 @@ class Worker:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until nothing runs or waits; False when that takes longer than `timeout` seconds."""
-        with self._condition:
+        with _CELL.released(), self._condition:
             return self._condition.wait_for(lambda: not self._running, timeout)
 
     def _run(self) -> None:
         began = time.perf_counter()
         while (request := self._next()) is not None:
-            self._hand_over(self._finish, request, *_worked(request), began)
+            self.hand_over(self._finish, request, *_worked(request), began)
 
     def _next(self) -> _Request | None:
         with self._condition:
@@ -91,7 +95,8 @@ class Worker:
         if request is self._newest:
             self._report(Progress(busy=False, seconds=time.perf_counter() - began, error=error))
 
-    def _hand_over(self, call: Callable[..., None], *args: Any) -> None:
+    def hand_over(self, call: Callable[..., None], *args: Any) -> None:
+        """Call on the loop that widgets are changed by."""
         if self._loop is None:
             call(*args)
         elif not self._loop.is_closed():
@@ -106,24 +111,54 @@ class _Request:
 
 def _worked(request: _Request) -> tuple[Any, Exception | None]:
     try:
-        with _MODELS_IN_USE:
-            return request.work(), None
+        return request.work(), None
     except Exception as error:
         return None, error
 
 
-_MODELS_IN_USE = threading.Lock()
-"""Hooks belong to a model and not to a run: two runs at once would edit one another."""
+MODELS_IN_USE = threading.RLock()
+"""Held while a model runs, and then alone: hooks belong to a model, and two runs at once would edit one another."""
 _WORKERS: weakref.WeakSet[Worker] = weakref.WeakSet()
 
 
-def _finish_before_cells() -> None:
-    """Let work under way end before a notebook's next cell runs, which may use the same model."""
+class _Cell:
+    """A notebook's cell has the models to itself from its beginning to its end."""
+
+    def __init__(self) -> None:
+        self.running = False
+
+    def begin(self, *_: Any) -> None:
+        """Let work under way end, then keep what comes waiting."""
+        for worker in list(_WORKERS):
+            worker.wait()
+        if not self.running:
+            MODELS_IN_USE.acquire()
+            self.running = True
+
+    def end(self, *_: Any) -> None:
+        """Let work go on."""
+        if self.running:
+            self.running = False
+            MODELS_IN_USE.release()
+
+    @contextmanager
+    def released(self) -> Iterator[None]:
+        """Let work go on for as long as a cell waits for it."""
+        held = self.running and threading.current_thread() is threading.main_thread()
+        if held:
+            MODELS_IN_USE.release()
+        try:
+            yield
+        finally:
+            if held:
+                MODELS_IN_USE.acquire()
+
+
+_CELL = _Cell()
+
+
+def _keep_apart_from_cells() -> None:
     shell = get_ipython()
-    if shell is not None and _wait_for_all not in shell.events.callbacks["pre_run_cell"]:
-        shell.events.register("pre_run_cell", _wait_for_all)
-
-
-def _wait_for_all(*_: Any) -> None:
-    for worker in list(_WORKERS):
-        worker.wait()
+    if shell is not None and _CELL.begin not in shell.events.callbacks["pre_run_cell"]:
+        shell.events.register("pre_run_cell", _CELL.begin)
+        shell.events.register("post_run_cell", _CELL.end)
