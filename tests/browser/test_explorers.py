@@ -49,9 +49,10 @@ image = tiny.picture()
 config = EmerDiffConfig.for_model(model, **{COARSE!r})""",
     "explore_layers(model, image, config=config)",
     "explore_modulation(model, image, config=config)",
-    """probed = ProbedImage(model, image, start=config.modulation.modulate_at, steps=config.inversion.steps)
-atlas = response_atlas(model, probed.trajectory, resolve_modulation(model, config))
-explore_segmentation(atlas, probed, config=config, folder="labels")""",
+    """start, steps = config.modulation.modulate_at, config.inversion.steps
+probed = ProbedImage(model, image, start=start, steps=steps)
+atlas = response_atlas(model, probed.trajectory, resolve_modulation(model, config), progress=False)
+explore_segmentation(model, image, atlas=atlas, config=config, folder="labels")""",
     "explore_study('study')",
     "compare(segment(model, image, config), segment(model, image, EmerDiffConfig.for_model(model, **{**"
     f"{COARSE!r}, 'clusters': 5}})))",
@@ -108,6 +109,12 @@ def notebook(place):
             browser.close()
 
 
+def orange(shown):
+    """Numbers of the cells that the page shows as pushed."""
+    colours = shown.values(4, "marker.color")
+    return [cell for cell, colour in enumerate(colours) if colour == "#e69f00"]
+
+
 def similarity(probed, config, row, column):
     site = find_feature_sites(probed.model, config)
     features, (rows, columns) = probed.features(site, config.features.timesteps), probed.grid(site)
@@ -117,13 +124,13 @@ def similarity(probed, config, row, column):
 
 def test_hover_and_arrow_keys_show_what_is_like_the_cell(notebook, probed, config):
     shown = notebook.explorer(LAYERS).ready()
-    assert shown.readout("row") == shown.readout("column") == "3"
+    assert shown.readout("row of cells") == shown.readout("column of cells") == "3"
     assert np.allclose(shown.values(3), similarity(probed, config, 3, 3), atol=1e-3)
     shown.hover(1, 50, 12)
     shown.until("gd.layout.annotations[3].text.includes('(1, 6)')")
-    assert (shown.readout("row"), shown.readout("column")) == ("1", "6")
+    assert (shown.readout("row of cells"), shown.readout("column of cells")) == ("1", "6")
     assert np.allclose(shown.values(3), similarity(probed, config, 1, 6), atol=1e-3)
-    shown.slider("row").focus()
+    shown.slider("row of cells").focus()
     for _ in range(3):
         notebook.page.keyboard.press("ArrowUp")
     shown.until("gd.layout.annotations[3].text.includes('(4, 6)')")
@@ -165,9 +172,45 @@ def test_a_click_and_a_lasso_choose_the_cells_that_are_pushed(notebook, probed, 
     shown.drag(1, [(24, 8), (56, 8), (56, 30), (24, 30), (24, 9)])
     shown.until("!gd.layout.annotations[0].text.endsWith(': 1')")
     shown.ready()
-    cells = shown.values(4, "selectedpoints")
-    assert cells == [row * 8 + column for row in (1, 2, 3) for column in (3, 4, 5, 6)]
+    assert orange(shown) == [row * 8 + column for row in (1, 2, 3) for column in (3, 4, 5, 6)]
     shown.screenshot(SCREENSHOTS / "modulation_lasso.png")
+    shown.click(1, 4 * 8 + 3.5, 2 * 8 + 3.5)  # inside the outline, which is gone
+    shown.until("gd.layout.annotations[0].text.endsWith(': 1')")
+    assert orange(shown) == [2 * 8 + 4]
+    shown.click(1, 5 * 8 + 3.5, 2 * 8 + 3.5, modifiers=("Shift",))
+    shown.until("gd.layout.annotations[0].text.endsWith(': 2')")
+    assert orange(shown) == [2 * 8 + 4, 2 * 8 + 5]
+    assert not shown.look("gd._fullLayout.selections.length")
+
+
+def test_every_one_of_many_fast_clicks_counts_where_it_was_made(notebook):
+    shown = notebook.explorer(MODULATION).ready()
+    shown.click(1, 3.5, 3.5)
+    shown.until("gd.layout.annotations[0].text.endsWith(': 1')")
+    for cell in range(1, 8):
+        shown.click(1, cell * 8 + 3.5, cell * 8 + 3.5, modifiers=("Shift",))
+    shown.until("gd.layout.annotations[0].text.endsWith(': 8')")
+    assert orange(shown) == [9 * cell for cell in range(8)]
+
+
+def test_colours_in_the_page_are_those_that_were_declared(notebook):
+    layers = notebook.explorer(LAYERS).ready()
+    assert layers.look("gd._fullData[3].colorscale[0][1]") == "rgb(103,0,31)"
+    assert layers.look("[gd._fullData[3].zmin, gd._fullData[3].zmax]") == [-1, 1]
+    assert layers.look("gd._fullData[4].marker.color") == "rgba(0,0,0,0)"
+    segments = notebook.explorer(SEGMENTATION).ready()
+    assert segments.look("gd._fullData[3].marker.color") == "rgba(0,0,0,0)"
+    assert segments.look("gd._fullLayout.yaxis3.type") == "category"
+
+
+def test_panels_wrap_in_a_narrow_page(notebook):
+    shown = notebook.explorer(MODULATION).ready()
+    notebook.page.set_viewport_size({"width": 900, "height": 1000})
+    shown.until("gd._fullLayout.xaxis3._offset === gd._fullLayout.xaxis._offset")
+    assert shown.look("gd._fullLayout.width <= gd.closest('.jp-OutputArea-output').clientWidth")
+    shown.screenshot(SCREENSHOTS / "modulation_narrow.png")
+    notebook.page.set_viewport_size({"width": 1500, "height": 1000})
+    shown.until("gd._fullLayout.xaxis4._offset > gd._fullLayout.xaxis3._offset")
 
 
 def test_strength_by_the_keyboard_and_hover_names_the_cell_and_the_distance(notebook, probed):
@@ -176,7 +219,7 @@ def test_strength_by_the_keyboard_and_hover_names_the_cell_and_the_distance(note
     shown.slider("strength").focus()
     for _ in range(8):
         notebook.page.keyboard.press("ArrowRight")
-    shown.until("gd.layout.annotations[2].text.endsWith('63.1')")
+    shown.until("gd.layout.annotations[2].text.endsWith(' 63')")
     shown.ready()
     assert np.max(shown.values(3)) > before
     shown.choose("inject attention", "none")
