@@ -9,6 +9,10 @@ class InputError(ProbeError, ValueError):
     """An image, mask, folder or number that cannot be used, found before any model runs."""
 
 
+class LabelError(InputError):
+    """Labels that mean nothing as their data set is described: those of its other files may mean something else."""
+
+
 class ModelError(ProbeError):
     """A model that cannot be loaded, is unsafe to load (pickled weights) or is damaged (NaN)."""
 

@@ -66,7 +66,8 @@ class DataSet(Sequence[Sample]):
         """A sample, or a data set of some.
 
         Raises:
-            InputError: labels that cannot be read or are no classes; the image is not touched yet.
+            InputError: labels that cannot be read; the image is not touched yet.
+            LabelError: labels that are no classes.
             IndexError: no such number.
         """
         return self._part(place) if isinstance(place, slice) else self._read(range(len(self))[place])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,20 @@ class Clip(Sequence[np.ndarray]):
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def digest(self) -> str:
+        """Hexadecimal digits that tell clips apart whose files differ, whatever their names.
+
+        Raises:
+            InputError: a frame that cannot be read.
+        """
+        found = hashlib.sha256()
+        for path in self.files:
+            try:
+                found.update(hashlib.sha256(path.read_bytes()).digest())
+            except OSError as error:
+                raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        return found.hexdigest()
 
     def __getitem__(self, place):  # type: ignore[no-untyped-def]
         """A frame, or a clip of some.

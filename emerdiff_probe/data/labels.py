@@ -15,7 +15,7 @@ from scipy.io.matlab import MatReadError
 
 from emerdiff_probe.data.lists import list_some, read_lines
 from emerdiff_probe.data.sample import IGNORED
-from emerdiff_probe.errors import InputError
+from emerdiff_probe.errors import InputError, LabelError
 from emerdiff_probe.images import load_colours, load_labels
 
 LABEL_SUFFIXES = frozenset({".bmp", ".gif", ".mat", ".png", ".tif", ".tiff"})
@@ -50,11 +50,12 @@ class LabelMap:
         """Labels of a file, (height, width) int32.
 
         Raises:
-            InputError: the file is missing, cannot be read, is a colour picture, or holds numbers that are no class.
+            InputError: the file is missing or cannot be read.
+            LabelError: it is a colour picture, or holds numbers that are no class.
         """
         raw = _read_matrix(path, self.variable) if path.suffix == ".mat" else load_labels(path)
         if raw.ndim != 2 or raw.size == 0:
-            raise InputError(
+            raise LabelError(
                 f"{path}: shape {raw.shape}; accepted: one number a pixel. If colours are classes, name them: "
                 "colours=FILE with lines 'name red green blue'"
             )
@@ -69,7 +70,7 @@ class LabelMap:
             known = {number: place for place, number in enumerate(own)}
             wrong = [number for number in found.tolist() if number not in known and number not in self.ignore]
             if wrong:
-                raise InputError(
+                raise LabelError(
                     f"{path}: labels {list_some(wrong)} are no class; accepted: {_ranges(own)}, "
                     f"ignored: {list_some(self.ignore) or 'none'}. {self._mended(found, classes)}"
                 )
@@ -113,7 +114,8 @@ class ColourMap:
         """Labels of a file, (height, width) int32.
 
         Raises:
-            InputError: the file is missing, cannot be read, or holds colours that are not listed.
+            InputError: the file is missing or cannot be read.
+            LabelError: it holds colours that are not listed.
         """
         pixels = load_colours(path)
         coded = (pixels[..., 0].astype(np.int32) << 16) | (pixels[..., 1].astype(np.int32) << 8) | pixels[..., 2]
@@ -125,7 +127,7 @@ class ColourMap:
         wrong = [code for code in codes.tolist() if code not in known]
         if wrong:
             colours = [f"{code >> 16} {code >> 8 & 255} {code & 255}" for code in wrong]
-            raise InputError(
+            raise LabelError(
                 f"{path}: {len(wrong)} colours are no class: {list_some(colours)}; accepted: the {len(known)} that are "
                 "listed (colours=FILE), in files that were neither resized nor saved as JPEG"
             )

@@ -25,7 +25,8 @@ class Sample:
         labels: (height, width) int32 classes or `IGNORED`, or (annotator, height, width) where several people drew;
             None where nobody did.
         origin: where it comes from, the same for the same sample of another data set.
-        scene: what a drawn image shows (`emerdiff_probe.pocket.world.Scene`); None for any other.
+        scene: what a drawn image shows (`emerdiff_probe.pocket.world.Scene`), or the clip that the image begins;
+            None for any other.
     """
 
     name: str
@@ -64,7 +65,7 @@ class Sample:
             InputError: as `pixels`.
         """
         drawn = [] if self.scene is None else [one for one in vars(self.scene).values() if isinstance(one, np.ndarray)]
-        found = hashlib.sha256()
+        found = hashlib.sha256(getattr(self.scene, "digest", str)().encode())
         for array in (self.pixels(), *(() if self.labels is None else (self.labels,)), *drawn):
             found.update(f"{array.dtype} {array.shape};".encode() + np.ascontiguousarray(array).tobytes())
         return found.hexdigest()[:16]

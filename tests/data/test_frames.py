@@ -32,6 +32,19 @@ def test_a_folder_of_frames_is_one_clip_in_the_order_of_numbers(tmp_path):
     ]  # fmt: skip
 
 
+def test_a_digest_tells_all_frames_and_not_their_names(tmp_path):
+    write_frames(tmp_path / "walk", 3)
+    first = Clips.from_folder(tmp_path / "walk")[0].digest()
+    (tmp_path / "walk").rename(tmp_path / "run")
+    assert Clips.from_folder(tmp_path / "run")[0].digest() == first
+    picture(tmp_path / "run" / "frame2.png", 7)
+    found = Clips.from_folder(tmp_path / "run")[0]
+    assert found.digest() != first
+    (tmp_path / "run" / "frame2.png").unlink()
+    with pytest.raises(InputError, match=r"frame2\.png: cannot be read"):
+        found.digest()
+
+
 def test_folders_of_frames_are_clips_each(tmp_path):
     for name, count in (("b/fast", 3), ("a", 2), ("short", 1), (".hidden", 4)):
         write_frames(tmp_path / name, count)
