@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from emerdiff_probe.cli.options import DeviceOption, FastOption, ModelOption, PrecisionOption, app, split_list
+from emerdiff_probe.cli.options import (
+    DeviceOption,
+    GivenSettings,
+    ModelOption,
+    PrecisionOption,
+    app,
+    split_list,
+    take_settings,
+)
 from emerdiff_probe.errors import InputError
 
 
 @app.command()
+@take_settings()
 def segment(
+    settings: GivenSettings,
     images: Annotated[
         list[str] | None,
         typer.Argument(
@@ -23,26 +32,6 @@ def segment(
     ] = None,
     data: Annotated[str | None, typer.Option(help="In the place of files, a data set as `evaluate` takes it.")] = None,
     model: ModelOption = "pocket",
-    clusters: Annotated[
-        str | None, typer.Option(help="Number of masks K; or 'auto', or the name of a criterion that finds it.")
-    ] = None,
-    feature_timestep: Annotated[int | None, typer.Option(help="Timestep of the clustered features, t_f.")] = None,
-    feature_draws: Annotated[int | None, typer.Option(help="Draws of noise that features are averaged over.")] = None,
-    feature_layer: Annotated[
-        str | None, typer.Option(help="Site whose features are clustered, by its name in `emerdiff-probe layers`.")
-    ] = None,
-    modulate_at: Annotated[int | None, typer.Option(help="Timestep of the modulation, t_m.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of the scheduler's grid, on which timesteps lie.")] = None,
-    strength: Annotated[float | None, typer.Option(help="Strength of the modulation, lambda.")] = None,
-    layer: Annotated[
-        str | None, typer.Option(help="Attention layer to modulate, by the name of any of its sites.")
-    ] = None,
-    placement: Annotated[Placement | None, typer.Option(help="Offset after or before the output projection.")] = None,
-    no_injection: Annotated[bool, typer.Option("--no-injection", help="Do not inject attention.")] = False,
-    fast: FastOption = False,
-    smoothing: Annotated[float | None, typer.Option(help="Gaussian over difference maps, pixels.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Text for the denoiser; empty by default.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the inversion and of k-means.")] = None,
     device: DeviceOption = None,
     precision: PrecisionOption = None,
     out: Annotated[Path, typer.Option(help="Folder for the results, a subfolder an image.")] = Path("out"),
@@ -73,7 +62,6 @@ def segment(
     from emerdiff_probe.models.loading import load_model
     from emerdiff_probe.naming.maskclip import MaskClip
     from emerdiff_probe.naming.vocabulary import Vocabulary
-    from emerdiff_probe.segmentation.configuration import EmerDiffConfig
     from emerdiff_probe.segmentation.export import export, require_formats
 
     if (data is None) == (not images):
@@ -82,28 +70,11 @@ def segment(
     require_formats(asked)
     words = None if vocabulary is None else Vocabulary.read(vocabulary)
     pictures = None if data is not None else list_pictures(images or ())
-    given: dict[str, Any] = {
-        "clusters": _integer_or_name(clusters),
-        "feature_timesteps": feature_timestep,
-        "feature_draws": feature_draws,
-        "feature_sites": feature_layer,
-        "modulate_at": modulate_at,
-        "steps": steps,
-        "strength": strength,
-        "layer": layer,
-        "placement": None if placement is None else placement.value,
-        "injection": () if no_injection else None,
-        "smoothing": smoothing,
-        "prompt": prompt,
-        "seed": seed,
-    }
-    changes = {name: value for name, value in given.items() if value is not None}
-    EmerDiffConfig().change(**changes)  # refuses values out of range before a model is loaded
     require_writable(out)
     if pictures is not None:  # before a model is loaded; others are looked at when they are known
         require_places(out, pictures.names)
     probed = load_model(model, device=device, dtype=precision)
-    config = (EmerDiffConfig.fast if fast else EmerDiffConfig.for_model)(probed, **changes)
+    config = settings.config(probed)
     source = open_data(data, side=probed.native_size) if pictures is None and data is not None else pictures
     assert source is not None
     for note in source.notes:
@@ -122,17 +93,3 @@ def segment(
             asked,
         ):
             print(path)
-
-
-class Placement(StrEnum):
-    """Where the offset is added."""
-
-    after = "after"
-    before = "before"
-
-
-def _integer_or_name(text: str | None) -> int | str | None:
-    try:
-        return text if text is None else int(text)
-    except ValueError:
-        return text

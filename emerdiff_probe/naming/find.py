@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ from PIL import Image
 from skimage.filters import threshold_otsu
 
 from emerdiff_probe.errors import InputError
+from emerdiff_probe.files import write_whole
 from emerdiff_probe.images import heatmap, overlay
 from emerdiff_probe.models.clip import Clip
 from emerdiff_probe.models.probe_model import ProbeModel
@@ -124,6 +128,26 @@ def _highest(result: Segmentation, masks: np.ndarray) -> np.ndarray:
     for mask in masks.tolist():
         np.maximum(highest, result.difference_map(mask), out=highest)
     return highest
+
+
+def name_files(concepts: Sequence[str]) -> list[str]:
+    """Names of files for concepts, different ones for different concepts: letters and digits, the rest as "-"."""
+    plain = [re.sub(r"[^\w]+", "-", concept).strip("-")[:60] or "concept" for concept in concepts]
+    lower = [name.lower() for name in plain]  # some file systems do not tell case
+    return [name if lower.count(name.lower()) == 1 else f"{name}-{place}" for place, name in enumerate(plain)]
+
+
+def write_found(found: Found, folder: Path, name: str) -> Path:
+    """Write what was found as NAME.png (0 and 255), NAME_score.png (0 to 255) and NAME_overlay.png; gives the first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = {
+        f"{name}_overlay.png": found.overlay(),
+        f"{name}_score.png": Image.fromarray(np.round(255 * found.score).astype(np.uint8)),
+        f"{name}.png": Image.fromarray(255 * found.mask.astype(np.uint8)),
+    }
+    for file, picture in pictures.items():
+        write_whole(folder / file, partial(picture.save, format="PNG"))
+    return folder / f"{name}.png"
 
 
 def choose(values: np.ndarray, cells: np.ndarray) -> tuple[np.ndarray, float]:

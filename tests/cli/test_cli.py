@@ -90,7 +90,7 @@ def test_options_reach_the_configuration(run, folder, image_file, tmp_path):
     flat = [text for name, value in options.items() for text in (f"--{name}", value)]
     out = tmp_path / "out"
     code, *_ = run(
-        "segment", image_file, "--model", folder, *flat, "--no-injection", "--precision", "float32", "--out", out
+        "segment", image_file, "--model", folder, *flat, "--injection", "none", "--precision", "float32", "--out", out
     )
     assert code == 0
     made = Segmentation.load(out / "photo").config
@@ -501,3 +501,24 @@ def test_train_needs_one_source_of_pictures_that_is_there(run, tmp_path, source)
     assert code == 2
     assert err.count("\n") == 1
     assert not (tmp_path / "run" / "pipeline").exists()
+
+
+def test_find_writes_masks_of_every_concept(run, folder, image_file, tmp_path):
+    (tmp_path / "concepts.txt").write_text("red car\nCar\n\ncar\n")
+    out = tmp_path / "found"
+    settings = (*FAST, "--steps", 10, "--feature-draws", 1)
+    call = ("find", f"@{tmp_path / 'concepts.txt'}", image_file, "missing.png", "--model", folder, *settings)
+    code, told, err = run(*call, "--clip", "pocket", "--out", out)
+    assert code == 0
+    assert "missing: skipped" in err
+    lines = [json.loads(line) for line in told.splitlines()]
+    assert [line["concept"] for line in lines] == ["red car", "Car", "car"]
+    assert len({line["mask"] for line in lines}) == 3
+    for line in lines:
+        with Image.open(line["mask"]) as mask:
+            pixels = np.array(mask)
+        assert pixels.shape == (64, 64)
+        assert set(np.unique(pixels)) <= {0, 255}
+        assert (pixels > 0).mean() == pytest.approx(line["covers"], abs=1e-4)
+    code, _, err = run("find", "car,car", image_file, "--model", folder)
+    assert (code, "each once" in err) == (2, True)
