@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import cached_property, partial
@@ -131,11 +131,17 @@ class ProbedImage:
         modulation: Modulation,
         *,
         smoothing: float = 0.0,
+        watch: Callable[[Tensor, Tensor], None] | None = None,
         progress: bool = False,
     ) -> Tensor:
-        """Difference maps (mask, height, width) at the model's working size, one for every label."""
+        """Difference maps (mask, height, width) at the model's working size, one for every label.
+
+        `watch` is given the images that they are made of; see `emerdiff_probe.reading.correspondence.difference_maps`.
+        """
         masks = self.masks(low_resolution_masks, modulation.site)
-        return difference_maps(self.model, self.trajectory, masks, modulation, smoothing=smoothing, progress=progress)
+        return difference_maps(
+            self.model, self.trajectory, masks, modulation, smoothing=smoothing, watch=watch, progress=progress
+        )
 
     def replay_error(self) -> float:
         """Largest difference between the encoded latent and the end of the replayed trajectory.

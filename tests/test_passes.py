@@ -3,13 +3,14 @@
 import pytest
 import tiny
 
+from emerdiff_probe.data.world import World
 from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.reading.features import capture
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig
 from emerdiff_probe.segmentation.segment import segment
 from emerdiff_probe.sites import list_sites
 from emerdiff_probe.studies.features import layers
-from emerdiff_probe.studies.run import world_scenes
+from emerdiff_probe.studies.study import Subject
 
 SETTINGS = {
     "clusters": 3,
@@ -37,15 +38,15 @@ def test_all_sites_and_timesteps_of_a_trajectory_are_read_in_one_pass(model, tra
 
 
 def test_a_sweep_over_layers_takes_one_pass_a_timestep_and_image(model, passes):
-    study = layers(model, EmerDiffConfig.paper(model, **SETTINGS), quick=True)
-    counts = []
-    for scene in world_scenes(model, 2, seed=3):
+    data = World(range(3, 6), side=64)
+    study = layers(model, data[:2], EmerDiffConfig.paper(model, **SETTINGS), quick=True, fit_on=data[2:])
+    study.prepare([{"timestep": 1}])
+    assert passes == [1]  # for every image that linear probes are fitted on, once
+    for sample in data[:2]:
         passes.clear()
-        measured = study.measure(study.probe(model, scene), scene, {"timestep": 1})
-        counts.append(len(passes))
+        measured = study.measure(Subject(model, sample, study.config, study.start), {"timestep": 1})
+        assert passes == [1]
     assert len(measured) > 1
-    assert counts[0] > 1  # and one for every image that linear probes are fitted on, once
-    assert counts[1] == 1
 
 
 def test_what_is_known_is_not_asked_again(model, passes):

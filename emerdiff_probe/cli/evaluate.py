@@ -6,11 +6,21 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from emerdiff_probe.cli.options import DeviceOption, ModelOption, PrecisionOption, app, require_folder, split_list
+from emerdiff_probe.cli.options import (
+    DeviceOption,
+    GivenSettings,
+    ModelOption,
+    PrecisionOption,
+    WorkersOption,
+    app,
+    require_folder,
+    split_list,
+    take_settings,
+)
 from emerdiff_probe.errors import InputError
 
 
@@ -23,7 +33,9 @@ class Shape(StrEnum):
 
 
 @app.command()
+@take_settings(but=("clusters",))
 def evaluate(
+    settings: GivenSettings,
     data: Annotated[
         str,
         typer.Option(
@@ -55,9 +67,7 @@ def evaluate(
     ] = None,
     side: Annotated[int | None, typer.Option(help="Shorter side in pixels that methods get; the image's own.")] = None,
     shape: Annotated[Shape, typer.Option(help="Keep proportions, crop to a square, or squash into one.")] = Shape.keep,
-    steps: Annotated[int | None, typer.Option(help="Steps of the scheduler's grid.")] = None,
-    modulate_at: Annotated[int | None, typer.Option(help="Timestep of the modulation, on that grid.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the inversion and of k-means.")] = None,
+    workers: WorkersOption = None,
     model: ModelOption = "pocket",
     device: DeviceOption = None,
     precision: PrecisionOption = None,
@@ -75,14 +85,11 @@ def evaluate(
     from emerdiff_probe.methods.catalogue import find_methods
     from emerdiff_probe.methods.naming import Words
     from emerdiff_probe.models.loading import load_model
-    from emerdiff_probe.segmentation.configuration import EmerDiffConfig
+    from emerdiff_probe.runs.store import require_local
 
-    given: dict[str, Any] = {"steps": steps, "modulate_at": modulate_at, "seed": seed}
-    changes = {key: value for key, value in given.items() if value is not None}
-    EmerDiffConfig().change(**changes)  # refuses values out of range before a model is loaded
     protocols = split_list(protocol)
     require_protocols(protocols)
-    require_folder(store)
+    require_folder(require_local(store))
     probed = load_model(model, device=device, dtype=precision)
     images = open_data(data, side=probed.native_size)
     for note in images.notes:
@@ -92,10 +99,8 @@ def evaluate(
         lambda: open_data(train_on, side=probed.native_size),
         Words(images, names, clip, probed.device),
     )
-    evaluation = Evaluation(
-        methods, _counts(clusters), EmerDiffConfig.for_model(probed, **changes), Resizing(side, shape.value)
-    )
-    result = run_evaluation(probed, images, evaluation, store=store, progress=sys.stderr.isatty())
+    evaluation = Evaluation(methods, _counts(clusters), settings.config(probed), Resizing(side, shape.value))
+    result = run_evaluation(probed, images, evaluation, store=store, workers=workers, progress=sys.stderr.isatty())
     report = make_report(result, protocols)
     gallery = write_gallery(result, report, store / "gallery.html")
     print(f"{report}\n\n{gallery}: best, median and worst images")

@@ -253,6 +253,15 @@ def find_layers(model: ProbeModel, pattern: str) -> list[str]:
     return list(layers.values()) or [find_site(model, pattern).name]
 
 
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Share samples among so many workers of Ray, here or on the cluster that RAY_ADDRESS names; results are "
+        "the same to the bit, because each runs with as many threads (OMP_NUM_THREADS) as this command."
+    ),
+]
+
+
 def split_list(text: str) -> tuple[str, ...]:
     """The parts of a text with commas, without the spaces around them."""
     return tuple(part.strip() for part in text.split(",") if part.strip())

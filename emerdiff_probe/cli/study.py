@@ -5,55 +5,69 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from emerdiff_probe.cli.options import DeviceOption, FastOption, ModelOption, PrecisionOption, app, require_folder
+from emerdiff_probe.cli.options import (
+    DeviceOption,
+    GivenSettings,
+    ModelOption,
+    PrecisionOption,
+    WorkersOption,
+    app,
+    require_folder,
+    take_settings,
+)
 from emerdiff_probe.errors import InputError
 
 
 @app.command()
+@take_settings()
 def study(
+    settings: GivenSettings,
     name: Annotated[str, typer.Argument(help="Which study; a name that does not exist lists them all.")],
-    images: Annotated[int, typer.Option(help="Number of drawn scenes.")] = 50,
-    seed: Annotated[int, typer.Option(help="Seed of the first scene; training begins at 1,000,000.")] = 0,
-    store: Annotated[Path | None, typer.Option(help="Folder of the Zarr group; out/studies/NAME by default.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A small grid.")] = False,
-    fast: FastOption = False,
-    no_resume: Annotated[bool, typer.Option("--no-resume", help="Refuse a store that is there already.")] = False,
-    clusters: Annotated[int | None, typer.Option(help="Number of masks K.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of the scheduler's grid.")] = None,
-    modulate_at: Annotated[int | None, typer.Option(help="Timestep of the modulation, on that grid.")] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Share images among so many workers of Ray, here or where RAY_ADDRESS says.")
+    data: Annotated[
+        str,
+        typer.Option(
+            help="What is studied: world:COUNT, folder:PATH with labels, images:PATH without, or any data set that "
+            "`evaluate` takes; then options such as ,first=1000."
+        ),
+    ] = "world:50",
+    fit_on: Annotated[
+        str | None,
+        typer.Option(help="What linear probes of study layers are fitted on, written as --data; none overlap with it."),
     ] = None,
+    store: Annotated[Path | None, typer.Option(help="Folder of the records; out/studies/NAME by default.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A small grid.")] = False,
+    no_resume: Annotated[bool, typer.Option("--no-resume", help="Refuse a store that is there already.")] = False,
+    workers: WorkersOption = None,
     model: ModelOption = "pocket",
     device: DeviceOption = None,
     precision: PrecisionOption = None,
 ) -> None:
-    """Run a study over drawn scenes; interrupted at any moment it goes on where it stopped.
+    """Run a study over drawn scenes or pictures of one's own; interrupted at any moment it goes on where it stopped.
 
-    Prints a table with 95% intervals, what the paper reports beside it, and as the last line one JSON object.
+    Prints a table with 95% intervals, what the paper reports beside it, and as the last line one JSON object. Samples
+    that cannot be read or measured, and damaged records, are reported; what the data does not allow to measure, too.
     """
+    from emerdiff_probe.data.sources import open_data
     from emerdiff_probe.models.loading import load_model
-    from emerdiff_probe.segmentation.configuration import EmerDiffConfig
+    from emerdiff_probe.runs.store import require_local
     from emerdiff_probe.studies.catalogue import STUDIES, make_study
-    from emerdiff_probe.studies.run import run_study, world_scenes
+    from emerdiff_probe.studies.run import run_study
 
     if name not in STUDIES:
         raise InputError(f"no study {name!r}; accepted: {', '.join(STUDIES)}")
-    given: dict[str, Any] = {"clusters": clusters, "steps": steps, "modulate_at": modulate_at}
-    changes = {key: value for key, value in given.items() if value is not None}
-    EmerDiffConfig().change(**changes)  # refuses values out of range before a model is loaded
-    folder = store or Path("out") / "studies" / name
+    folder = require_local(store or Path("out") / "studies" / name)
     require_folder(folder)
     probed = load_model(model, device=device, dtype=precision)
-    settings = (EmerDiffConfig.fast if fast else EmerDiffConfig.for_model)(probed, **changes)
-    made = make_study(name, probed, settings, quick=quick)
-    scenes = world_scenes(probed, images, seed)
+    samples = open_data(data, side=probed.native_size)
+    fitted = None if fit_on is None else open_data(fit_on, side=probed.native_size)
+    made = make_study(name, probed, samples, settings.config(probed), quick=quick, fit_on=fitted)
     result = run_study(
-        probed, made, scenes, store=folder, resume=not no_resume, workers=workers, progress=sys.stderr.isatty()
+        probed, made, samples, store=folder, resume=not no_resume, workers=workers, progress=sys.stderr.isatty()
     )
     print(result)
-    print(json.dumps({"store": str(folder), "computed": result.computed, "reused": result.reused}))
+    summary = {"store": str(folder), "computed": result.computed, "reused": result.reused}
+    print(json.dumps(summary | {"images": result.images, "skipped": len(result.skipped)}))

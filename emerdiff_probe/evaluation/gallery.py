@@ -13,8 +13,7 @@ from PIL import Image
 
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.evaluation.report import Report, html_table
-from emerdiff_probe.evaluation.run import EvaluationResult
-from emerdiff_probe.evaluation.store import Cell
+from emerdiff_probe.evaluation.run import Cell, EvaluationResult
 from emerdiff_probe.files import write_whole
 from emerdiff_probe.images import colour_labels, contours, palette
 from emerdiff_probe.metrics.overlaps import assigned_confusion, mean_iou
@@ -98,7 +97,7 @@ def _scores(result: EvaluationResult, cell: Cell, judged: Judged | None) -> tupl
 
 def _pictures(result: EvaluationResult, cell: Cell, judged: Judged | None, number: int) -> str:
     name = result.images[number]
-    labels = result.store.labels(name, cell)
+    labels = result.labels(name, cell)
     try:
         sample = result.data[result.data.names.index(name)]
         image = sample.pixels()

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from emerdiff_probe.data.summary import LabelSummary
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.evaluation.run import FIGURES, Evaluation, EvaluationResult
-from emerdiff_probe.evaluation.store import Cell
+from emerdiff_probe.evaluation.run import FIGURES, Cell, Evaluation, EvaluationResult
 from emerdiff_probe.methods.catalogue import Method
 from emerdiff_probe.methods.emerdiff import EmerDiff
 from emerdiff_probe.methods.naming import Naming
@@ -114,6 +114,7 @@ class Report:
         title: of the data set.
         images: names of those that were scored.
         skipped: what was wrong with the others, by name.
+        labels: which classes occur in them, and how much is ignored.
         lines: by method and number of segments.
         rows: by method, number of segments and protocol.
         gains: of EmerDiff over every other method.
@@ -123,6 +124,7 @@ class Report:
     title: str
     images: tuple[str, ...]
     skipped: Mapping[str, str]
+    labels: LabelSummary
     lines: tuple[Line, ...]
     rows: tuple[Row, ...]
     gains: tuple[Gain, ...]
@@ -142,7 +144,7 @@ class Report:
     def tables(self) -> list[Table]:
         """Title, header and body of every table, in percent points where classes are scored."""
         tables: list[Table] = []
-        title = f"{self.title}: {len(self.images)} images, {len(self.skipped)} skipped"
+        title = f"{self.title}: {len(self.images)} images, {len(self.skipped)} skipped; {self.labels}"
         if self.rows:
             header: Sequence[str] = ("method", "K", "mIoU", "95% interval", "pixel accuracy", "protocol", *_COSTS)
             body: list[Sequence[str]] = [
@@ -221,6 +223,7 @@ class Report:
             ],
             "images": len(self.images),
             "skipped": len(self.skipped),
+            "labels": self.labels.to_json(),
         }
 
 
@@ -236,9 +239,11 @@ def make_report(result: EvaluationResult, protocols: Sequence[str] = ("majority"
         protocols: keys of `PROTOCOLS`; of no consequence for data without classes.
 
     Raises:
-        InputError: an unknown protocol, or none.
+        InputError: an unknown protocol, or none; labels of one class, or nearly all ignored (see `LabelSummary`).
     """
     require_protocols(protocols)
+    labels = result.labels_found
+    labels.require_scorable()
     lines, rows = [], []
     pictured: dict[Cell, Judged] = {}
     scored: dict[tuple[str, str, int | None], Judged] = {}
@@ -268,6 +273,7 @@ def make_report(result: EvaluationResult, protocols: Sequence[str] = ("majority"
         result.data.name,
         result.images,
         result.skipped,
+        labels,
         tuple(lines),
         tuple(rows),
         tuple(_gains(result.evaluation, scored)),

@@ -1,41 +1,94 @@
-"""Running methods over a data set; every record is kept as soon as it is known, so that a stopped run goes on."""
+"""Running methods over a data set: a job of the engine, and what scores are made of."""
 
 from __future__ import annotations
 
 import hashlib
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 from einops import rearrange
-from tqdm.auto import tqdm
 
 from emerdiff_probe.checks import is_integer
 from emerdiff_probe.data.dataset import DataSet
 from emerdiff_probe.data.resizing import Resizing
-from emerdiff_probe.data.sample import IGNORED
+from emerdiff_probe.data.sample import IGNORED, Sample
+from emerdiff_probe.data.summary import LabelSummary
 from emerdiff_probe.errors import InputError, ProbeError
 from emerdiff_probe.evaluation.cost import Cost, measured, on_host, together
-from emerdiff_probe.evaluation.store import Cell, Record, RecordStore
+from emerdiff_probe.files import find_damage, list_checksums, seal, unseal, write_whole
 from emerdiff_probe.methods.catalogue import Method, configured, identity
 from emerdiff_probe.methods.interface import Bounded, Segmenter
 from emerdiff_probe.methods.naming import Naming
 from emerdiff_probe.methods.references import Reference
-from emerdiff_probe.metrics.overlaps import adjusted_rand, boundary_f, covering, overlaps, variation_of_information
+from emerdiff_probe.metrics.overlaps import (
+    Overlap,
+    adjusted_rand,
+    boundary_f,
+    covering,
+    overlaps,
+    variation_of_information,
+)
 from emerdiff_probe.metrics.protocols import concept_embeddings, region_sums
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.probe import ProbedImage
+from emerdiff_probe.runs import job
+from emerdiff_probe.runs.run import Run, run, write_to_stderr
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig, check_config
 from emerdiff_probe.sites import Site
 
-FORMAT = 2
-"""Of the records; raised when they would mean something else."""
 FIGURES = ("boundary F (BSDS)", "adjusted Rand", "variation of information", "covering")
 """Scores that need no classes."""
+IMAGE: job.Cell = ("image",)
+"""The cell of what is known of an image before any method: concepts' sums, and how well the inversion replays."""
+
+
+class Cell(NamedTuple):
+    """A method with a number of segments; None leaves the number to the method."""
+
+    method: str
+    clusters: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """What is known of a method's segments in one image.
+
+    Attributes:
+        overlap: pixels shared with classes, and embeddings of segments; None where the truth has no classes.
+        figures: scores that need no classes.
+        seconds: of the whole work of this method alone, the inversion included where it asks the model.
+        peak_mib: the most memory held meanwhile; None where it cannot be known.
+    """
+
+    overlap: Overlap | None
+    figures: Mapping[str, float]
+    seconds: float
+    peak_mib: float | None
+
+    def arrays(self, labels: np.ndarray) -> dict[str, Any]:
+        """As the engine keeps it, with the labels (height, width) that it was taken on."""
+        arrays: dict[str, Any] = {f"figure/{name}": value for name, value in self.figures.items()}
+        arrays["seconds"], arrays["peak_mib"] = self.seconds, np.nan if self.peak_mib is None else self.peak_mib
+        arrays["labels"] = labels.astype(np.min_scalar_type(int(labels.max())))
+        if self.overlap is not None:
+            assert self.overlap.embeddings is not None
+            arrays["segments"], arrays["counts"] = self.overlap.segments, self.overlap.counts
+            arrays["embeddings"] = self.overlap.embeddings.astype(np.float32)
+        return arrays
+
+    @classmethod
+    def of(cls, held: Mapping[str, np.ndarray]) -> Record:
+        """What `arrays` gave, but for the labels."""
+        figures = {name.removeprefix("figure/"): float(held[name]) for name in held if name.startswith("figure/")}
+        overlap = Overlap(held["segments"], held["counts"], held["embeddings"]) if "segments" in held else None
+        peak = float(held["peak_mib"])
+        return cls(overlap, figures, float(held["seconds"]), None if np.isnan(peak) else peak)
 
 
 @dataclass(frozen=True)
@@ -92,43 +145,52 @@ class EvaluationResult:
     Attributes:
         evaluation: what was run.
         data: on which images.
-        store: where records are.
-        images: names of the images that all methods have records of.
-        skipped: of the others the name, and what was wrong.
-        computed, reused: records made in this run, and records that were there already.
+        run: where records are, what was skipped and why, and how many records were made and used again.
     """
 
     evaluation: Evaluation
     data: DataSet
-    store: RecordStore
-    images: tuple[str, ...]
-    skipped: Mapping[str, str]
-    computed: int
-    reused: int
+    run: Run
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Names of the images that all methods have records of."""
+        return self.run.names
+
+    @property
+    def skipped(self) -> Mapping[str, str]:
+        """Of the others the name, and what was wrong."""
+        return self.run.skipped
+
+    @property
+    def labels_found(self) -> LabelSummary:
+        """Which classes occur in the truth of these images, and how much of it is ignored."""
+        found = self.run.summarize_labels(self.data.classes)
+        assert found is not None  # data without labels is not evaluated
+        return found
 
     def records(self, cell: Cell) -> list[Record]:
         """Of every image, in order."""
-        return [self.store.record(image, cell) for image in self.images]
+        return [Record.of(self.run.record(image, cell)) for image in self.images]
+
+    def labels(self, image: str, cell: Cell) -> np.ndarray:
+        """The labels (height, width) of a record."""
+        return self.run.record(image, cell)["labels"]
 
     @cached_property
     def concepts(self) -> np.ndarray:
         """Concept embeddings (class, channel) over the truth of these same images; NaN for classes without a pixel."""
         first, *others = self.images
-        total = self.store.image(first, "sums", "pixels")
+        total = self.run.record(first, IMAGE)
         for image in others:  # one at a time: a large data set's would not fit
-            held = self.store.image(image, *total)
-            total = {name: total[name] + held[name] for name in total}
+            held = self.run.record(image, IMAGE)
+            total = {name: total[name] + held[name] for name in ("sums", "pixels")}
         return concept_embeddings(total["sums"], total["pixels"])
 
     @cached_property
     def replay_error(self) -> float:
         """Largest difference, over all images, between the encoded latent and the end of the replayed inversion."""
-        return max(float(self.store.image(image, "replay_error")["replay_error"]) for image in self.images)
-
-
-def write_to_stderr(message: str) -> None:
-    """Print a line above a progress bar."""
-    tqdm.write(message, file=sys.stderr)
+        return max(float(self.run.record(image, IMAGE)["replay_error"]) for image in self.images)
 
 
 def run_evaluation(
@@ -137,24 +199,23 @@ def run_evaluation(
     evaluation: Evaluation,
     *,
     store: str | Path,
+    workers: int | None = None,
     progress: bool = False,
     warn: Callable[[str], None] = write_to_stderr,
 ) -> EvaluationResult:
     """Segment every image by every method and keep what scores are made of.
 
-    An image is inverted once for all methods. A run that was stopped goes on: records that are there are used, and the
-    result equals that of a run in one piece to the bit, but for times and memory. An image that cannot be read, or that
-    a method fails on, is skipped. One whose files changed since is read and must be the same. Embeddings of segments,
-    for the protocols that ask for them, are means over pixels of bilinearly upsampled features, of the site that
-    EmerDiff clusters, for all methods alike.
+    An image is inverted once for all methods. A run that was stopped goes on, and what fails is told and skipped: see
+    `emerdiff_probe.runs.run`, whose arguments these are; the result equals that of a run in one piece to the bit, but
+    for times and memory. Embeddings of segments, for the protocols that ask for them, are means over pixels of
+    bilinearly upsampled features, of the sites that EmerDiff clusters, for all methods alike.
 
     Args:
         model: that all methods share.
         data: images and truth.
         evaluation: what to run.
         store: folder of the records; new, or with records of the same data, model and settings.
-        progress: show a progress bar over records.
-        warn: told of every image that cannot be used and is skipped.
+        workers, progress, warn: as in `emerdiff_probe.runs.run.run`.
 
     Raises:
         InputError: data without labels, a store of something else, an image or truth that is another than it was, no
@@ -171,44 +232,9 @@ def run_evaluation(
         if isinstance(method, Reference):
             _require_apart(method, data)
     _require_capacity(model, evaluation)
-    kept = RecordStore(store, _identity(model, data, evaluation))
-    for method in evaluation.methods:
-        kept.require_method(method.name, identity(method))
-    run = _Run(model, evaluation, kept, sites, data.classes, progress, warn)
-    cells = evaluation.cells
-    images, skipped, computed, reused = [], {}, 0, 0
-    with tqdm(total=len(data) * len(cells), disable=not progress, desc=data.name, unit="record") as bar:
-
-        def skip(place: int, error: ProbeError) -> None:
-            skipped[data.names[place]] = str(error)
-            warn(f"{data.names[place]} is skipped: {error}")
-            bar.update((place + 1) * len(cells) - bar.n)
-
-        for place, name in enumerate(data.names):
-            missing = [cell for cell in cells if not kept.has(name, cell)]
-            bar.update(len(cells) - len(missing))
-            stamp = data.stamp(place)
-            if missing or not kept.unchanged(name, stamp):
-                try:
-                    seen = _see(data, place, evaluation.resizing)
-                except InputError as error:
-                    skip(place, error)
-                    continue
-                kept.require_image(name, seen.digest, stamp)
-            if missing:
-                run.prepare(missing)
-                try:
-                    for _ in run.measure(name, seen, stamp, missing):
-                        bar.update()
-                        computed += 1
-                except ProbeError as error:
-                    skip(place, error)
-                    continue
-            images.append(name)
-            reused += len(cells) - len(missing)
-    if not images:
-        raise InputError(f"{data!r}: none of its images can be used; the first: {next(iter(skipped.values()), 'none')}")
-    return EvaluationResult(evaluation, data, kept, tuple(images), skipped, computed, reused)
+    work = EvaluationJob(evaluation, model.device.type, sites, data.classes, Path(store), progress, warn)
+    made = run(model, work, data, store=store, workers=workers, progress=progress, warn=warn)
+    return EvaluationResult(evaluation, data, made)
 
 
 def _require_apart(method: Reference, data: DataSet) -> None:
@@ -231,96 +257,98 @@ def _require_capacity(model: ProbeModel, evaluation: Evaluation) -> None:
             raise InputError(f"{method.name}: {cell.clusters} clusters of {most} cells; accepted: 1 to {most}")
 
 
-def _identity(model: ProbeModel, data: DataSet, evaluation: Evaluation) -> dict[str, Any]:
-    """What must be the same for records to be used again; methods, numbers and images may come and go."""
-    return {
-        "format": FORMAT,
-        **data.identity(),
-        "classes": list(data.classes),
-        "fingerprint": model.fingerprint,
-        "precision": str(model.dtype),
-        "device": model.device.type,  # seconds of two devices would be averaged
-        **evaluation.config.change(clusters=None).options(),
-        "resizing": asdict(evaluation.resizing),
-    }
-
-
-class _Seen(NamedTuple):
-    """An image as methods get it, its truth (annotator, height, width) in its own pixels, and a digest of both."""
-
-    image: np.ndarray
-    truth: np.ndarray
-    size: tuple[int, int]
-    digest: str
-
-
-def _see(data: DataSet, place: int, resizing: Resizing) -> _Seen:
-    """Read a sample; raises InputError where it cannot be scored."""
-    sample = data[place]
-    pixels = sample.pixels()
-    truth = resizing.seen(sample.truth())
-    truth = truth if truth.ndim == 3 else truth[None]
-    if (truth == IGNORED).all(axis=(1, 2)).any():
-        raise InputError(f"{sample.name}: every pixel is ignored")
-    image = resizing.apply(pixels)
-    digest = hashlib.sha256(image.tobytes() + truth.astype(np.int32).tobytes()).hexdigest()[:16]
-    return _Seen(image, truth, (pixels.shape[0], pixels.shape[1]), digest)
-
-
 @dataclass(eq=False)
-class _Run:
-    """The work on one image after the other."""
+class EvaluationJob:
+    """An evaluation as a job of the engine: a cell is a method with a number of segments, or `IMAGE`."""
 
-    model: ProbeModel
     evaluation: Evaluation
-    store: RecordStore
+    device: str
     sites: Sequence[Site]
     classes: Sequence[str]
+    folder: Path
     progress: bool
     warn: Callable[[str], None]
     ready: dict[str, Segmenter] = field(default_factory=dict)
     """Methods that had to be trained, or to meet the model, by name."""
+    name: str = "evaluation"
 
-    def prepare(self, cells: Iterable[Cell]) -> None:
-        """Ready methods before an image is worked on: what goes wrong here is wrong for every image."""
-        for cell in cells:
-            self._ready(self.evaluation.cells[cell])
+    @property
+    def cells(self) -> dict[job.Cell, dict[str, Any]]:
+        """What is known of the image, and every method with every number of segments, with the method's parameters."""
+        own: dict[job.Cell, dict[str, Any]] = {
+            tuple(cell): identity(method) for cell, method in self.evaluation.cells.items()
+        }
+        return {IMAGE: {}, **own}
 
-    def measure(self, name: str, seen: _Seen, stamp: Sequence[int], missing: Sequence[Cell]) -> Iterator[None]:
-        """Make the missing records of an image one by one.
+    def identity(self) -> dict[str, Any]:
+        """Settings that all methods share; methods, numbers and images may come and go."""
+        return {
+            "job": self.name,
+            "device": self.device,  # seconds of two devices would be averaged
+            **self.evaluation.config.change(clusters=None).options(),
+            "resizing": asdict(self.evaluation.resizing),
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """Nothing more."""
+        return {}
+
+    def prepare(self, model: ProbeModel, cells: Collection[job.Cell]) -> None:
+        """Train and bind the methods of some cells: what goes wrong here is wrong for every image."""
+        for cell, method in self.evaluation.cells.items():
+            if cell in cells and isinstance(method, Reference | Naming) and method.name not in self.ready:
+                bound = method.bound(model) if isinstance(method, Naming) else self._trained(method, model)
+                self.ready[method.name] = bound
+
+    def _trained(self, method: Reference, model: ProbeModel) -> Segmenter:
+        """From weights that are kept, trained anew where they are damaged."""
+        key = hashlib.sha256(json.dumps(identity(method), sort_keys=True).encode()).hexdigest()[:12]
+        place = self.folder / "weights" / f"{quote(method.name, safe=' ')}-{key}"
+        weights, sums = place / "model.safetensors", place.with_suffix(".json")
+        if weights.exists():
+            try:
+                damage = find_damage(place, unseal(sums.read_text(encoding="utf-8")))
+            except (OSError, ValueError) as error:
+                damage = [f"{sums}: {error}"]
+            if damage:
+                self.warn(f"{place}: {damage[0]}; {method.name} is trained anew")
+                weights.unlink()
+        trained = method.trained(model, self.evaluation.config, weights, progress=self.progress, warn=self.warn)
+        write_whole(sums, lambda partial: partial.write_text(seal(list_checksums(place)), encoding="utf-8"))
+        return trained
+
+    def measure(
+        self, model: ProbeModel, sample: Sample, cells: Sequence[job.Cell]
+    ) -> Iterator[tuple[job.Cell, job.Record]]:
+        """One image by each method.
 
         Raises:
-            ProbeError: a method that fails on this image; the message names it.
+            ProbeError: a method that fails on this image; the message names it. Every pixel is ignored.
         """
-        config = self.evaluation.config
-        probed, inversion = measured(partial(config.probe, self.model, seen.image), self.model.device)
-        cells = probed.features(self.sites, config.features.timesteps)
-        features = rearrange(cells, "(h w) c -> h w c", h=probed.grid(self.sites)[0]).numpy()
-        self.store.keep_image(name, seen.digest, stamp, partial(self._about, probed, seen.truth, features))
-        for cell in missing:
-            segmenter = self._ready(self.evaluation.cells[cell])
+        config, resizing, device = self.evaluation.config, self.evaluation.resizing, model.device
+        pixels, truth = sample.pixels(), resizing.seen(sample.truth())
+        truth = truth if truth.ndim == 3 else truth[None]
+        if (truth == IGNORED).all(axis=(1, 2)).any():
+            raise InputError(f"{sample.name}: every pixel is ignored")
+        probed, inversion = measured(partial(config.probe, model, resizing.apply(pixels)), device)
+        held = probed.features(self.sites, config.resolve(model).features.timesteps)
+        features = rearrange(held, "(h w) c -> h w c", h=probed.grid(self.sites)[0]).numpy()
+        if IMAGE in cells:
+            yield IMAGE, self._about(probed, truth, features)
+        for cell, method in self.evaluation.cells.items():
+            if cell not in cells:
+                continue
+            segmenter = self.ready[method.name] if isinstance(method, Reference | Naming) else method
             try:
-                labels, own = measured(partial(segmenter.segment, probed.afresh(), cell.clusters), self.model.device)
+                labels, own = measured(partial(segmenter.segment, probed.afresh(), cell.clusters), device)
             except ProbeError as error:
                 raise ProbeError(f"{cell.method}: {error}") from error
-            labels = self.evaluation.resizing.restore(labels, *seen.size)
-            cost = together(inversion, own) if segmenter.probes else on_host(own, self.model.device)
-            self.store.write(name, cell, labels, self._record(labels, seen.truth, features, cost))
-            yield
+            labels = resizing.restore(labels, *pixels.shape[:2])
+            cost = together(inversion, own) if segmenter.probes else on_host(own, device)
+            yield tuple(cell), self._record(labels, truth, features, cost).arrays(labels)
 
-    def _ready(self, method: Method) -> Segmenter:
-        if not isinstance(method, Reference | Naming):
-            return method
-        if method.name not in self.ready:
-            self.ready[method.name] = method.bound(self.model) if isinstance(method, Naming) else self._trained(method)
-        return self.ready[method.name]
-
-    def _trained(self, method: Reference) -> Segmenter:
-        weights, config = self.store.weights(method.name), self.evaluation.config
-        return method.trained(self.model, config, weights, progress=self.progress, warn=self.warn)
-
-    def _about(self, probed: ProbedImage, truth: np.ndarray, features: np.ndarray) -> dict[str, np.ndarray]:
-        about = {"replay_error": np.array(probed.replay_error())}
+    def _about(self, probed: ProbedImage, truth: np.ndarray, features: np.ndarray) -> dict[str, Any]:
+        about: dict[str, Any] = {"replay_error": probed.replay_error()}
         if self.classes:
             about["sums"], about["pixels"] = region_sums(features, truth[0], len(self.classes))
         return about

@@ -28,6 +28,7 @@ def bootstrap(
     draws: int = 2000,
     seed: int = 0,
     method: Literal["percentile", "basic"] = "percentile",
+    within: tuple[float, float] = (-np.inf, np.inf),
 ) -> Interval:
     """A figure of a set of images with its 95% interval by bootstrap over the images.
 
@@ -43,6 +44,7 @@ def bootstrap(
             percentiles sit low (measured on 200 scenes with 46 classes: they held the true mIoU in 74% of trials, the
             basic interval in 96%). In a difference most of this bias cancels, and the percentiles are the better ones
             (93% against 89%).
+        within: the range of the figure, which its interval does not leave: mirrored bounds may.
 
     Raises:
         InputError: no images, or an unknown method.
@@ -54,4 +56,4 @@ def bootstrap(
     low, high = (float(bound) for bound in np.percentile(statistic(weights), [2.5, 97.5]))
     if method == "basic":
         low, high = min(2 * value - high, value), max(2 * value - low, value)  # never beside the figure
-    return Interval(value, low, high)
+    return Interval(value, max(low, within[0]), min(high, within[1]))

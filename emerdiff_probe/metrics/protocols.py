@@ -323,8 +323,7 @@ def evaluate(
         InputError: an unknown metric, or as `confusions` does.
     """
     statistic = _statistic(images, protocol, metric)
-    value, low, high = bootstrap(statistic, len(images), draws=draws, seed=seed, method="basic")
-    interval = Interval(value, max(low, 0.0), min(high, 1.0))  # mirrored, they may leave the range
+    interval = bootstrap(statistic, len(images), draws=draws, seed=seed, method="basic", within=(0, 1))
     return _score(metric, interval, protocol.name, len(images))
 
 

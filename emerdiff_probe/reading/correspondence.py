@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -184,12 +185,15 @@ def difference_maps(
     modulation: Modulation,
     *,
     smoothing: float = 0.0,
+    watch: Callable[[Tensor, Tensor], None] | None = None,
     batch_size: int | None = None,
     progress: bool = False,
 ) -> Tensor:
     """Difference maps of masks, (mask, height, width) float32 on the CPU.
 
-    Arguments as in `modulated_images` and `difference_map`; read as the modulation says.
+    Arguments as in `modulated_images` and `difference_map`; read as the modulation says. Where that compares decoded
+    images of single masks (`Readout.sees_images`), `watch` is given I- and I+ of a few masks at a time, each
+    (mask, 3, height, width).
     """
     readout = modulation.readout
     _require_masks(masks)
@@ -205,8 +209,13 @@ def difference_maps(
         unchanged = seen(minus)
         maps = torch.cat([difference_map(unchanged, seen(some)) for some in plus.split(MASKS_AT_ONCE)])
     else:
-        sides = zip(minus.split(MASKS_AT_ONCE), plus.split(MASKS_AT_ONCE), strict=True)
-        maps = torch.cat([difference_map(seen(before), seen(after)) for before, after in sides])
+        found = []
+        for before, after in zip(minus.split(MASKS_AT_ONCE), plus.split(MASKS_AT_ONCE), strict=True):
+            sides = seen(before), seen(after)
+            found.append(difference_map(*sides))
+            if watch is not None and readout.sees_images:
+                watch(*sides)
+        maps = torch.cat(found)
     if readout.compare == "latents":
         maps = enlarge(maps, [side * model.factor for side in maps.shape[1:]])
     return smoothed(maps, smoothing).cpu()

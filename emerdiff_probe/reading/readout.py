@@ -60,6 +60,11 @@ class Readout:
             ],
         )
 
+    @property
+    def sees_images(self) -> bool:
+        """Whether what is compared are decoded images of both signs of each mask by itself."""
+        return self.compare == "pixels" and not self.one_sided and self.sign_patterns is None
+
     def patterns(self, masks: int) -> int | None:
         """How many sign patterns are asked for so many masks; None where each runs alone."""
         if self.sign_patterns != "auto":

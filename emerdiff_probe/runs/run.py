@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from emerdiff_probe.data.dataset import DataSet
+from emerdiff_probe.data.summary import LabelSummary, count_labels, summarize
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.runs.executor import Failed, Measured, Task, execute
@@ -49,7 +51,16 @@ class Run:
             InputError: the record is missing or damaged.
             KeyError: no such sample.
         """
-        return self.store.read({sample.name: sample for sample in self.samples}[name], cell)
+        return self.store.read(self._by_name[name], cell)
+
+    def summarize_labels(self, classes: Sequence[str]) -> LabelSummary | None:
+        """Which classes occur in the samples, and how much is ignored; None where there are no labels."""
+        counts = [sample.labels for sample in self.samples if sample.labels]
+        return summarize(np.sum(counts, axis=0), classes) if counts else None
+
+    @cached_property
+    def _by_name(self) -> dict[str, Known]:
+        return {sample.name: sample for sample in self.samples}
 
 
 def write_to_stderr(message: str) -> None:
@@ -169,8 +180,10 @@ class _Work:
             except InputError as error:
                 self._skip(place, str(error))
                 continue
-            self.known[place] = Known(name, digest, stamp)
-            self.kept.keep_sample(Known(name, digest, stamp))
+            labels = () if sample.labels is None else count_labels(sample.labels, len(self.data.classes)).tolist()
+            found = Known(name, digest, stamp, tuple(labels))
+            self.kept.keep_sample(found)
+            self.known[place] = found
             if known is None:  # what was known of it may have been lost, and not its records
                 self.missing[place] = self._missing(place)
             if self.missing[place]:

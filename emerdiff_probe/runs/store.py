@@ -4,6 +4,7 @@
     STORE/cells/CELL.json                   what a cell's records depend on beyond that, where there is such
     STORE/samples/SAMPLE/sample.json        digest of the sample, stamp of its files
     STORE/samples/SAMPLE/CELL.npz           a record
+    STORE/weights                           what a job trained
 
 Several runs may share a store, each with a part of the samples or of the cells.
 """
@@ -31,14 +32,33 @@ FORMAT = 2
 READABLE = 60
 """Characters of a sample's or cell's name that stand in the name of its file, before a few digits of its own."""
 _RUN, _SAMPLE = "run.json", "sample.json"
+_FOLDERS = ("samples", "cells", "weights")
 
 
 class Known(NamedTuple):
-    """A sample that a store has records of."""
+    """A sample that a store has records of.
+
+    Attributes:
+        name: of the sample.
+        digest: of its pixels and truth.
+        stamp: of its files, see `DataSet.stamp`.
+        labels: pixels of every class, and ignored ones; see `emerdiff_probe.data.summary.count_labels`.
+    """
 
     name: str
     digest: str
     stamp: tuple[int, ...]
+    labels: tuple[int, ...] = ()
+
+    @classmethod
+    def read(cls, path: Path) -> Known:
+        """What `Store.keep_sample` wrote.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        held = _read_sealed(path)
+        return cls(str(held["name"]), str(held["digest"]), tuple(held["stamp"]), tuple(held["labels"]))
 
 
 class Store:
@@ -108,8 +128,7 @@ class Store:
         if not path.exists():
             return None
         try:
-            held = _read_sealed(path)
-            return Known(str(held["name"]), str(held["digest"]), tuple(held["stamp"]))
+            return Known.read(path)
         except InputError as error:
             self._warn(f"{error}; the sample is read again")
             _remove(path)
@@ -117,8 +136,7 @@ class Store:
 
     def samples(self) -> list[Known]:
         """All samples that are kept, by name."""
-        found = [_read_sealed(path) for path in (self.path / "samples").glob(f"*/{_SAMPLE}")]
-        return sorted(Known(str(held["name"]), str(held["digest"]), tuple(held["stamp"])) for held in found)
+        return sorted(Known.read(path) for path in (self.path / "samples").glob(f"*/{_SAMPLE}"))
 
     def keep_sample(self, known: Known) -> None:
         """Keep what is known of a sample before its first record.
@@ -167,10 +185,6 @@ class Store:
             shutil.rmtree(path)
         write_whole(path, lambda partial: partial.write_bytes(body + len(check).to_bytes(2, "little") + check))
 
-    def file(self, name: str) -> Path:
-        """A place in the store for a file of the job's own, such as weights that it trained."""
-        return self.path / "cells" / name
-
     def _content(self, sample: Known, cell: Cell) -> bytes:
         """The archive of a record, if its checksum is right."""
         path = self._record(sample.name, cell)
@@ -215,7 +229,7 @@ class Store:
         write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
     def _require_same(self) -> None:
-        ours = (self.path / _RUN).exists() or (self.path / "samples").is_dir()
+        ours = (self.path / _RUN).exists() or any((self.path / name).is_dir() for name in _FOLDERS)
         earlier = [name for name in ("evaluation.json", "zarr.json") if (self.path / name).exists()]
         if earlier and not ours:
             raise InputError(
@@ -287,7 +301,9 @@ def require_local(path: str | Path) -> Path:
     return Path(path)
 
 
-def require_same(path: Path, stored: Mapping[str, Any], fresh: Mapping[str, Any], accepted: str) -> None:
+def require_same(
+    path: Path, stored: Mapping[str, Any], fresh: Mapping[str, Any], accepted: str, inside: str = ""
+) -> None:
     """Refuse to go on with what was kept under another configuration.
 
     Args:
@@ -295,6 +311,7 @@ def require_same(path: Path, stored: Mapping[str, Any], fresh: Mapping[str, Any]
         stored: the configuration that was kept, read from JSON.
         fresh: the one of now; values that JSON can hold.
         accepted: for the message.
+        inside: names of the mappings around, with points, for the message.
 
     Raises:
         InputError: a value differs; the message says which, inside mappings too.
@@ -302,9 +319,11 @@ def require_same(path: Path, stored: Mapping[str, Any], fresh: Mapping[str, Any]
     for name, value in _plain(fresh).items():
         held = stored.get(name)
         if isinstance(value, dict) and isinstance(held, dict) and set(value) == set(held):
-            require_same(path, held, value, accepted)
+            require_same(path, held, value, accepted, f"{inside}{name}.")
         elif held != value:
-            raise InputError(f"{path}: {name} was {brief(held)} there and is {brief(value)} now; accepted: {accepted}")
+            raise InputError(
+                f"{path}: {inside}{name} was {brief(held)} there and is {brief(value)} now; accepted: {accepted}"
+            )
 
 
 def brief(value: object) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from emerdiff_probe.images import load_image
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.probe import ProbedImage
-from emerdiff_probe.reading.correspondence import assign_enlarged
+from emerdiff_probe.reading.correspondence import Modulation, assign_enlarged
 from emerdiff_probe.reading.features import mask_embeddings
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig, check_config
 from emerdiff_probe.segmentation.criteria import find_criterion
@@ -71,8 +72,22 @@ def segment(
     return replace(result, seconds=stage.seconds | result.seconds)
 
 
-def segment_probed(probed: ProbedImage, config: EmerDiffConfig, *, progress: bool = False) -> Segmentation:
+def segment_probed(
+    probed: ProbedImage,
+    config: EmerDiffConfig,
+    *,
+    modulation: Modulation | None = None,
+    watch: Callable[[Tensor, Tensor], None] | None = None,
+    progress: bool = False,
+) -> Segmentation:
     """As `segment`, of an image that is inverted already, whatever the configuration says about the inversion.
+
+    Args:
+        probed: the image.
+        config: settings.
+        modulation: in the place of the configuration's, for what no option can say.
+        watch: given the images that difference maps are made of; see `difference_maps`.
+        progress: show a progress bar over denoiser passes.
 
     Raises:
         InputError, SiteError, TimestepError: as in `segment`; also for a timestep that the trajectory does not pass.
@@ -80,7 +95,7 @@ def segment_probed(probed: ProbedImage, config: EmerDiffConfig, *, progress: boo
     model, pixels = probed.model, probed.image
     config = config.resolve(model)
     height, width = pixels.shape[:2]
-    sites, modulation = check_config(model, config, *(side * model.factor for side in probed.latents.shape[-2:]))
+    sites, own = check_config(model, config, *(side * model.factor for side in probed.latents.shape[-2:]))
     criterion = find_criterion(config.clusters)
     stage = _Stopwatch(model.device)
     with stage("features"):
@@ -89,7 +104,9 @@ def segment_probed(probed: ProbedImage, config: EmerDiffConfig, *, progress: boo
         count = criterion.clusters(features, probed.grid(sites), seed=config.seed)
         coarse = probed.low_resolution_masks(sites, count, config.features.timesteps)
     with stage("modulate"):
-        maps = probed.difference_maps(coarse, modulation, smoothing=config.smoothing, progress=progress)
+        maps = probed.difference_maps(
+            coarse, modulation or own, smoothing=config.smoothing, watch=watch, progress=progress
+        )
     with stage("assign"):
         groups = criterion.merged(maps)
         linkage = likeness_linkage(merged_maps(maps, groups))

@@ -13,16 +13,28 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from emerdiff_probe.arrays import enlarge
+from emerdiff_probe.data.dataset import DataSet
+from emerdiff_probe.data.sample import IGNORED
 from emerdiff_probe.metrics.overlaps import majority_confusion
 from emerdiff_probe.models.probe_model import ProbeModel
-from emerdiff_probe.pocket.world import PART_NAMES, Scene, counterfactual_pair, draw_scene
+from emerdiff_probe.pocket.world import PART_NAMES, counterfactual_pair, draw_scene
 from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.reading.correspondence import assign
 from emerdiff_probe.reading.features import cluster, mask_embeddings, upsampled
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig, find_feature_sites, resolve_modulation
 from emerdiff_probe.sites import Site, list_sites
-from emerdiff_probe.studies.features import by_cell, majority_part
-from emerdiff_probe.studies.study import Axis, Cell, Direction, Measure, Measured, Study, probed_resolution
+from emerdiff_probe.studies.features import by_cell, majority_label
+from emerdiff_probe.studies.study import (
+    Axis,
+    Cell,
+    Direction,
+    Measure,
+    Measured,
+    Study,
+    Subject,
+    probed_block,
+)
+from emerdiff_probe.studies.truth import Truth, one_truth, require_scenes, scene_of
 
 OTHER_SCENE = "another scene"
 """The null model of `counterfactual`: nothing is held fixed."""
@@ -31,8 +43,9 @@ CELL_BINS = {"under 1/4": 0.25, "1/4 to 1": 1.0, "1 to 4": 4.0, "4 to 16": 16.0,
 """Areas of regions in grid cells of the configured site, by their upper bound."""
 
 
-def counterfactual(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) -> Study:
+def counterfactual(model: ProbeModel, data: DataSet, config: EmerDiffConfig, *, quick: bool = False) -> Study:
     """Questions 7 and 2: the same scene with its colours, light, texture or style changed."""
+    require_scenes("counterfactual", data)
     factors = ("palette", "style") if quick else ("palette", "light", "texture", "style")
     values = (*factors, OTHER_SCENE)
     site, modulation = find_feature_sites(model, config), resolve_modulation(model, config)
@@ -40,7 +53,8 @@ def counterfactual(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = F
     def maps_of(probed: ProbedImage, coarse: np.ndarray) -> np.ndarray:
         return probed.difference_maps(coarse, modulation, smoothing=config.smoothing).numpy()
 
-    def measure(probed: ProbedImage, scene: Scene, unit: Mapping[str, Any]) -> dict[Cell, Measured]:
+    def measure(subject: Subject, unit: Mapping[str, Any]) -> dict[Cell, Measured]:
+        probed, scene = subject.probed, scene_of(subject.sample)
         coarse = probed.low_resolution_masks(site, config.given_clusters, config.features.timesteps)
         features, maps = probed.features(site, config.features.timesteps), maps_of(probed, coarse)
         size, cells = scene.parts.shape[0], probed.grid(site)
@@ -54,7 +68,7 @@ def counterfactual(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = F
             other = config.probe(model, changed.image, start=probed.trajectory.timesteps[0])
             theirs = other.features(site, config.features.timesteps)
             matched = nearest(features, theirs)
-            ours, found = majority_part(scene, cells), majority_part(changed, cells)
+            ours, found = majority_label(scene.parts, cells), majority_label(changed.parts, cells)
             closest = nearest_colour(*(by_cell(each.image, cells).mean(1) for each in (scene, changed)))
             carried = nearest(theirs, mask_embeddings(features, coarse)).reshape(cells)
             clusters = other.low_resolution_masks(site, config.given_clusters, config.features.timesteps)
@@ -119,35 +133,40 @@ def _distance(matched: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     return np.maximum(abs(here[0] - there[0]), abs(here[1] - there[1]))
 
 
-def small_parts(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) -> Study:
+def small_parts(model: ProbeModel, data: DataSet, config: EmerDiffConfig, *, quick: bool = False) -> Study:
     """Question 6: how much of parts of each size is found, and which remedies bring more back."""
-    site, modulation = find_feature_sites(model, config), resolve_modulation(model, config)
+    truth = Truth.of(data)
+    truth.require_classes("small_parts")
+    sites, modulation = find_feature_sites(model, config), resolve_modulation(model, config)
     fine = finer_site(model, config)
     remedies = ["none", "twice the clusters", "re-clustering", "larger input"] + ["finer layer"] * (fine is not None)
     if quick:
         remedies = ["none", "twice the clusters"]
 
-    def labels_of(remedy: str, probed: ProbedImage, scene: Scene) -> np.ndarray:
-        shape, timestep = scene.parts.shape, config.features.timesteps
+    def labels_of(remedy: str, subject: Subject) -> np.ndarray:
+        probed, shape, timesteps = subject.probed, subject.image.shape[:2], config.features.timesteps
+        if remedy == "none":
+            return subject.segments
+        if remedy == "twice the clusters":
+            return subject.segment({"clusters": 2 * config.given_clusters})
         if remedy == "finer layer":
             assert fine is not None
-            return upsampled(probed.low_resolution_masks(fine, config.given_clusters, timestep), *shape)
+            return upsampled(probed.low_resolution_masks(fine, config.given_clusters, timesteps), *shape)
         if remedy == "larger input":
-            probed = config.probe(model, scene.image, start=probed.trajectory.timesteps[0], scale=2)
-        count = config.given_clusters * (2 if remedy == "twice the clusters" else 1)
-        coarse = probed.low_resolution_masks(site, count, timestep)
+            probed = config.probe(model, subject.image, start=subject.start, scale=2)
+        coarse = probed.low_resolution_masks(sites, config.given_clusters, timesteps)
         if remedy == "re-clustering":
-            coarse = reclustered(probed.features(site, timestep), coarse, seed=config.seed)
+            coarse = reclustered(probed.features(sites, timesteps), coarse, seed=config.seed)
         smoothing = config.smoothing * (2 if remedy == "larger input" else 1)
         maps = probed.difference_maps(coarse, modulation, smoothing=smoothing)
         return assign(enlarge(maps, shape, antialias=True)).numpy()
 
-    def measure(probed: ProbedImage, scene: Scene, unit: Mapping[str, Any]) -> dict[Cell, Measured]:
-        labels = labels_of(str(unit["remedy"]), probed, scene)
-        rows, columns = probed.grid(site)
-        recalls = recall_by_area(labels, scene, scene.parts.size / (rows * columns))
-        everything = majority_confusion(labels, scene.parts, len(PART_NAMES))
-        return {(name,): {"recall": 100 * recall, "regions": float(count), "emerdiff": everything}
+    def measure(subject: Subject, unit: Mapping[str, Any]) -> dict[Cell, Measured]:
+        labels, known = labels_of(str(unit["remedy"]), subject), one_truth(subject.sample)
+        rows, columns = subject.probed.grid(sites)
+        recalls = recall_by_area(labels, known, known.size / (rows * columns))
+        everything = truth.measure_score("emerdiff", labels, subject.sample)
+        return {(name,): {"recall": 100 * recall, "regions": float(count), **everything}
                 for name, (recall, count) in recalls.items()}  # fmt: skip
 
     def against(remedy: str, area: str) -> Direction:
@@ -165,7 +184,7 @@ def small_parts(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = Fals
             "recall": Measure("pixels of regions of this area whose segment's majority part is theirs", "%",
                               higher_is_better=True),
             "regions": Measure("regions of this area an image"),
-            "emerdiff": Measure("majority mIoU over all areas", "%", "confusion", True),
+            **truth.score("emerdiff", "EmerDiff over all areas"),
         },
         config=config,
         measure=measure,
@@ -176,8 +195,9 @@ def small_parts(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = Fals
 
 
 def finer_site(model: ProbeModel, config: EmerDiffConfig) -> Site | None:
-    """The upward site at twice the probed resolution: its first cross-attention query, else its last resnet."""
-    finer = [site for site in list_sites(model, stage="up") if site.resolution == 2 * probed_resolution(config)]
+    """The first cross-attention query of the same stage at twice the probed resolution, else the last resnet there."""
+    block = probed_block(model, config)
+    finer = [site for site in list_sites(model, stage=block["stage"]) if site.resolution == 2 * block["resolution"]]
     queries = [site for site in finer if site.kind == "cross" and site.part == "query"]
     resnets = [site for site in finer if site.kind == "resnet"]
     return queries[0] if queries else resnets[-1] if resnets else None
@@ -204,15 +224,21 @@ def reclustered(features: Tensor, low_resolution_masks: np.ndarray, *, seed: int
     return finer.reshape(low_resolution_masks.shape)
 
 
-def recall_by_area(labels: np.ndarray, scene: Scene, cell_pixels: float) -> dict[str, tuple[float, int]]:
-    """Mean recall of connected regions of one part, and their number, by `CELL_BINS`; NaN where there is none."""
-    classes = len(PART_NAMES)
-    table = np.bincount(labels.ravel().astype(np.int64) * classes + scene.parts.ravel(),
+def recall_by_area(labels: np.ndarray, truth: np.ndarray, cell_pixels: float) -> dict[str, tuple[float, int]]:
+    """Mean recall of connected regions of one class, and their number, by `CELL_BINS`; NaN where there is none.
+
+    Args:
+        labels: (height, width) segments from 0; each counts as the class that fills most of it.
+        truth: (height, width) classes or `IGNORED`.
+        cell_pixels: of one grid cell.
+    """
+    known, classes = truth != IGNORED, int(truth.max()) + 1
+    table = np.bincount(labels[known].astype(np.int64) * classes + truth[known],
                         minlength=(int(labels.max()) + 1) * classes).reshape(-1, classes)  # fmt: skip
-    correct = table.argmax(1)[labels] == scene.parts
+    correct = (table.argmax(1)[labels] == truth) & known
     recalls: dict[str, list[float]] = {name: [] for name in CELL_BINS}
-    for part in np.unique(scene.parts):
-        regions, count = label(scene.parts == part)
+    for part in np.unique(truth[known]):
+        regions, count = label(truth == part)
         areas = np.bincount(regions.ravel(), minlength=count + 1)[1:]
         hits = np.bincount(regions.ravel(), correct.ravel(), count + 1)[1:]
         for area, hit in zip(areas, hits, strict=True):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
+from emerdiff_probe.data.dataset import DataSet
+from emerdiff_probe.data.world import World
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig, check_config
@@ -36,21 +39,40 @@ STUDIES: dict[str, Maker] = {
 }
 
 
-def make_study(name: str, model: ProbeModel, config: EmerDiffConfig | None = None, *, quick: bool = False) -> Study:
-    """A study by name, with its grid for a model.
+def make_study(
+    name: str,
+    model: ProbeModel,
+    data: DataSet,
+    config: EmerDiffConfig | None = None,
+    *,
+    quick: bool = False,
+    fit_on: DataSet | None = None,
+) -> Study:
+    """A study by name, with its grid for a model and its measures for what the data knows.
 
     Args:
         name: a key of `STUDIES`.
         model: whose sites and timesteps make the grid.
-        config: settings that no axis changes; the best known ones for the model when None.
+        data: that is to be measured: its classes, or that there are none, make the measures.
+        config: settings that no axis changes; what they leave open is filled in for the model.
         quick: a small grid, for notebooks and tests.
+        fit_on: samples of the same classes that linear probes are fitted on; of the world, scenes of its own when None,
+            else there are no linear probes.
 
     Raises:
-        InputError: no such study.
+        InputError: no such study, or one that this data or these settings do not allow.
         SiteError, TimestepError: settings that the model does not have.
     """
     if name not in STUDIES:
         raise InputError(f"no study {name!r}; accepted: {', '.join(STUDIES)}")
     config = (config or EmerDiffConfig()).resolve(model)
     check_config(model, config, model.native_size, model.native_size)
-    return STUDIES[name](model, config, quick=quick)
+    if name != "layers":
+        return STUDIES[name](model, data, config, quick=quick)
+    if fit_on is None and isinstance(data, World):
+        fit_on = replace(data, seeds=PROBE_SEEDS[:6] if quick else PROBE_SEEDS)
+    return layers(model, data, config, quick=quick, fit_on=fit_on)
+
+
+PROBE_SEEDS = range(510_000, 510_024)
+"""Scenes that linear probes are fitted on: held out from training, and far from those that are measured."""

@@ -7,20 +7,19 @@ from typing import Any
 
 import numpy as np
 from sklearn.linear_model import LinearRegression, RidgeClassifier
-from sklearn.metrics import adjusted_rand_score, r2_score
+from sklearn.metrics import r2_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from emerdiff_probe.metrics.overlaps import majority_confusion
-from emerdiff_probe.models.addresses import Part
+from emerdiff_probe.data.dataset import DataSet
+from emerdiff_probe.data.sample import IGNORED
+from emerdiff_probe.errors import InputError
+from emerdiff_probe.metrics.overlaps import adjusted_rand
 from emerdiff_probe.models.probe_model import ProbeModel
-from emerdiff_probe.pocket.world import PART_NAMES, Scene
-from emerdiff_probe.probe import ProbedImage
-from emerdiff_probe.reading.correspondence import assign
+from emerdiff_probe.reading.correspondence import Readout
 from emerdiff_probe.reading.features import upsampled
-from emerdiff_probe.segmentation.configuration import EmerDiffConfig, find_feature_sites, resolve_modulation
-from emerdiff_probe.sites import Site, find_site, list_sites
-from emerdiff_probe.studies.run import WorldScenes
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig, find_feature_sites
+from emerdiff_probe.sites import Part, Site, find_site, list_sites
 from emerdiff_probe.studies.study import (
     Axis,
     Cell,
@@ -28,16 +27,12 @@ from emerdiff_probe.studies.study import (
     Measure,
     Measured,
     Study,
+    Subject,
     Value,
     on_grid,
-    probed_resolution,
+    probed_block,
 )
-
-PROBE_SEEDS = range(510_000, 510_024)
-"""Scenes that linear probes are fitted on: held out from training, and far from those that are measured."""
-
-BILINEAR = Measure("majority mIoU of the low-resolution masks, upsampled bilinearly", "%", "confusion", True)
-EMERDIFF = Measure("majority mIoU of EmerDiff", "%", "confusion", True)
+from emerdiff_probe.studies.truth import Truth, one_truth, over_people, require_disjoint
 
 
 def cell_sites(model: ProbeModel) -> list[Site]:
@@ -56,57 +51,71 @@ def by_cell(image: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     return blocks.reshape(grid[0] * grid[1], height * width, *image.shape[2:])
 
 
-def majority_part(scene: Scene, grid: tuple[int, int]) -> np.ndarray:
-    """The part that fills most of every cell: (cell,) integers."""
-    return np.array([np.bincount(pixels).argmax() for pixels in by_cell(scene.parts, grid)])
+def majority_label(labels: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """The label that fills most of every cell, `IGNORED` where it knows none: labels (height, width) to (cell,)."""
+    return np.array([np.bincount(pixels + 1)[1:].argmax() if (pixels >= 0).any() else IGNORED
+                     for pixels in by_cell(labels.astype(np.int64), grid)])  # fmt: skip
 
 
-def layers(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) -> Study:
+def layers(
+    model: ProbeModel, data: DataSet, config: EmerDiffConfig, *, quick: bool = False, fit_on: DataSet | None = None
+) -> Study:
     """Every site of the denoiser at several timesteps: how semantic, and how much is only position or colour."""
-    grid = model.schedule(config.inversion.steps).timesteps
+    if config.readout != Readout():
+        raise InputError("study layers modulates nothing, so that no approximation changes it; accepted: exact readout")
+    truth, grid = Truth.of(data), model.schedule(config.inversion.steps).timesteps
     sites = cell_sites(model)
     if quick:
         near = [site for site in sites if site.layer and site.part in {"query", "output"}]
-        sites = [site for site in near if site.stage == "up"] or near
+        sites = [site for site in near if site.stage in {"up", "single"}] or near
     timesteps = on_grid(grid, config.features.timesteps if quick else (1, 101, 281, 481))
     by_name = {site.name: site for site in sites}
+    probes = _LinearProbes(model, config, sites, fit_on if truth.classes else None)
+    if probes.data is not None:
+        require_disjoint(probes.data, data, "study layers")
 
-    seeds = PROBE_SEEDS[:6] if quick else PROBE_SEEDS
-    fitted: dict[int, dict[str, Any]] = {}  # Ray cannot pickle functools.cache
+    def clustered(subject: Subject, site: Site | Sequence[Site], timestep: int | Sequence[int]) -> np.ndarray:
+        rows, columns = subject.probed.grid(site)
+        clusters = min(config.given_clusters, rows * columns)
+        coarse = subject.probed.low_resolution_masks(site, clusters, timestep)
+        return upsampled(coarse, *subject.image.shape[:2])
 
-    def probes(timestep: int) -> dict[str, Any]:
-        if timestep not in fitted:
-            fitted[timestep] = fit_linear_probes(model, config, sites, timestep, seeds)
-        return fitted[timestep]
-
-    def measure(probed: ProbedImage, scene: Scene, unit: Mapping[str, Any]) -> dict[Cell, Measured]:
+    def measure(subject: Subject, unit: Mapping[str, Any]) -> dict[Cell, Measured]:
         timestep = unit["timestep"]
-        probed.capture(sites, timestep)
-        measured: dict[Cell, Measured] = {}
-        for name, site in by_name.items():
-            features, cells = probed.features(site, timestep).numpy(), probed.grid(site)
-            parts = majority_part(scene, cells)
-            clusters = min(config.given_clusters, cells[0] * cells[1])
-            labels = upsampled(probed.low_resolution_masks(site, clusters, timestep), *scene.parts.shape)
-            measured[(name,)] = {
-                "clusters": majority_confusion(labels, scene.parts, len(PART_NAMES)),
-                "adjusted_rand": float(adjusted_rand_score(scene.parts.ravel(), labels.ravel())),
-                "linear_probe": 100 * float(np.mean(probes(timestep)[name].predict(features) == parts)),
-                "position": explained(features, position_of(cells)),
-                "colour": explained(features, by_cell(scene.image, cells).mean(1) / 255),
-            }
-        return measured
+        subject.probed.capture(sites, timestep)
+        return {(name,): about(subject, site, timestep) for name, site in by_name.items()}
 
-    first, second, third = (f"up{probed_resolution(config)}.cross{n}.query" for n in range(3))
-    directions = [
-        Direction(f"Table 5: {first} and {other} differ little (2 points)", "clusters", {"site": first},
-                  {"site": other}, 2.0)
-        for other in (second, third) if {first, other} <= set(by_name)
-    ]  # fmt: skip
-    if len(timesteps) > 1 and first in by_name:
-        early: dict[str, Value] = {"site": first, "timestep": timesteps[0]}
-        late: dict[str, Value] = {"site": first, "timestep": timesteps[-1]}
-        directions.append(Direction(f"Table 6: t = {timesteps[0]} beats t = {timesteps[-1]}", "clusters", early, late))
+    def about(subject: Subject, site: Site, timestep: int) -> Measured:
+        sample, cells = subject.sample, subject.probed.grid(site)
+        features, labels = subject.probed.features(site, timestep).numpy(), clustered(subject, site, timestep)
+        found: dict[str, Any] = {
+            **truth.measure_score("clusters", labels, sample),
+            **truth.measure_alone(
+                labels,
+                subject.image,
+                lambda: clustered(subject, find_feature_sites(model, config), config.features.timesteps),
+                lambda: clustered(subject.reseeded, site, timestep),
+            ),
+        }
+        if truth.labelled:
+            found["adjusted_rand"] = over_people(adjusted_rand, labels, sample)
+        if probes.data is not None:
+            found["linear_probe"] = probes.accuracy(site, timestep, features, majority_label(one_truth(sample), cells))
+        found["position"] = explained(features, position_of(cells))
+        found["colour"] = explained(features, by_cell(subject.image, cells).mean(1) / 255)
+        return found
+
+    left_out = truth.left_out("clusters", "adjusted_rand")
+    if probes.data is None:
+        left_out["linear_probe"] = "no labelled samples to fit it on" if truth.classes else "the data has no classes"
+    measures = truth.score("clusters", "the low-resolution masks, upsampled") | truth.alone()
+    if truth.labelled:
+        measures["adjusted_rand"] = Measure("adjusted Rand index of clusters and labels", "", "mean", True)
+    if probes.data is not None:
+        measures["linear_probe"] = Measure("accuracy of a linear probe for the label of a cell", "%", "mean", True)
+    measures["position"] = Measure("variance of the features that position explains", "adjusted R²", "mean", False)
+    measures["colour"] = Measure("variance of the features that the cell's mean colour explains", "adjusted R²",
+                                 "mean", False)  # fmt: skip
     return Study(
         name="layers",
         question="Which layers hold features whose clusters are parts, and which hold only position or colour?",
@@ -114,41 +123,75 @@ def layers(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) ->
             "site": Axis(tuple(by_name), "", "site, in the order in which the denoiser runs them"),
             "timestep": Axis(timesteps, "timestep", "timestep of the features"),
         },
-        measures={
-            "clusters": BILINEAR,
-            "adjusted_rand": Measure("adjusted Rand index of clusters and parts", "", "mean", True),
-            "linear_probe": Measure("accuracy of a linear probe for the part of a cell", "%", "mean", True),
-            "position": Measure("variance of the features that position explains", "adjusted R²", "mean", False),
-            "colour": Measure("variance of the features that the cell's mean colour explains", "adjusted R²", "mean",
-                              False),
-        },
+        measures=measures,
         config=config,
         measure=measure,
         together=("site",),
-        start=max(timesteps),
-        parameters={"probe_seeds": list(seeds)},
-        directions=tuple(directions),
-    )  # fmt: skip
+        start=max(*timesteps, config.start),
+        parameters=probes.identity(),
+        directions=_layer_directions(model, config, by_name, timesteps),
+        left_out=left_out,
+        prepare=lambda units: probes.fit(sorted({int(unit["timestep"]) for unit in units})),
+    )
 
 
-def fit_linear_probes(
-    model: ProbeModel, config: EmerDiffConfig, sites: Sequence[Site], timestep: int, seeds: Sequence[int]
-) -> dict[str, Any]:
-    """Linear classifiers (ridge) of a cell's part from its features, by the name of the site."""
-    features: dict[str, list[np.ndarray]] = {site.name: [] for site in sites}
-    parts: dict[str, list[np.ndarray]] = {site.name: [] for site in sites}
-    for scene in WorldScenes(seeds, model.native_size):
-        probed = config.probe(model, scene.image, start=timestep)
-        probed.capture(sites, timestep)
-        for site in sites:
-            features[site.name].append(probed.features(site, timestep).numpy())
-            parts[site.name].append(majority_part(scene, probed.grid(site)))
-    return {
-        site.name: make_pipeline(StandardScaler(), RidgeClassifier()).fit(
-            np.concatenate(features[site.name]), np.concatenate(parts[site.name])
-        )
-        for site in sites
-    }
+def _layer_directions(
+    model: ProbeModel, config: EmerDiffConfig, sites: Mapping[str, Site], timesteps: Sequence[int]
+) -> tuple[Direction, ...]:
+    queries = [site.name for site in list_sites(model, **probed_block(model, config), kind="cross", part="query")]
+    known = [name for name in queries if name in sites]
+    directions = [
+        Direction(f"Table 5: {known[0]} and {other} differ little (2 points)", "clusters", {"site": known[0]},
+                  {"site": other}, 2.0)
+        for other in known[1:]
+    ]  # fmt: skip
+    if len(timesteps) > 1 and known:
+        early: dict[str, Value] = {"site": known[0], "timestep": timesteps[0]}
+        late: dict[str, Value] = {"site": known[0], "timestep": timesteps[-1]}
+        directions.append(Direction(f"Table 6: t = {timesteps[0]} beats t = {timesteps[-1]}", "clusters", early, late))
+    return tuple(directions)
+
+
+class _LinearProbes:
+    """Linear classifiers (ridge) of a cell's label from its features, a site and timestep each; none without data."""
+
+    def __init__(self, model: ProbeModel, config: EmerDiffConfig, sites: Sequence[Site], data: DataSet | None) -> None:
+        self.model, self.config, self.sites, self.data = model, config, sites, data
+        self.fitted: dict[tuple[int, str], Any] = {}
+
+    def identity(self) -> dict[str, Any]:
+        """What the probes depend on, as JSON values."""
+        if self.data is None:
+            return {}
+        return {"fit_on": self.data.identity() | {"samples": list(self.data.names)}}
+
+    def fit(self, timesteps: Sequence[int]) -> None:
+        """Fit those of some timesteps on every sample that can be read."""
+        wanted = [timestep for timestep in timesteps if (timestep, self.sites[0].name) not in self.fitted]
+        if self.data is None or not wanted:
+            return
+        features: dict[tuple[int, str], list[np.ndarray]] = {}
+        labels: dict[tuple[int, str], list[np.ndarray]] = {}
+        for place in range(len(self.data)):
+            sample = self.data[place]
+            probed = self.config.probe(self.model, sample.pixels(), start=max(wanted))
+            for timestep in wanted:
+                probed.capture(self.sites, timestep)
+                for site in self.sites:
+                    found = majority_label(one_truth(sample), probed.grid(site))
+                    held = probed.features(site, timestep).numpy()
+                    features.setdefault((timestep, site.name), []).append(held[found != IGNORED])
+                    labels.setdefault((timestep, site.name), []).append(found[found != IGNORED])
+        for key in features:
+            probe = make_pipeline(StandardScaler(), RidgeClassifier())
+            self.fitted[key] = probe.fit(np.concatenate(features[key]), np.concatenate(labels[key]))
+
+    def accuracy(self, site: Site, timestep: int, features: np.ndarray, labels: np.ndarray) -> float:
+        """Share of the cells (cell,) whose label is told right, in percent; NaN where none has a label."""
+        known = labels != IGNORED
+        if not known.any():
+            return float("nan")
+        return 100 * float(np.mean(self.fitted[timestep, site.name].predict(features[known]) == labels[known]))
 
 
 def position_of(grid: tuple[int, int]) -> np.ndarray:
@@ -174,7 +217,7 @@ def explained(features: np.ndarray, predictors: np.ndarray) -> float:
     return 1 - (1 - plain) * (cells - 1) / left
 
 
-def feature_timestep(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) -> Study:
+def feature_timestep(model: ProbeModel, data: DataSet, config: EmerDiffConfig, *, quick: bool = False) -> Study:
     """Table 6: the timestep of the clustered features."""
     grid = model.schedule(config.inversion.steps).timesteps
     values = on_grid(grid, (1, 101, 281, 481) if quick else (1, 101, 201, 281, 381, 481, 681))
@@ -184,11 +227,11 @@ def feature_timestep(model: ProbeModel, config: EmerDiffConfig, *, quick: bool =
         for value in values[1:] if value >= 200
     ]  # fmt: skip
     axis = Axis(values, "timestep", "timestep of the clustered features, t_f")
-    return _segmented("feature_timestep", "At which timestep do features cluster into parts?", model, config,
+    return _segmented("feature_timestep", "At which timestep do features cluster into parts?", model, data, config,
                       {"feature_timesteps": axis}, claims)  # fmt: skip
 
 
-def clusters(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) -> Study:
+def clusters(model: ProbeModel, data: DataSet, config: EmerDiffConfig, *, quick: bool = False) -> Study:
     """Table 4: the number of masks K.
 
     Majority mIoU rises with K by construction, the paper's protocol need not: its claim gets no verdict.
@@ -200,26 +243,26 @@ def clusters(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) 
         for one, other in ((40, 12), (30, 20)) if {one, other} <= set(values)
     ]  # fmt: skip
     axis = Axis(values, "masks", "number of masks, K")
-    return _segmented("clusters", "How many masks should there be?", model, config, {"clusters": axis}, claims)
+    return _segmented("clusters", "How many masks should there be?", model, data, config, {"clusters": axis}, claims)
 
 
-def feature_layer(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) -> Study:
+def feature_layer(model: ProbeModel, data: DataSet, config: EmerDiffConfig, *, quick: bool = False) -> Study:
     """Table 5: which of the probed block's attention layers is clustered, of the kind that is modulated."""
-    layer = find_site(model, config.modulation.layer)
     parts: tuple[Part, ...] = ("query",) if quick else ("query", "heads", "output")
+    layer = find_site(model, config.modulation.layer)
     values = tuple(
         site.name
         for part in parts
         for site in list_sites(model, stage=layer.stage, resolution=layer.resolution, kind=layer.kind, part=part)
     )
-    first, *others = (name for name in values if name.endswith("query"))
+    first, *others = (name for name in values if name.endswith(parts[0]))
     claims = [
         Direction(f"Table 5: {first} and {other} differ little (2 points)", "emerdiff", {"feature_sites": first},
                   {"feature_sites": other}, 2.0)
         for other in others
     ]  # fmt: skip
     axis = Axis(values, "", "site whose features are clustered")
-    return _segmented("feature_layer", "Which layer's features make the best masks?", model, config,
+    return _segmented("feature_layer", "Which layer's features make the best masks?", model, data, config,
                       {"feature_sites": axis}, claims)  # fmt: skip
 
 
@@ -227,29 +270,39 @@ def _segmented(
     name: str,
     question: str,
     model: ProbeModel,
+    data: DataSet,
     config: EmerDiffConfig,
     axes: Mapping[str, Axis],
     directions: Sequence[Direction],
 ) -> Study:
     """A study whose axes are settings of the clustering, scored before and after modulated denoising."""
+    truth = Truth.of(data)
 
-    def measure(probed: ProbedImage, scene: Scene, unit: Mapping[str, Any]) -> dict[Cell, Measured]:
-        asked = config.change(**unit)
-        site = find_feature_sites(model, asked)
-        coarse = probed.low_resolution_masks(site, asked.given_clusters, asked.features.timesteps)
-        labels = upsampled(coarse, *scene.parts.shape)
-        maps = probed.difference_maps(coarse, resolve_modulation(model, asked), smoothing=config.smoothing)
-        score = {"bilinear": labels, "emerdiff": assign(maps).numpy()}
-        return {(): {key: majority_confusion(found, scene.parts, len(PART_NAMES)) for key, found in score.items()}}
+    def measure(subject: Subject, unit: Mapping[str, Any]) -> dict[Cell, Measured]:
+        asked, sample = config.change(**unit), subject.sample
+        labels, found = subject.segment(unit), dict[str, Any]()
+        if truth.labelled:
+            coarse = subject.probed.low_resolution_masks(
+                find_feature_sites(model, asked), asked.given_clusters, asked.features.timesteps
+            )
+            found |= truth.measure_score("bilinear", upsampled(coarse, *subject.image.shape[:2]), sample)
+        found |= truth.measure_score("emerdiff", labels, sample)
+        found |= truth.measure_alone(
+            labels, subject.image, lambda: subject.segments, lambda: subject.reseeded.segment(unit)
+        )
+        return {(): found}
 
     timesteps = axes["feature_timesteps"].values if "feature_timesteps" in axes else config.features.timesteps
     return Study(
         name=name,
         question=question,
         axes=axes,
-        measures={"bilinear": BILINEAR, "emerdiff": EMERDIFF},
+        measures=truth.score("bilinear", "the low-resolution masks, upsampled bilinearly")
+        | truth.score("emerdiff", "EmerDiff")
+        | truth.alone(),
         config=config,
         measure=measure,
-        start=max(config.modulation.modulate_at, *(int(timestep) for timestep in timesteps)),
+        start=max(config.start, *(int(timestep) for timestep in timesteps)),
         directions=tuple(directions),
+        left_out=truth.left_out("bilinear", "emerdiff"),
     )

@@ -11,17 +11,16 @@ import torch
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
+from emerdiff_probe.data.dataset import DataSet
 from emerdiff_probe.interventions import InjectAttention, attention_part
-from emerdiff_probe.metrics.overlaps import boundary_f, majority_confusion
 from emerdiff_probe.models.addresses import ATTENTION_KINDS
 from emerdiff_probe.models.probe_model import ProbeModel
-from emerdiff_probe.pocket.world import PART_NAMES, Scene
 from emerdiff_probe.probe import ProbedImage
-from emerdiff_probe.reading.correspondence import Modulation, assign, difference_map, modulated_images
+from emerdiff_probe.reading.correspondence import Modulation
 from emerdiff_probe.reading.features import capture
-from emerdiff_probe.segmentation.configuration import EmerDiffConfig, find_feature_sites, resolve_modulation
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig, resolve_modulation
+from emerdiff_probe.segmentation.segment import segment_probed
 from emerdiff_probe.sites import find_site, list_sites
-from emerdiff_probe.studies.features import EMERDIFF
 from emerdiff_probe.studies.study import (
     Axis,
     Cell,
@@ -29,16 +28,17 @@ from emerdiff_probe.studies.study import (
     Measure,
     Measured,
     Study,
+    Subject,
     on_grid,
     strengths_around,
 )
+from emerdiff_probe.studies.truth import Truth
 
-BOUNDARY = Measure("boundary F-score (BSDS) of EmerDiff", "%", "mean", True)
 STRUCTURE = Measure("structural similarity of the modulated images and the unchanged one", "SSIM", "mean", True)
 RELATIVE = Measure("strength relative to the norm of the layer's output", "", "mean")
 
 
-def modulate_at(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) -> Study:
+def modulate_at(model: ProbeModel, data: DataSet, config: EmerDiffConfig, *, quick: bool = False) -> Study:
     """Table 7: the timestep of the modulation."""
     grid = model.schedule(config.inversion.steps).timesteps
     values = on_grid(grid, (101, 281, 481) if quick else (21, 101, 181, 281, 381, 481, 681, 881))
@@ -51,6 +51,7 @@ def modulate_at(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = Fals
     return _modulated(
         "modulate_at",
         "When should the modulation happen?",
+        data,
         config,
         {"modulate_at": Axis(values, "timestep", "timestep of the modulation, t_m")},
         lambda unit: resolve_modulation(model, config.change(**unit)),
@@ -59,7 +60,7 @@ def modulate_at(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = Fals
     )
 
 
-def strength(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) -> Study:
+def strength(model: ProbeModel, data: DataSet, config: EmerDiffConfig, *, quick: bool = False) -> Study:
     """Table 8: the strength of the modulation, also relative to the activations that it is added to."""
     values = strengths_around(config, *((0.1, 1, 10) if quick else (0.03, 0.1, 0.3, 1, 3, 10, 30)))
     low, own, high = strengths_around(config, 0.1, 1, 10)
@@ -71,6 +72,7 @@ def strength(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) 
     return _modulated(
         "strength",
         "How strong should the modulation be?",
+        data,
         config,
         {"strength": Axis(values, "", "strength of the modulation, lambda")},
         lambda unit: resolve_modulation(model, config.change(**unit)),
@@ -78,10 +80,10 @@ def strength(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) 
     )
 
 
-def placement(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) -> Study:
+def placement(model: ProbeModel, data: DataSet, config: EmerDiffConfig, *, quick: bool = False) -> Study:
     """Figure 14: which layer is modulated, before or after its output projection, how strongly."""
-    layer = find_site(model, config.modulation.layer)
-    sites = list_sites(model, stage=layer.stage, resolution=layer.resolution, kind=layer.kind, part="output")
+    own = find_site(model, config.modulation.layer)
+    sites = list_sites(model, stage=own.stage, resolution=own.resolution, kind=own.kind, part="output")
     layers = tuple(site.name for site in sites)
     ours = {"layer": layers[-1], "placement": "after"}
     strengths = strengths_around(config, *((1,) if quick else (0.3, 1, 3)))
@@ -97,6 +99,7 @@ def placement(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False)
     return _modulated(
         "placement",
         "Where should the offset be added?",
+        data,
         config,
         {
             "layer": Axis(layers, "", "attention layer that is modulated"),
@@ -108,14 +111,14 @@ def placement(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False)
     )
 
 
-def injection(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) -> Study:
+def injection(model: ProbeModel, data: DataSet, config: EmerDiffConfig, *, quick: bool = False) -> Study:
     """Table 9: which attention is injected, by kind and by block, and how far the image's structure survives."""
     attention = [site for site in list_sites(model, part="query") if site.kind in ATTENTION_KINDS]
-    kinds = tuple(dict.fromkeys(site.kind for site in attention))
+    kinds = tuple(kind for kind in ATTENTION_KINDS if any(site.kind == kind for site in attention))
     choices: dict[str, InjectAttention | None] = {
         "none": None,
-        **{kind: InjectAttention((kind,)) for kind in ATTENTION_KINDS if kind in kinds},
-        "all": InjectAttention(tuple(kind for kind in ATTENTION_KINDS if kind in kinds)),
+        **{kind: InjectAttention((kind,)) for kind in kinds},
+        "all": InjectAttention(kinds),
     }
     if not quick:
         for site in attention:
@@ -132,6 +135,7 @@ def injection(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False)
     return _modulated(
         "injection",
         "What does fixing attention preserve?",
+        data,
         config,
         {"injection": Axis(tuple(choices), "", "attention that is injected")},
         lambda unit: replace(plain, injection=choices[str(unit["injection"])]),
@@ -142,6 +146,7 @@ def injection(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False)
 def _modulated(
     name: str,
     question: str,
+    data: DataSet,
     config: EmerDiffConfig,
     axes: Mapping[str, Axis],
     modulation_of: Callable[[Mapping[str, Any]], Modulation],
@@ -149,43 +154,55 @@ def _modulated(
     start: int | None = None,
 ) -> Study:
     """A study whose axes are settings of the modulation; the low-resolution masks are the same in all cells."""
+    truth, whole = Truth.of(data), config.readout.sees_images
+    left_out = truth.left_out("emerdiff", "boundary")
+    if not whole:
+        left_out["structure"] = "this readout does not see whole images of single masks"
 
-    def measure(probed: ProbedImage, scene: Scene, unit: Mapping[str, Any]) -> dict[Cell, Measured]:
-        modulation = modulation_of(unit)
-        site = find_feature_sites(probed.model, config)
-        coarse = probed.low_resolution_masks(site, config.given_clusters, config.features.timesteps)
-        masks = probed.masks(coarse, modulation.site)
-        minus, plus = modulated_images(probed.model, probed.trajectory, masks, modulation)
-        labels = assign(difference_map(minus, plus, config.smoothing)).numpy()
-        return {
-            (): {
-                "emerdiff": majority_confusion(labels, scene.parts, len(PART_NAMES)),
-                "boundary": 100 * boundary_f(labels, scene.parts),
-                "structure": structure(torch.cat([minus, plus]), probed.reconstruction),
-                "relative_strength": relative_strength(probed, modulation),
-            }
+    def measure(subject: Subject, unit: Mapping[str, Any]) -> dict[Cell, Measured]:
+        modulation, similar = modulation_of(unit), list[float]()
+
+        def watch(minus: Tensor, plus: Tensor) -> None:
+            similar.extend(structures(torch.cat([minus, plus]).cpu(), subject.probed.reconstruction))
+
+        found = segment_probed(subject.probed, config, modulation=modulation, watch=watch if whole else None)
+        values: dict[str, Any] = {
+            **truth.measure_score("emerdiff", found.labels, subject.sample),
+            **truth.measure_boundaries(found.labels, subject.sample),
+            **truth.measure_alone(
+                found.labels,
+                subject.image,
+                lambda: subject.segments,
+                lambda: segment_probed(subject.reseeded.probed, subject.reseeded.config, modulation=modulation).labels,
+            ),
+            "relative_strength": relative_strength(subject.probed, modulation),
         }
+        return {(): values | ({"structure": float(np.mean(similar))} if whole else {})}
 
     return Study(
         name=name,
         question=question,
         axes=axes,
-        measures={"emerdiff": EMERDIFF, "boundary": BOUNDARY, "structure": STRUCTURE, "relative_strength": RELATIVE},
+        measures=truth.score("emerdiff", "EmerDiff")
+        | truth.boundaries()
+        | truth.alone()
+        | ({"structure": STRUCTURE} if whole else {})
+        | {"relative_strength": RELATIVE},
         config=config,
         measure=measure,
         start=max(config.start, start or 0),
         directions=tuple(directions),
+        left_out=left_out,
     )
 
 
-def structure(images: Tensor, reference: Tensor) -> float:
-    """Mean structural similarity (SSIM) of images (batch, 3, height, width) to one (3, height, width), in -1 … 1."""
+def structures(images: Tensor, reference: Tensor) -> list[float]:
+    """Structural similarity (SSIM), in -1 … 1, of images (batch, 3, height, width) to one (3, height, width)."""
     reference_array = reference.clamp(-1, 1).numpy()
-    similarities = [
-        structural_similarity(image.clamp(-1, 1).numpy(), reference_array, channel_axis=0, data_range=2.0)
+    return [
+        float(structural_similarity(image.clamp(-1, 1).numpy(), reference_array, channel_axis=0, data_range=2.0))
         for image in images
     ]
-    return float(np.mean(similarities))
 
 
 def relative_strength(probed: ProbedImage, modulation: Modulation) -> float:

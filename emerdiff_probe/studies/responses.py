@@ -2,43 +2,65 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import distance_transform_edt, label
 from torch import Tensor
 
+from emerdiff_probe.data.dataset import DataSet
+from emerdiff_probe.data.sample import IGNORED, Sample
+from emerdiff_probe.data.world import World
+from emerdiff_probe.errors import InputError
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.pocket.world import Scene
 from emerdiff_probe.probe import ProbedImage
-from emerdiff_probe.reading.correspondence import Modulation, difference_map, modulated_images
+from emerdiff_probe.reading.correspondence import Modulation, difference_maps, modulated_images
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig, find_feature_sites, resolve_modulation
 from emerdiff_probe.sites import find_site
-from emerdiff_probe.studies.study import Axis, Cell, Direction, Measure, Measured, Study, strengths_around
+from emerdiff_probe.studies.study import (
+    Axis,
+    Cell,
+    Direction,
+    Measure,
+    Measured,
+    Study,
+    Subject,
+    strengths_around,
+)
+from emerdiff_probe.studies.truth import Truth, one_truth
 
 PLACES = ("inside", "same part", "same object", "same class elsewhere", "nearby", "elsewhere")
 """Where a response may fall, each pixel in the first that holds: under the mask; the same part of the same thing;
-another part of that thing; the same class of part on another thing; within a cell of the mask; anywhere else."""
+another part of that thing; the same class of part on another thing; within a cell of the mask; anywhere else. What is
+a part, and of which thing, drawn scenes know."""
+LABELLED_PLACES = ("inside", "same part", "same class elsewhere", "nearby", "elsewhere")
+"""The same on data that has labels: a part is what is connected and of one label."""
+BARE_PLACES = ("inside", "nearby", "elsewhere")
+"""The same on data that has no labels."""
 
 
-def locality(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) -> Study:
+def locality(model: ProbeModel, data: DataSet, config: EmerDiffConfig, *, quick: bool = False) -> Study:
     """Question 3: where the response to single cells and to regions falls, beside random masks of the same shape."""
-    modulation = resolve_modulation(model, config)
+    modulation, truth = resolve_modulation(model, config), Truth.of(data)
+    places = PLACES if isinstance(data, World) else LABELLED_PLACES if truth.labelled else BARE_PLACES
     count = 4 if quick else 12
 
-    def measure(probed: ProbedImage, scene: Scene, unit: Mapping[str, Any]) -> dict[Cell, Measured]:
-        masks = _masks(str(unit["mask"]), probed, scene, config, count)
-        minus, plus = modulated_images(model, probed.trajectory, masks, modulation)
-        maps = difference_map(minus, plus).numpy()
-        shares = [shares_of(values, mask.numpy(), scene) for values, mask in zip(maps, masks, strict=True)]
+    def measure(subject: Subject, unit: Mapping[str, Any]) -> dict[Cell, Measured]:
+        probed, sample = subject.probed, subject.sample
+        masks = _masks(str(unit["mask"]), probed, sample, config, count)
+        maps = difference_maps(model, probed.trajectory, masks, modulation).numpy()
+        regions = regions_of(sample)
+        shares = [shares_of(values, mask.numpy(), regions, places) for values, mask in zip(maps, masks, strict=True)]
         found = np.array(shares)  # (mask, place, [response, area])
         with np.errstate(invalid="ignore", divide="ignore"):
             density = np.where(found[..., 1] > 0, found[..., 0] / found[..., 1], np.nan)
         measured: dict[Cell, Measured] = {}
-        for index, place in enumerate(PLACES):
+        for index, place in enumerate(places):
             known = density[:, index][np.isfinite(density[:, index])]
             measured[(place,)] = {
                 "response": 100 * float(found[:, index, 0].mean()),
@@ -47,16 +69,29 @@ def locality(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) 
             }
         return measured
 
-    def denser(mask: str, first: str, second: str, claim: str) -> Direction:
-        return Direction(claim, "density", {"mask": mask, "place": first}, {"mask": mask, "place": second})
+    def denser(claim: str, first: tuple[str, str], second: tuple[str, str]) -> Direction:
+        one, other = ({"mask": mask, "place": place} for mask, place in (first, second))
+        return Direction(claim, "density", one, other)
 
+    directions = [
+        denser("meaning beats nearness: the same part answers more than what is merely near",
+               ("region", "same part"), ("region", "nearby")),
+        denser("the same class on other things answers more than the rest of the image",
+               ("region", "same class elsewhere"), ("region", "elsewhere")),
+        denser("regions answer more inside than the same shapes elsewhere",
+               ("region", "inside"), ("shifted region", "inside")),
+        denser("the same part answers more to a region than to its shape elsewhere",
+               ("region", "same part"), ("shifted region", "same part")),
+        denser("what is near a region answers more than what is far", ("region", "nearby"), ("region", "elsewhere")),
+    ]  # fmt: skip
+    known = {"place": set(places)}
     return Study(
         name="locality",
         question="How local, and how semantic, is the answer to perturbing one place?",
         axes={
             "mask": Axis(("cell", "region", "shifted region"), "", "what is modulated: one cell, one low-resolution "
                          "mask, or (the null model) such a mask moved to a random place"),
-            "place": Axis(PLACES, "", "where the response falls"),
+            "place": Axis(places, "", "where the response falls"),
         },
         measures={
             "response": Measure("share of the response", "%"),
@@ -68,31 +103,31 @@ def locality(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) 
         together=("place",),
         start=config.start,
         parameters={"masks": count},
-        directions=(
-            denser("region", "same part", "nearby", "meaning beats nearness: the same part answers more than what is "
-                   "merely near"),
-            denser("region", "same class elsewhere", "elsewhere", "the same class on other things answers more than "
-                   "the rest of the image"),
-            Direction("regions answer more inside than the same shapes elsewhere", "density",
-                      {"mask": "region", "place": "inside"}, {"mask": "shifted region", "place": "inside"}),
-            Direction("the same part answers more to a region than to its shape elsewhere", "density",
-                      {"mask": "region", "place": "same part"}, {"mask": "shifted region", "place": "same part"}),
+        directions=tuple(
+            direction for direction in directions
+            if {direction.first["place"], direction.second["place"]} <= known["place"]
         ),
     )  # fmt: skip
 
 
-def _masks(kind: str, probed: ProbedImage, scene: Scene, config: EmerDiffConfig, count: int) -> Tensor:
+def rng_of(config: EmerDiffConfig, sample: Sample) -> np.random.Generator:
+    """Random numbers of a sample, the same in every run."""
+    return np.random.default_rng([config.seed, zlib.crc32(sample.name.encode())])
+
+
+def _coarse(probed: ProbedImage, config: EmerDiffConfig) -> np.ndarray:
+    sites = find_feature_sites(probed.model, config)
+    return probed.low_resolution_masks(sites, config.given_clusters, config.features.timesteps)
+
+
+def _masks(kind: str, probed: ProbedImage, sample: Sample, config: EmerDiffConfig, count: int) -> Tensor:
     """`count` masks (mask, grid_height, grid_width) of a kind, the same ones in every run."""
     site = find_site(probed.model, config.modulation.layer)
-    grid = probed.grid(site)
-    rng = np.random.default_rng([config.seed, scene.seed])
+    grid, rng = probed.grid(site), rng_of(config, sample)
     if kind == "cell":
         cells = rng.choice(grid[0] * grid[1], min(count, grid[0] * grid[1]), replace=False)
         return torch.eye(grid[0] * grid[1])[cells].unflatten(1, grid)
-    coarse = probed.low_resolution_masks(
-        find_feature_sites(probed.model, config), config.given_clusters, config.features.timesteps
-    )
-    masks = probed.masks(coarse, site)
+    masks = probed.masks(_coarse(probed, config), site)
     masks = masks[np.sort(rng.permutation(len(masks))[:count])]
     if kind == "region":
         return masks
@@ -100,43 +135,80 @@ def _masks(kind: str, probed: ProbedImage, scene: Scene, config: EmerDiffConfig,
     return torch.stack([mask.roll(shift, (0, 1)) for mask, shift in zip(masks, shifts, strict=True)])
 
 
-def shares_of(difference: np.ndarray, mask: np.ndarray, scene: Scene) -> np.ndarray:
-    """Shares of a response and of the area in each of `PLACES`.
+def regions_of(sample: Sample) -> tuple[np.ndarray, np.ndarray] | None:
+    """What a sample knows of its pixels: the class, and the thing, each (height, width) integers; None for nothing.
+
+    Classes below 0 are unknown. Things are numbered from 1, 0 is what is no thing. Where no scene tells them, a thing
+    is a connected region of one class.
+    """
+    if isinstance(sample.scene, Scene):
+        return sample.scene.parts.astype(np.int64), sample.scene.instances.astype(np.int64)
+    if sample.labels is None:
+        return None
+    classes = one_truth(sample).astype(np.int64)
+    things, used = np.zeros(classes.shape, np.int64), 0
+    for known in np.unique(classes[classes != IGNORED]):
+        found, count = label(classes == known)
+        things[found > 0] = found[found > 0] + used
+        used += count
+    return classes, things
+
+
+def shares_of(
+    difference: np.ndarray,
+    mask: np.ndarray,
+    regions: tuple[np.ndarray, np.ndarray] | None,
+    places: tuple[str, ...] = PLACES,
+) -> np.ndarray:
+    """Shares of a response and of the area in each place.
 
     Args:
-        difference: (height, width) difference map, not smoothed.
+        difference: (map_height, map_width) difference map, not smoothed.
         mask: (grid_height, grid_width), 0 and 1.
-        scene: its ground truth; the part that fills most of the mask counts as the one modulated.
+        regions: of the image, from `regions_of`; the part that fills most of the mask counts as the one modulated.
+        places: `PLACES`, or those of them that the data knows.
 
     Returns:
         (place, 2): share of the response, share of the pixels; each column sums to 1.
     """
     height, width = difference.shape
-    rows, columns = np.arange(height) * mask.shape[0] // height, np.arange(width) * mask.shape[1] // width
-    inside = mask[rows][:, columns] > 0
-    identity = scene.parts.astype(np.int64) * (int(scene.instances.max()) + 1) + scene.instances
-    values, counts = np.unique(identity[inside], return_counts=True)
-    part, instance = divmod(int(values[counts.argmax()]), int(scene.instances.max()) + 1)
-    same_thing = (scene.instances == instance) & ((instance > 0) | (scene.parts == part))
-    near = distance_transform_edt(~inside) <= height / mask.shape[0]
-    conditions = [inside, same_thing & (scene.parts == part), same_thing, scene.parts == part, near]
-    place = np.select(conditions, range(len(conditions)), len(conditions)).ravel()
-    response = np.bincount(place, difference.ravel(), len(PLACES)) / max(float(difference.sum()), 1e-12)
-    return np.stack([response, np.bincount(place, minlength=len(PLACES)) / place.size], axis=1)
+    inside = _nearest(mask, height, width) > 0
+    held = {"inside": inside, "nearby": distance_transform_edt(~inside) <= height / mask.shape[0]}
+    if regions is not None:
+        classes, things = (_nearest(values, height, width) for values in regions)
+        many = int(things.max()) + 1
+        values, counts = np.unique((classes * many + things)[inside & (classes >= 0)], return_counts=True)
+        part, thing = divmod(int(values[counts.argmax()]), many) if len(values) else (-2, 0)
+        same_thing = (things == thing) & ((thing > 0) | (classes == part))
+        held |= {
+            "same part": same_thing & (classes == part),
+            "same object": same_thing,
+            "same class elsewhere": classes == part,
+        }
+    place = np.select([held[name] for name in places[:-1]], range(len(places) - 1), len(places) - 1).ravel()
+    response = np.bincount(place, difference.ravel(), len(places)) / max(float(difference.sum()), 1e-12)
+    return np.stack([response, np.bincount(place, minlength=len(places)) / place.size], axis=1)
 
 
-def additivity(model: ProbeModel, config: EmerDiffConfig, *, quick: bool = False) -> Study:
+def _nearest(values: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Values (rows, columns) at another size, each pixel that of the cell that it lies in."""
+    rows, columns = (np.arange(side) * cells // side for side, cells in zip((height, width), values.shape, strict=True))
+    return values[rows][:, columns]
+
+
+def additivity(model: ProbeModel, data: DataSet, config: EmerDiffConfig, *, quick: bool = False) -> Study:
     """Whether the response to a union is the sum of the responses, over strength."""
     plain = resolve_modulation(model, config)
+    if not plain.readout.sees_images:
+        raise InputError("study additivity adds up images of single masks; accepted: an exact readout, without --fast")
     pairs = 2 if quick else 4
     strengths = strengths_around(config, *((0.3, 3) if quick else (0.1, 0.3, 1, 3, 10)))
 
-    def measure(probed: ProbedImage, scene: Scene, unit: Mapping[str, Any]) -> dict[Cell, Measured]:
+    def measure(subject: Subject, unit: Mapping[str, Any]) -> dict[Cell, Measured]:
         modulation = replace(plain, strength=float(unit["strength"]))
-        rng = np.random.default_rng([config.seed, scene.seed])
-        found = []
-        for pieces in _unions(str(unit["union"]), probed, config, pairs, rng):
-            responses = _signed(probed, torch.cat([pieces, pieces.sum(0, keepdim=True)]), modulation)
+        rng, found = rng_of(config, subject.sample), []
+        for pieces in _unions(str(unit["union"]), subject.probed, config, pairs, rng):
+            responses = _signed(subject.probed, torch.cat([pieces, pieces.sum(0, keepdim=True)]), modulation)
             found.append(agreement(responses[-1], responses[:-1].sum(0)))
         correlation, error = np.mean(found, axis=0)
         return {(): {"correlation": float(correlation), "error": 100 * float(error)}}
@@ -167,10 +239,7 @@ def _unions(
     kind: str, probed: ProbedImage, config: EmerDiffConfig, count: int, rng: np.random.Generator
 ) -> list[Tensor]:
     """Sets of disjoint masks (piece, grid_height, grid_width)."""
-    coarse = probed.low_resolution_masks(
-        find_feature_sites(probed.model, config), config.given_clusters, config.features.timesteps
-    )
-    masks = probed.masks(coarse, find_site(probed.model, config.modulation.layer))
+    masks = probed.masks(_coarse(probed, config), find_site(probed.model, config.modulation.layer))
     if kind == "two regions":
         return [masks[rng.permutation(len(masks))[:2]] for _ in range(count)]
     sizes = masks.sum((1, 2))

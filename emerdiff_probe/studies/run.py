@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import html
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import pandas as pd
 import xarray as xr
-from tqdm.auto import tqdm
+import zarr.codecs
 
+from emerdiff_probe.data.dataset import DataSet
+from emerdiff_probe.data.sample import Sample
 from emerdiff_probe.errors import InputError
+from emerdiff_probe.files import write_folder
 from emerdiff_probe.metrics.intervals import IMAGES_FOR_A_VERDICT, Interval, bootstrap
 from emerdiff_probe.metrics.overlaps import tallied_iou, tallies
 from emerdiff_probe.models.probe_model import ProbeModel
-from emerdiff_probe.pocket.world import Scene, draw_scene
-from emerdiff_probe.studies.execution import Task, Units, measured
-from emerdiff_probe.studies.store import DONE, StudyStore, open_study
-from emerdiff_probe.studies.study import Direction, Study, Value
+from emerdiff_probe.runs.job import Cell
+from emerdiff_probe.runs.run import Run, run, stored, write_to_stderr
+from emerdiff_probe.runs.store import Store
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig
+from emerdiff_probe.studies.study import Axis, Direction, Measure, Measured, Study, Subject, Value
+from emerdiff_probe.studies.truth import Truth
 
 Verdict = Literal["agrees", "disagrees", "not resolved", "not comparable"]
 Statistic = Callable[[np.ndarray], np.ndarray]
@@ -36,9 +40,11 @@ class StudyResult:
 
     Attributes:
         study: what was asked.
-        dataset: `open_study` of the store, only images that are complete.
+        dataset: `open_study` of the store: dimension `image` (names of samples) and one for every axis.
         store: where it is kept.
         computed, reused: cells measured in this run, and cells that were there already.
+        skipped: samples that are not in the dataset, by name, and what was wrong.
+        notes: what there is to say about the data, a sentence each.
     """
 
     study: Study
@@ -46,6 +52,8 @@ class StudyResult:
     store: Path
     computed: int = 0
     reused: int = 0
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def images(self) -> int:
@@ -56,7 +64,7 @@ class StudyResult:
         """A measure at some values of axes, averaged over the other axes, with its 95% interval over images."""
         values = self._values(measure, place)
         if self.study.measures[measure].kind == "confusion":
-            return bootstrap(self._miou(values), self.images, method="basic")
+            return bootstrap(self._miou(values), self.images, method="basic", within=(0, 100))
         return bootstrap(self._mean(values), self.images)
 
     def difference(self, measure: str, first: Mapping[str, Value], second: Mapping[str, Value]) -> Interval:
@@ -65,7 +73,7 @@ class StudyResult:
         if self.study.measures[measure].kind == "mean":
             return bootstrap(self._mean(values - others), self.images)
         one, other = self._miou(values), self._miou(others)
-        return bootstrap(lambda weights: one(weights) - other(weights), self.images)
+        return bootstrap(lambda weights: one(weights) - other(weights), self.images, within=(-100, 100))
 
     def within(self, place: Mapping[str, Value]) -> StudyResult:
         """The part of the result at some values of axes; those axes are gone, and with them the paper's directions.
@@ -145,15 +153,22 @@ class StudyResult:
 
         return mean
 
+    @property
+    def heading(self) -> tuple[str, ...]:
+        """What stands above the table: how many images, of what data, and what was not measured, and why."""
+        skipped = f", {len(self.skipped)} skipped" if self.skipped else ""
+        left_out = [f"{name} is not measured: {why}" for name, why in self.study.left_out.items()]
+        return (f"{self.images} images{skipped}, 95% bootstrap intervals over images", *self.notes, *left_out)
+
     def __str__(self) -> str:
-        parts = [f"{self.study.question}\n{self.images} images, 95% bootstrap intervals over images"]
+        parts = ["\n".join((self.study.question, *self.heading))]
         parts.append(self.table().round(2).to_string(index=False))
         if self.study.directions:
             parts.append(self.verdicts().round(2).to_string(index=False))
         return "\n\n".join(parts)
 
     def _repr_html_(self) -> str:
-        title = f"<b>{html.escape(self.study.question)}</b><br>{self.images} images, 95% bootstrap intervals"
+        title = f"<b>{html.escape(self.study.question)}</b><br>{'<br>'.join(map(html.escape, self.heading))}"
         verdicts = self.verdicts().round(2).to_html(index=False) if self.study.directions else ""
         return f"{title}{self.table().round(2).to_html(index=False)}{verdicts}"
 
@@ -171,93 +186,198 @@ def verdict(direction: Direction, found: Interval, images: int) -> Verdict:
     return "disagrees" if found.low > direction.within or found.high < -direction.within else "not resolved"
 
 
+@dataclass(frozen=True)
+class StudyJob:
+    """A study as a job of the engine: a cell is a value of every axis."""
+
+    study: Study
+
+    @property
+    def name(self) -> str:
+        """The study's."""
+        return self.study.name
+
+    @property
+    def cells(self) -> dict[Cell, dict[str, Any]]:
+        """Every cell of the grid."""
+        return {cell: {} for unit in self.study.units() for cell in self.study.cells(unit).values()}
+
+    def identity(self) -> dict[str, Any]:
+        """The study's."""
+        return self.study.identity()
+
+    def describe(self) -> dict[str, Any]:
+        """What it takes to show the study from its store alone."""
+        study = self.study
+        return {
+            "question": study.question,
+            "axes": {name: {"units": axis.units, "description": axis.description} for name, axis in study.axes.items()},
+            "directions": [asdict(direction) for direction in study.directions],
+            "left_out": dict(study.left_out),
+        }
+
+    def prepare(self, model: ProbeModel, cells: Collection[Cell]) -> None:
+        """As the study says, for the units that some of the cells are of."""
+        if self.study.prepare is not None:
+            wanted = set(cells)
+            self.study.prepare([unit for unit in self.study.units() if wanted & set(self.study.cells(unit).values())])
+
+    def measure(self, model: ProbeModel, sample: Sample, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Measured]]:
+        """Unit by unit, of one subject.
+
+        Raises:
+            InputError: a measure is missing or not one of the study's.
+        """
+        study, wanted = self.study, set(cells)
+        subject = Subject(model, sample, study.config, study.start)
+        for unit in study.units():
+            places = {values: cell for values, cell in study.cells(unit).items() if cell in wanted}
+            if not places:
+                continue
+            measured = study.measure(subject, unit)
+            for values, cell in places.items():
+                if set(measured[values]) != set(study.measures):
+                    raise InputError(
+                        f"study {study.name} measured {', '.join(sorted(measured[values]))}; "
+                        f"accepted: {', '.join(sorted(study.measures))}"
+                    )
+                yield cell, measured[values]
+
+
 def run_study(
     model: ProbeModel,
     study: Study,
-    images: Sequence[Scene],
+    data: DataSet,
     *,
     store: str | Path,
     resume: bool = True,
     workers: int | None = None,
     progress: bool = False,
+    warn: Callable[[str], None] = write_to_stderr,
 ) -> StudyResult:
-    """Measure every cell of a study on every image, and keep each as soon as it is known.
+    """Measure every cell of a study on every sample, and keep each as soon as it is known.
 
-    An interrupted run goes on where it stopped: finished cells are not measured again, and the result equals that of
-    an uninterrupted run to the bit, because no cell depends on which others were asked for.
+    A run that was stopped goes on where it stopped, and what fails is told and skipped: see `emerdiff_probe.runs.run`,
+    whose arguments these are.
 
     Args:
         model: to study.
-        study: from `make_study`, or your own.
-        images: scenes with ground truth; see `world_scenes`.
-        store: folder of a Zarr group; new, or with earlier cells of the same study.
-        resume: use those; otherwise they are an error.
-        workers: of Ray, on this machine or on a cluster, among which whole images are shared; None measures here.
-            A run that is killed loses the images that its workers were at.
-        progress: show a progress bar over cells with an estimate of the time left.
+        study: from `make_study` for this model and data, or your own.
+        data: the samples.
+        store: folder of the records, and of study.zarr, the same for other tools.
+        resume, workers, progress, warn: as in `emerdiff_probe.runs.run.run`.
 
     Raises:
-        InputError: no images, a store of something else, workers without Ray or more than it has processors.
+        InputError: no samples that can be measured, a store of something else, or workers that there cannot be.
     """
-    if not len(images):
-        raise InputError("no images to study; accepted: one or more")
-    seeds, digests = zip(*((scene.seed, _digest(scene)) for scene in images), strict=True)
-    kept = StudyStore(store, study, model, seeds, digests, resume=resume)
-    undone = {image: _undone(study, kept, image) for image in range(len(images))}
-    tasks = (Task(image, images[image], units) for image, units in undone.items() if units)
-    total = len(images) * int(np.prod(study.shape))
-    computed = sum(len(cells) for units in undone.values() for _, cells in units)
-    with tqdm(total=total, initial=total - computed, disable=not progress, desc=study.name, unit="cell") as bar:
-        for image, place, values in measured(model, study, tasks, workers):
-            kept.write(image, place, values)
-            bar.update()
-    dataset = open_study(store).isel(image=slice(len(images))).load()
-    return StudyResult(study, dataset, Path(store), computed, total - computed)
+    if not len(data):
+        raise InputError("no samples to study; accepted: one or more")
+    job = StudyJob(study)
+    made = run(model, job, data, store=store, workers=workers, resume=resume, progress=progress, warn=warn)
+    notes = [f"{data.name}: {Truth.of(data).describe()}", *data.notes]
+    if (labels := made.summarize_labels(data.classes)) is not None:
+        labels.require_scorable()
+        notes.insert(1, str(labels))
+    result = StudyResult(
+        study, _dataset(study, made), Path(store), made.computed, made.reused, made.skipped, tuple(notes)
+    )
+    if made.computed or not (Path(store) / ZARR).exists():
+        _write_zarr(result.dataset, Path(store) / ZARR)
+    return result
 
 
-def _digest(scene: Scene) -> int:
-    """64 bits that tell scenes apart whose pixels or truth differ."""
-    arrays = scene.image, scene.parts, scene.objects, scene.instances
-    return int(hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()[:16], 16)
+ZARR = "study.zarr"
+"""In a study's store: what `open_study` gives, for other tools; made anew from the records by every run."""
 
 
-def _undone(study: Study, kept: StudyStore, image: int) -> Units:
-    """The units of work of an image, each with its cells that have not been measured; none that is complete."""
-    units = ((unit, study.cells(unit)) for unit in study.units())
-    left = ((unit, {values: at for values, at in cells.items() if not kept.done(image, at)}) for unit, cells in units)
-    return tuple((unit, cells) for unit, cells in left if cells)
+def _write_zarr(dataset: xr.Dataset, path: Path) -> None:
+    """As a Zarr group, every chunk with a checksum."""
+    checked = {"compressors": (zarr.codecs.ZstdCodec(), zarr.codecs.Crc32cCodec())}
+    encoding = {name: checked for name, array in dataset.items() if array.dtype.kind in "fiu"}
+    write_folder(path, lambda place: dataset.to_zarr(place, mode="w", consolidated=False, encoding=encoding))
 
 
-class WorldScenes(Sequence[Scene]):
-    """Scenes of the drawn world by their seeds, each drawn when it is asked for."""
+def _dataset(study: Study, made: Run) -> xr.Dataset:
+    """Records of complete samples as arrays with names."""
+    shape = tuple(len(axis.values) for axis in study.axes.values())
+    cells = [cell for unit in study.units() for cell in study.cells(unit).values()]
+    places = {cell: tuple(axis.values.index(value) for axis, value in zip(study.axes.values(), cell, strict=True))
+              for cell in cells}  # fmt: skip
+    arrays: dict[str, np.ndarray] = {}
+    for number, sample in enumerate(made.samples):
+        for cell, place in places.items():
+            for name, value in made.store.read(sample, cell).items():
+                if name not in arrays:
+                    arrays[name] = np.empty((len(made.samples), *shape, *value.shape), value.dtype)
+                arrays[name][(number, *place)] = value
+    variables = {}
+    for name, measure in study.measures.items():
+        inner = ("true_class", "assigned_class") if measure.kind == "confusion" else ()
+        attributes = {"units": measure.units, "description": measure.description, "kind": measure.kind}
+        variables[name] = xr.Variable(("image", *study.axes, *inner), arrays[name], attributes)
+    coordinates = {
+        name: xr.Variable(name, _array(axis.values), {"units": axis.units, "description": axis.description})
+        for name, axis in study.axes.items()
+    }
+    coordinates["image"] = xr.Variable("image", _array(made.names))
+    return xr.Dataset(variables, coordinates, {"question": study.question})
 
-    def __init__(self, seeds: Iterable[int], size: int = 256) -> None:
-        self.seeds, self.size = tuple(seeds), size
 
-    def __len__(self) -> int:
-        return len(self.seeds)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return WorldScenes(self.seeds[index], self.size)
-        return draw_scene(self.seeds[index], height=self.size, width=self.size)
+def _array(values: Sequence[Value]) -> np.ndarray:
+    """Values of an axis; text of any length, which other Zarr libraries read too."""
+    array = np.array(values)
+    return array.astype(object) if array.dtype.kind == "U" else array
 
 
-def world_scenes(model: ProbeModel, count: int, seed: int = 0) -> WorldScenes:
-    """`count` scenes of the drawn world from `seed` on, at the model's native size; training begins at 1,000,000."""
-    if count < 1:
-        raise InputError(f"{count} images; accepted: 1 or more")
-    return WorldScenes(range(seed, seed + count), model.native_size)
-
-
-def load_result(study: Study, store: str | Path) -> StudyResult:
-    """A stored study with the images that are complete.
+def load_result(store: str | Path, *, warn: Callable[[str], None] = write_to_stderr) -> StudyResult:
+    """A stored study with the samples that are complete; the others are in `skipped`.
 
     Raises:
-        InputError: no study there, or no image of it is complete.
+        InputError: no study there, a damaged one, or no sample of it is complete.
     """
-    dataset = open_study(store)
-    complete = dataset[DONE].all([*study.axes]).to_numpy()
-    if not complete.any():
-        raise InputError(f"{store}: no image is complete yet")
-    return StudyResult(study, dataset.isel(image=np.flatnonzero(complete)).load(), Path(store))
+    study = stored_study(store)
+    made = stored(store, StudyJob(study).cells, warn)
+    if not made.samples:
+        raise InputError(f"{store}: no sample is complete yet; {next(iter(made.skipped.items()), 'none was begun')}")
+    return StudyResult(study, _dataset(study, made), Path(store), 0, made.reused, made.skipped)
+
+
+def open_study(path: str | Path) -> xr.Dataset:
+    """A stored study as a dataset: dimension `image` (names of samples) and one for every axis; complete samples only.
+
+    It is made of the records, each of which is checked, not of study.zarr.
+
+    Raises:
+        InputError: as `load_result`.
+    """
+    return load_result(path).dataset
+
+
+def stored_study(path: str | Path) -> Study:
+    """The study that a store holds, from the folder alone: to be shown, not to be measured again.
+
+    Raises:
+        InputError: no study there.
+    """
+    kept = Store.open(path)
+    identity, shown = kept.identity, kept.description
+    try:
+        return Study(
+            name=identity["study"],
+            question=shown["question"],
+            axes={name: Axis(tuple(values), **shown["axes"][name]) for name, values in identity["axes"].items()},
+            measures={name: Measure(**measure) for name, measure in identity["measures"].items()},
+            config=EmerDiffConfig.from_dict(identity["configuration"]),
+            measure=_only_shown,
+            together=tuple(identity["together"]),
+            start=identity["start"],
+            parameters=identity["parameters"],
+            directions=tuple(Direction(**kept) for kept in shown["directions"]),
+            left_out=shown["left_out"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: no study is stored there ({type(error).__name__}: {error})") from error
+
+
+def _only_shown(subject: Subject, unit: Mapping[str, Any]) -> NoReturn:
+    raise InputError("this study was read from its store to be shown; accepted for measuring: one from make_study")

@@ -1,18 +1,21 @@
-"""What a study is: a grid of named axes over one measurement, and what the paper reports about it."""
+"""What a study is: a grid of named axes over one measurement of a sample, and what the paper reports about it."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 
+from emerdiff_probe.data.sample import Sample
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.pocket.world import PART_NAMES, Scene
+from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.probe import ProbedImage
-from emerdiff_probe.segmentation.configuration import EmerDiffConfig
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig, find_feature_sites
+from emerdiff_probe.segmentation.segment import segment_probed
 
 Value = str | int | float
 Cell = tuple[Value, ...]
@@ -45,8 +48,8 @@ class Measure:
     Attributes:
         description: what it is, for titles.
         units: of the figure that is reported.
-        kind: "mean", one number an image, averaged over the images where it is finite; or "confusion", (class,
-            class) pixel counts of the majority protocol, added up over the images and reported as mIoU in percent.
+        kind: "mean", one number a sample, averaged over the samples where it is finite; or "confusion", (class,
+            class) pixel counts of the majority protocol, added up over the samples and reported as mIoU in percent.
         higher_is_better: so that figures can say which way is up; None where neither is.
     """
 
@@ -54,11 +57,6 @@ class Measure:
     units: str = ""
     kind: Literal["mean", "confusion"] = "mean"
     higher_is_better: bool | None = None
-
-    @property
-    def dimensions(self) -> dict[str, int]:
-        """Names and lengths of the dimensions that one measured value has."""
-        return {"true_class": len(PART_NAMES), "assigned_class": len(PART_NAMES)} if self.kind == "confusion" else {}
 
 
 @dataclass(frozen=True)
@@ -81,6 +79,40 @@ class Direction:
     comparable: bool = True
 
 
+class Subject:
+    """One sample under study: inverted once for all cells, and what several of them ask for kept.
+
+    Args:
+        model: that is studied.
+        sample: an image, with its truth where there is one.
+        config: settings that no axis changes, resolved.
+        start: the highest timestep that any cell needs.
+    """
+
+    def __init__(self, model: ProbeModel, sample: Sample, config: EmerDiffConfig, start: int) -> None:
+        self.model, self.sample, self.config, self.start = model, sample, config, start
+        self.image = sample.pixels()
+
+    @cached_property
+    def probed(self) -> ProbedImage:
+        """The image under the probe."""
+        return self.config.probe(self.model, self.image, start=self.start)
+
+    @cached_property
+    def reseeded(self) -> Subject:
+        """The same image under the noise and the k-means of another seed."""
+        return Subject(self.model, self.sample, self.config.change(seed=self.config.seed + 1), self.start)
+
+    @cached_property
+    def segments(self) -> np.ndarray:
+        """Labels (height, width) of EmerDiff under the configuration's own settings."""
+        return self.segment({})
+
+    def segment(self, unit: Mapping[str, Value]) -> np.ndarray:
+        """Labels (height, width) of EmerDiff with some settings changed, by option names: what `segment` gives."""
+        return segment_probed(self.probed, self.config.change(**unit)).labels
+
+
 @dataclass(frozen=True)
 class Study:
     """A question, and the grid of measurements that answers it.
@@ -88,15 +120,17 @@ class Study:
     Attributes:
         name: on the command line.
         question: in words.
-        axes: by name, in order.
+        axes: by name, in order. An axis that changes a setting has that setting's option name.
         measures: by name.
         config: settings that no axis changes.
         measure: measures one unit of work, all cells that share the values of every axis but `together`: takes the
-            probed image, its scene and those values, and gives what was measured for each combination of `together`.
+            subject and those values, and gives what was measured for each combination of `together`.
         together: axes that are measured in one go, because they share a pass.
         start: the highest timestep that is needed.
         parameters: whatever else `measure` depends on and cells may differ by, as JSON values.
-        directions: what the paper says.
+        directions: what the paper says; those of measures that are left out are, too.
+        left_out: measures that this data or these settings do not allow, by name, and why.
+        prepare: what is done once before any sample, for the units of work that are wanted.
     """
 
     name: str
@@ -104,13 +138,17 @@ class Study:
     axes: Mapping[str, Axis]
     measures: Mapping[str, Measure]
     config: EmerDiffConfig
-    measure: Callable[[ProbedImage, Scene, Mapping[str, Any]], Mapping[Cell, Measured]]
+    measure: Callable[[Subject, Mapping[str, Any]], Mapping[Cell, Measured]]
     together: tuple[str, ...] = ()
     start: int = 1
     parameters: Mapping[str, Any] = field(default_factory=dict)
     directions: tuple[Direction, ...] = field(default=())
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    prepare: Callable[[Sequence[Mapping[str, Any]]], None] | None = None
 
     def __post_init__(self) -> None:
+        kept = tuple(direction for direction in self.directions if direction.measure not in self.left_out)
+        object.__setattr__(self, "directions", kept)
         unknown = set(self.together) - set(self.axes)
         for direction in self.directions:
             unknown |= {*direction.first, *direction.second} - set(self.axes)
@@ -135,17 +173,13 @@ class Study:
             for values in itertools.product(*(self.axes[name].values for name in self.apart))
         ]
 
-    def cells(self, unit: Mapping[str, Value]) -> dict[Cell, tuple[int, ...]]:
-        """The cells of a unit: positions on the grid by the values of the axes `together`."""
-        cells: dict[Cell, tuple[int, ...]] = {}
+    def cells(self, unit: Mapping[str, Value]) -> dict[Cell, Cell]:
+        """The cells of a unit: values of every axis by the values of the axes `together`."""
+        cells: dict[Cell, Cell] = {}
         for values in itertools.product(*(self.axes[name].values for name in self.together)):
             place = {**unit, **dict(zip(self.together, values, strict=True))}
-            cells[values] = tuple(axis.values.index(place[name]) for name, axis in self.axes.items())
+            cells[values] = tuple(place[name] for name in self.axes)
         return cells
-
-    def probe(self, model: Any, scene: Scene) -> ProbedImage:
-        """The scene's image, inverted from as high a timestep as any cell needs."""
-        return self.config.probe(model, scene.image, start=self.start)
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for stored cells to be used again, as JSON values."""
@@ -170,6 +204,7 @@ def strengths_around(config: EmerDiffConfig, *factors: float) -> tuple[float, ..
     return tuple(sorted(float(f"{config.modulation.strength * factor:.6g}") for factor in factors))
 
 
-def probed_resolution(config: EmerDiffConfig) -> int:
-    """Resolution of the block that a configuration probes, from the name of its site."""
-    return int("".join(filter(str.isdigit, config.features.sites[0].split(".")[0])))
+def probed_block(model: ProbeModel, config: EmerDiffConfig) -> dict[str, Any]:
+    """Stage and resolution of the block whose features a configuration clusters, as `list_sites` takes them."""
+    site = find_feature_sites(model, config)[0]
+    return {"stage": site.stage, "resolution": site.resolution}

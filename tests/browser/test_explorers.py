@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 
+from emerdiff_probe.data.world import World
 from emerdiff_probe.images import load_labels
 from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.reading.atlas import response_atlas
@@ -17,7 +18,7 @@ from emerdiff_probe.reading.correspondence import assign, difference_map, modula
 from emerdiff_probe.reading.features import one_hot_masks
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig, find_feature_sites, resolve_modulation
 from emerdiff_probe.segmentation.segment import segment
-from emerdiff_probe.studies.run import run_study, world_scenes
+from emerdiff_probe.studies.run import run_study
 from emerdiff_probe.studies.study import Axis, Direction, Measure, Study
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -80,14 +81,17 @@ def place(model, config, tmp_path_factory):
         axes={"speed": Axis((1, 2, 3), "m/s", "speed"), "way": Axis(("before", "after"), "", "way")},
         measures={"value": Measure("how far it came", "m"), "other": Measure("something else", "s")},
         config=config,
-        measure=lambda probed, scene, unit: {
-            (way,): {"value": unit["speed"] * (2 + scene.seed) + len(way), "other": float(scene.seed)}
+        measure=lambda subject, unit: {
+            (way,): {
+                "value": unit["speed"] * (2 + int(subject.sample.name[-1])) + len(way),
+                "other": float(subject.sample.name[-1]),
+            }
             for way in ("before", "after")
         },
         together=("way",),
         directions=(Direction("faster is more", "value", {"speed": 3}, {"speed": 1}),),
     )
-    run_study(model, study, world_scenes(model, 3), store=folder / "study")
+    run_study(model, study, World(range(3), side=model.native_size), store=folder / "study")
     write_notebook(folder / "explorers.ipynb", CELLS)
     return folder
 

@@ -400,23 +400,39 @@ STUDY = ("study", "additivity", "--quick", "--steps", "10", "--modulate-at", "10
 
 
 def test_study_ends_with_what_was_computed_and_reused(run, folder, tmp_path):
-    arguments = (*STUDY, "--model", folder, "--device", "cpu", "--images", "1", "--store", tmp_path / "store")
+    arguments = (*STUDY, "--model", folder, "--device", "cpu", "--data", "world:1", "--store", tmp_path / "store")
     for computed, reused in ((4, 0), (0, 4)):
         code, out, _ = run(*arguments)
         assert code == 0
-        expected = {"store": str(tmp_path / "store"), "computed": computed, "reused": reused}
+        expected = {"store": str(tmp_path / "store"), "computed": computed, "reused": reused, "images": 1, "skipped": 0}
         assert json.loads(out.splitlines()[-1]) == expected
     assert "Is the response to a union the sum of the responses?" in out
 
 
-def test_a_study_of_the_fast_mode_is_another_study(run, folder, tmp_path):
-    arguments = (*STUDY, "--model", folder, "--device", "cpu", "--images", "1", "--store", tmp_path / "store")
-    assert run(*arguments, "--fast")[0] == 0
-    attributes = json.loads((tmp_path / "store" / "zarr.json").read_text())["attributes"]
-    assert '"shared_levels": 1' in json.dumps(attributes).replace("\\", "")
-    code, _, err = run(*arguments)
+def test_a_study_of_the_fast_mode_is_another_study_with_other_numbers(run, folder, tmp_path):
+    arguments = ("study", "strength", *STUDY[2:], "--model", folder, "--device", "cpu", "--data", "world:1")
+    tables = []
+    for name, options in (("exact", ()), ("fast", ("--fast",))):
+        code, out, _ = run(*arguments, "--store", tmp_path / name, *options)
+        assert code == 0
+        tables.append(out[out.index("strength") : out.index("claim")])
+    assert tables[0] != tables[1]
+    assert "structure is not measured" in out
+    code, _, err = run(*arguments, "--store", tmp_path / "fast")
     assert code == 2
-    assert "store" in err
+    assert "there and is" in err
+    code, _, err = run(*STUDY, "--model", folder, "--data", "world:1", "--store", tmp_path / "sums", "--fast")
+    assert (code, len(err.splitlines()), (tmp_path / "sums").exists()) == (2, 1, False)
+    assert "study additivity adds up images of single masks; accepted: an exact readout" in err
+
+
+@pytest.mark.parametrize("verb", [("study", "strength"), ("evaluate",)])
+def test_stores_at_addresses_are_refused_before_a_model_is_loaded(run, tmp_path, monkeypatch, verb):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*verb, "--store", "s3://bucket/store", "--model", "nowhere")
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert "accepted: a folder on this machine" in err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_study_that_cannot_run_is_one_line_and_exit_code_2(run, folder, tmp_path):
@@ -424,8 +440,8 @@ def test_a_study_that_cannot_run_is_one_line_and_exit_code_2(run, folder, tmp_pa
     (tmp_path / "notes" / "mine.txt").write_text("mine")
     for arguments, message in (
         (("study", "layer"), "accepted: layers, feature_timestep"),
-        ((*STUDY, "--images", "0", "--model", folder, "--store", tmp_path / "store"), "0 images"),
-        ((*STUDY, "--images", "1", "--model", folder, "--store", tmp_path / "notes"), "holds no study"),
+        ((*STUDY, "--data", "world:0", "--model", folder, "--store", tmp_path / "store"), "number of scenes 0"),
+        ((*STUDY, "--data", "world:1", "--model", folder, "--store", tmp_path / "notes"), "holds no run"),
     ):
         code, out, err = run(*arguments)
         assert (code, out, len(err.splitlines())) == (2, "", 1)

@@ -12,8 +12,7 @@ from PIL import Image
 from emerdiff_probe.data.sources import open_data
 from emerdiff_probe.evaluation.gallery import extremes, write_gallery
 from emerdiff_probe.evaluation.report import make_report
-from emerdiff_probe.evaluation.run import Evaluation, run_evaluation
-from emerdiff_probe.evaluation.store import Cell
+from emerdiff_probe.evaluation.run import Cell, Evaluation, run_evaluation
 from emerdiff_probe.images import palette
 from emerdiff_probe.methods.colour import RgbKMeans, Slic
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig
@@ -66,7 +65,7 @@ def test_pictures_are_the_images_their_truth_and_their_segments_by_class(made):
         assert np.abs(image.astype(int) - sample.image).mean() < 12  # JPEG
         assert np.array_equal(truth, colours[sample.labels])
         cell = Cell(("rgb k-means", "slic")[place // 3], 5)
-        labels = result.store.labels(name, cell)
+        labels = result.labels(name, cell)
         majority = {label: np.bincount(sample.labels[labels == label]).argmax() for label in np.unique(labels)}
         inside = (segments != 255).any(-1)  # borders are white
         expected = colours[np.vectorize(majority.get)(labels)]

@@ -9,8 +9,7 @@ import pytest
 
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.evaluation.report import PROTOCOLS, conclusion, make_report, markdown_table
-from emerdiff_probe.evaluation.run import FIGURES, EvaluationResult
-from emerdiff_probe.evaluation.store import Cell, Record
+from emerdiff_probe.evaluation.run import FIGURES, Cell, EvaluationResult, Record
 from emerdiff_probe.metrics.overlaps import overlaps
 from emerdiff_probe.metrics.protocols import (
     HungarianPerDataset,
@@ -21,6 +20,8 @@ from emerdiff_probe.metrics.protocols import (
     compare,
     evaluate,
 )
+from emerdiff_probe.runs.run import Run
+from emerdiff_probe.runs.store import Known
 from emerdiff_probe.viz.figures import report_figure
 
 CLASSES, IMAGES = 3, 6
@@ -56,7 +57,8 @@ class Stored(EvaluationResult):
         evaluation = type("Evaluation", (), {"cells": cells, "methods": tuple(cells.values()), "config": config})()
         data = type("Data", (), {"name": "noise", "classes": ("a", "b", "c")})()
         names = tuple(f"image {i}" for i in range(IMAGES))
-        super().__init__(evaluation, data, None, names, {"broken": "truncated"}, 0, 0)
+        samples = tuple(Known(name, "", (), (1, 1, 1, 0)) for name in names)
+        super().__init__(evaluation, data, Run(None, samples, {"broken": "truncated"}))
 
     def records(self, cell):
         return self.made[cell]

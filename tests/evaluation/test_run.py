@@ -1,12 +1,12 @@
 """An evaluation: resumed to the same bits, independent of what else is run, and honest about images it cannot use."""
 
-import json
 import os
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 import pytest
+import ray
 import tiny
 from PIL import Image
 
@@ -17,11 +17,10 @@ from emerdiff_probe.data.resizing import Resizing
 from emerdiff_probe.data.sample import IGNORED
 from emerdiff_probe.data.sources import open_data
 from emerdiff_probe.errors import InputError, ModelError, TimestepError
-from emerdiff_probe.evaluation import run
 from emerdiff_probe.evaluation.cost import measured
 from emerdiff_probe.evaluation.report import make_report
-from emerdiff_probe.evaluation.run import Evaluation, run_evaluation
-from emerdiff_probe.evaluation.store import Cell, RecordStore
+from emerdiff_probe.evaluation.run import Cell, Evaluation, run_evaluation
+from emerdiff_probe.files import seal, unseal
 from emerdiff_probe.methods.catalogue import METHODS, configured
 from emerdiff_probe.methods.colour import RgbKMeans
 from emerdiff_probe.methods.diffcut import DiffCut
@@ -34,6 +33,8 @@ from emerdiff_probe.metrics.overlaps import covering, overlaps
 from emerdiff_probe.metrics.protocols import concept_embeddings, region_sums
 from emerdiff_probe.models.loading import load_model
 from emerdiff_probe.naming.vocabulary import Vocabulary
+from emerdiff_probe.probe import ProbedImage
+from emerdiff_probe.runs.store import Store
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig, find_feature_sites
 from emerdiff_probe.segmentation.presets import FAST
 from emerdiff_probe.segmentation.segment import segment
@@ -97,7 +98,7 @@ def test_every_method_has_a_record_of_every_image_and_number(result, scenes):
     either = {(name, count) for name in ("emerdiff", "diffcut") for count in (3, None)}
     expected = either | {("bilinear", 3), ("rgb k-means", 3)}
     assert set(result.evaluation.cells) == expected
-    assert (result.computed, result.reused) == (len(expected) * len(scenes), 0)
+    assert (result.run.computed, result.run.reused) == ((len(expected) + 1) * len(scenes), 0), "and one of the image"
     assert all(len(result.records(cell)) == len(scenes) for cell in result.evaluation.cells)
 
 
@@ -108,7 +109,7 @@ def test_a_record_holds_what_the_method_says_of_the_image(result, model, scenes,
     features = probed.features(site, config.features.timesteps).reshape(*probed.grid(site), -1).numpy()
     for cell, method in result.evaluation.cells.items():
         labels = method.segment(probed, cell.clusters)
-        assert np.array_equal(result.store.labels(sample.name, cell), labels)
+        assert np.array_equal(result.labels(sample.name, cell), labels)
         record = result.records(cell)[1]
         sums, pixels = region_sums(features, labels, labels.max() + 1)
         means = (sums / np.maximum(pixels, 1)[:, None]).astype(np.float32)
@@ -138,7 +139,7 @@ def test_the_inversion_that_all_share_replays_to_the_image(result, model, scenes
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(result, model, scenes, evaluation, tmp_path, monkeypatch):
     store = tmp_path / "store"
-    genuine, written = RecordStore.write, []
+    genuine, written = Store.write, []
 
     def interrupted(self, *record):
         if len(written) == 7:
@@ -147,16 +148,15 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(result, model, scenes, 
         genuine(self, *record)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RecordStore, "write", interrupted)
+        patch.setattr(Store, "write", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run_evaluation(model, scenes, evaluation, store=store)
     resumed = run_evaluation(model, scenes, evaluation, store=store)
-    assert (resumed.computed, resumed.reused) == (11, 7)
+    assert (resumed.run.computed, resumed.run.reused) == (14, 7)
     assert timeless(resumed) == timeless(result)
-    monkeypatch.setattr(run, "ProbedImage", None)  # a third time nothing is inverted, drawn or segmented
-    monkeypatch.setattr(run, "_see", None)
+    monkeypatch.setattr(ProbedImage, "__init__", None)  # a third time nothing is inverted or segmented
     again = run_evaluation(model, scenes, evaluation, store=store)
-    assert (again.computed, again.reused) == (0, 18)
+    assert (again.run.computed, again.run.reused) == (0, 21)
     assert str(make_report(again, EVERY)) == str(make_report(resumed, EVERY))
     assert not list(store.rglob("*.partial"))
 
@@ -167,7 +167,7 @@ def test_what_else_is_run_does_not_matter(result, model, scenes, config, tmp_pat
     run_evaluation(model, scenes[2:], some, store=store)
     run_evaluation(model, scenes[:1], replace(some, methods=(DiffCut(),), clusters=(None,)), store=store)
     rest = run_evaluation(model, scenes, Evaluation(COMPARED, (3, None), config), store=store)
-    assert (rest.computed, rest.reused) == (15, 3)
+    assert (rest.run.computed, rest.run.reused) == (16, 5)
     assert timeless(rest) == timeless(result)
 
 
@@ -176,17 +176,23 @@ def test_a_store_of_something_else_is_refused(change, model, pictures, config, t
     some = Evaluation((RgbKMeans(), Bilinear()), (2,), config)
     run_evaluation(model, pictures[:1], some, store=tmp_path / "store")
     other, data, probed = some, pictures, model
-    expected = {"classes": "classes was", "device": "cpu there", "model": "fingerprint was", "resizing": "resizing was"}
+    expected = {
+        "classes": "classes was",
+        "device": "cpu there",
+        "model": "fingerprint was",
+        "resizing": "resizing.side was",
+    }
     if change == "strength":
         other = replace(some, config=config.change(strength=3.0))
         expected["strength"] = rf"strength was {config.modulation.strength} there and is 3.0 now"
     elif change == "classes":
         data = replace(pictures, classes=("sea", "sky"))
     elif change == "device":
-        kept = tmp_path / "store" / "evaluation.json"
-        identity = json.loads(kept.read_text())
-        assert identity["device"] == "cpu"
-        kept.write_text(json.dumps(identity | {"device": "cuda"}))
+        kept = tmp_path / "store" / "run.json"
+        about = unseal(kept.read_text())
+        assert about["identity"]["device"] == "cpu"
+        about["identity"]["device"] = "cuda"
+        kept.write_text(seal(about))
         expected["device"] = "device was cuda there and is cpu now"
     elif change == "model":
         probed = load_model(tiny.pocket(seed=1), device="cpu")
@@ -198,7 +204,7 @@ def test_a_store_of_something_else_is_refused(change, model, pictures, config, t
     elif change == "pixels":
         Image.fromarray(tiny.picture(seed=9)).save(pictures.pairs[0].image)
         other = replace(some, clusters=(3,))
-        expected["pixels"] = "image a had other pixels"
+        expected["pixels"] = "sample a had other pixels"
     with pytest.raises(InputError, match=expected[change]):
         run_evaluation(probed, data, other, store=tmp_path / "store")
 
@@ -212,33 +218,33 @@ def test_records_that_are_all_there_are_of_the_same_files_read_the_same_way(chan
     some = Evaluation((RgbKMeans(), Bilinear()), (2,), config)
     run_evaluation(model, data, some, store=tmp_path / "store")
     if change == "reader":
-        data, message = replace(data, reader=LabelMap(ignore=())), "reader was .* there and is"
+        data, message = replace(data, reader=LabelMap(ignore=())), "reader.ignore was .* there and is"
     elif change == "folder":
         data, message = folder_of(tmp_path / "one", {"a": (tiny.picture(), labels)}), "image_folder was .*two there"
     elif change == "labels":
         Image.fromarray(1 - labels.astype(np.uint8)).save(data.pairs[1].labels)
-        message = "image b had other pixels or another truth"
+        message = "sample b had other pixels or another truth"
     elif change == "image":
         Image.fromarray(tiny.picture(seed=9)).save(data.pairs[1].image)
-        message = "image b had other pixels or another truth"
+        message = "sample b had other pixels or another truth"
     with pytest.raises(InputError, match=message):
         run_evaluation(model, data, some, store=tmp_path / "store")
 
 
 def test_files_that_were_written_again_are_read_once_more(model, pictures, config, tmp_path, monkeypatch):
-    some, seen, genuine = Evaluation((RgbKMeans(),), (2,), config), [], run._see
+    some, read, genuine = Evaluation((RgbKMeans(),), (2,), config), [], FolderDataset._read
     first = run_evaluation(model, pictures, some, store=tmp_path / "store")
     os.utime(pictures.pairs[2].labels, ns=(1, 1))
-    monkeypatch.setattr(run, "_see", lambda data, place, resizing: seen.append(place) or genuine(data, place, resizing))
+    monkeypatch.setattr(FolderDataset, "_read", lambda self, place: read.append(place) or genuine(self, place))
     for _ in range(2):
         again = run_evaluation(model, pictures, some, store=tmp_path / "store")
-        assert (again.images, again.computed, seen) == (first.images, 0, [2])
+        assert (again.images, again.run.computed, read) == (first.images, 0, [2])
     assert np.array_equal(again.concepts, first.concepts, equal_nan=True)
 
 
 def test_a_folder_of_something_else_is_left_alone(model, pictures, config, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(InputError, match="holds no evaluation"):
+    with pytest.raises(InputError, match="holds no run"):
         run_evaluation(model, pictures, Evaluation((RgbKMeans(),), (2,), config), store=tmp_path)
 
 
@@ -251,15 +257,15 @@ def test_images_that_cannot_be_used_are_reported_and_counted_until_they_can(mode
     some = Evaluation((RgbKMeans(), Bilinear()), (2,), config)
     found = run_evaluation(model, pictures, some, store=tmp_path / "store", warn=warned.append)
     assert found.images == ("a",)
-    assert list(found.skipped) == ["b", "c", "d"]
+    assert sorted(found.skipped) == ["b", "c", "d"]
     assert "cannot be read" in found.skipped["b"]
     assert "every pixel is ignored" in found.skipped["c"]
     assert "labels 7 are no class" in found.skipped["d"]
-    assert [message.split()[0] for message in warned] == ["b", "c", "d"]
+    assert sorted(message.split()[0] for message in warned) == ["b", "c", "d"]
     assert make_report(found).to_json()["skipped"] == 3
     pictures.pairs[1].image.write_bytes(whole)
     repaired = run_evaluation(model, pictures, some, store=tmp_path / "store", warn=warned.append)
-    assert (repaired.images, repaired.computed) == (("a", "b"), 2)
+    assert (repaired.images, repaired.run.computed) == (("a", "b"), 3)
 
 
 @dataclass(frozen=True)
@@ -289,10 +295,10 @@ def test_an_image_that_a_method_fails_on_is_skipped_and_the_others_go_on(
     assert warned == ["b is skipped: fragile: the denoiser overflowed"]
     assert make_report(found).to_json()["skipped"] == 1
     again = run_evaluation(model, pictures, some, store=tmp_path / "store", warn=str)
-    assert (again.images, again.computed, again.reused) == (found.images, 0, 9)
+    assert (again.images, again.run.computed, again.run.reused) == (found.images, 0, 12)
     monkeypatch.setattr(Fragile, "mended", True)
     mended = run_evaluation(model, pictures, some, store=tmp_path / "store")
-    assert (len(mended.images), mended.skipped, mended.computed, mended.reused) == (4, {}, 2, 10)
+    assert (len(mended.images), mended.skipped, mended.run.computed, mended.run.reused) == (4, {}, 2, 14)
 
 
 def test_a_method_that_cannot_be_trained_stops_at_once(model, scenes, config, tmp_path):
@@ -309,7 +315,7 @@ def test_a_method_that_cannot_be_trained_stops_at_once(model, scenes, config, tm
 def test_no_usable_image_is_an_error(model, pictures, config, tmp_path):
     for pair in pictures.pairs:
         pair.image.unlink()
-    with pytest.raises(InputError, match=r"none of its images can be used; the first: .*no such image"):
+    with pytest.raises(InputError, match=r"none of its samples can be used; the first: .*no such image"):
         run_evaluation(model, pictures, Evaluation((RgbKMeans(),), (2,), config), store=tmp_path / "s", warn=str)
 
 
@@ -321,7 +327,7 @@ def test_scores_are_taken_at_the_original_resolution(model, config, tmp_path):
         some = Evaluation((Bilinear(), RgbKMeans()), (2,), config, resizing)
         found = run_evaluation(model, data, some, store=tmp_path / f"store-{resizing.side}")
         for cell in some.cells:
-            assert found.store.labels("tall", cell).shape == size
+            assert found.labels("tall", cell).shape == size
             assert found.records(cell)[0].overlap.counts.sum() == size[0] * size[1]
 
 
@@ -330,7 +336,7 @@ def test_regions_of_several_people_are_scored_without_classes(model, config, tmp
     some = Evaluation((Bilinear(),), (2,), config)
     found = run_evaluation(model, data, some, store=tmp_path / "store")
     cell = Cell("bilinear", 2)
-    record, labels = found.records(cell)[0], found.store.labels("x", cell)
+    record, labels = found.records(cell)[0], found.labels("x", cell)
     assert record.overlap is None
     both = [covering(labels, person) for person in _two_people(None, 0)]
     assert both[0] != both[1]
@@ -406,7 +412,7 @@ def test_a_folder_that_is_trained_on_is_known_by_its_files(model, pictures, conf
     place.mkdir()
     others = folder_of(place, {"a": (tiny.picture(seed=8), np.zeros((64, 64)))})
     apart = replace(seen, methods=(Reference(training, others),))
-    assert run_evaluation(model, pictures[:1], apart, store=tmp_path / "store").computed == 1
+    assert run_evaluation(model, pictures[:1], apart, store=tmp_path / "store").run.computed == 2
 
 
 def test_trained_methods_are_trained_once_and_name_classes(model, scenes, config, tmp_path, monkeypatch):
@@ -420,14 +426,42 @@ def test_trained_methods_are_trained_once_and_name_classes(model, scenes, config
     monkeypatch.setattr(references, "train_unet", None)
     monkeypatch.setattr(references, "train_linear_probe", None)
     both = run_evaluation(model, scenes, some, store=tmp_path / "store")
-    assert (first.computed, both.computed, both.reused) == (2, 4, 2)
+    assert (first.run.computed, both.run.computed, both.run.reused) == (3, 6, 3)
     rows = make_report(both, EVERY).to_json()["rows"]
     assert [(row["method"], row["clusters"]) for row in rows] == [("unet", None), ("linear probe", None)]
     assert all("supervised" in row["protocol"] for row in rows)
-    assert max(both.store.labels(scenes.names[2], cell).max() for cell in some.cells) < len(scenes.classes)
+    assert max(both.labels(scenes.names[2], cell).max() for cell in some.cells) < len(scenes.classes)
     other = replace(some, methods=(Reference(replace(quick, steps=4), data),))
-    with pytest.raises(InputError, match="training was"):
+    with pytest.raises(InputError, match=r"training\.steps was 3 there and is 4 now"):
         run_evaluation(model, scenes, other, store=tmp_path / "store")
+
+
+def test_weights_that_were_damaged_are_trained_anew(model, scenes, config, tmp_path):
+    data = open_data("world:2,first=500000", side=64)
+    training = UNetTraining(width=4, levels=2, crop=32, steps=1, batch=2)
+    some, warned = Evaluation((Reference(training, data),), (3,), config), []
+    first = run_evaluation(model, scenes[:1], some, store=tmp_path / "store")
+    (weights,) = (tmp_path / "store" / "weights").glob("unet-*/model.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    both = run_evaluation(model, scenes[:2], some, store=tmp_path / "store", warn=warned.append)
+    assert "model.safetensors is not what was written; unet is trained anew" in warned[0]
+    assert (both.run.reused, both.run.computed) == (first.run.computed, 2)
+
+
+def test_workers_of_ray_score_the_same(model, pictures, config, tmp_path):
+    some = Evaluation((RgbKMeans(), Bilinear()), (2,), config)
+    here = run_evaluation(model, pictures[:3], some, store=tmp_path / "here")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        shared = run_evaluation(model, pictures[:3], some, store=tmp_path / "shared", workers=2)
+    finally:
+        ray.shutdown()
+    assert timeless(shared) == timeless(here)
+    for name in here.images:
+        for cell in some.cells:
+            assert np.array_equal(shared.labels(name, cell), here.labels(name, cell))
 
 
 @pytest.mark.parametrize("size", [(64, 64), (70, 101)])

@@ -12,6 +12,7 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.transformer_flux import FluxAttention
 
 from benchmarks.families import SMALL, ddpm, dit, flux, pixart, sd3, sd35_medium
+from emerdiff_probe.data.world import World
 from emerdiff_probe.errors import InputError, InterventionError, ModelError
 from emerdiff_probe.hooks.attach import Capture, Edit, attached
 from emerdiff_probe.interventions import InjectAttention, Modulate, Scale
@@ -22,7 +23,7 @@ from emerdiff_probe.segmentation.configuration import EmerDiffConfig
 from emerdiff_probe.segmentation.segment import segment
 from emerdiff_probe.sites import default_sites, find_site, list_sites
 from emerdiff_probe.studies.catalogue import make_study
-from emerdiff_probe.studies.run import run_study, world_scenes
+from emerdiff_probe.studies.run import run_study
 from emerdiff_probe.trajectories.denoise import conditionings, denoise, predict
 from emerdiff_probe.trajectories.generate import generate
 from emerdiff_probe.trajectories.inversion import invert
@@ -597,10 +598,9 @@ def test_segment_runs_on_every_family(family):
 @pytest.mark.parametrize("studied", ["sd3", "flux-dev", "pixart-alpha", "ddpm"])
 def test_the_studies_that_find_settings_run(studied, study, tmp_path):
     model = load_model(SMALL[studied](), device="cpu")
-    config = EmerDiffConfig.fast(model, clusters=3, steps=STEPS)
-    result = run_study(
-        model, make_study(study, model, config, quick=True), world_scenes(model, 2), store=tmp_path / "s"
-    )
+    make = EmerDiffConfig.for_model if study == "layers" else EmerDiffConfig.fast  # layers modulates nothing
+    config, data = make(model, clusters=3, steps=STEPS), World(range(2), side=64)
+    result = run_study(model, make_study(study, model, data, config, quick=True), data, store=tmp_path / "s")
     assert result.computed > 0
 
 

@@ -1,4 +1,4 @@
-"""Studies: resumed halves equal one run, and measurements mean what they say."""
+"""Studies: on any data, resumed halves equal one run, and measurements mean what they say."""
 
 import html
 import shutil
@@ -10,23 +10,38 @@ import ray
 import tiny
 import torch
 import xarray as xr
-import zarr
+from PIL import Image
 
+from emerdiff_probe.data.sample import IGNORED, Sample
+from emerdiff_probe.data.sources import open_data
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.interventions import attention_part
 from emerdiff_probe.metrics.intervals import Interval
-from emerdiff_probe.pocket.world import Factors, draw_scene
-from emerdiff_probe.probe import ProbedImage
-from emerdiff_probe.reading.correspondence import Modulation
-from emerdiff_probe.reading.features import capture_replayed
+from emerdiff_probe.metrics.overlaps import majority_confusion, mean_iou
+from emerdiff_probe.models.loading import load_model
+from emerdiff_probe.pocket.world import draw_scene
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig
+from emerdiff_probe.segmentation.presets import FAST
+from emerdiff_probe.segmentation.segment import segment
 from emerdiff_probe.sites import find_site
-from emerdiff_probe.studies import appearance, features, modulation, responses
+from emerdiff_probe.studies import appearance, features, modulation, responses, video
 from emerdiff_probe.studies.catalogue import STUDIES, make_study
-from emerdiff_probe.studies.execution import equal_share
-from emerdiff_probe.studies.run import PROTOCOL, StudyResult, load_result, run_study, verdict, world_scenes
-from emerdiff_probe.studies.store import open_study
-from emerdiff_probe.studies.study import Axis, Direction, Measure, Study
+from emerdiff_probe.studies.run import (
+    PROTOCOL,
+    ZARR,
+    StudyJob,
+    StudyResult,
+    load_result,
+    open_study,
+    run_study,
+    stored_study,
+    verdict,
+)
+from emerdiff_probe.studies.study import Axis, Direction, Measure, Study, Subject
+from emerdiff_probe.studies.truth import Truth, edge_distance
+
+ANY_DATA = ("layers", "feature_timestep", "strength", "modulate_at", "injection", "locality")
+SCENES_ONLY = ("counterfactual", "video")
+NOT_FAST = ("layers", "additivity")
 
 
 @pytest.fixture(scope="module")
@@ -43,21 +58,34 @@ def config(model):
 
 
 @pytest.fixture(scope="module")
-def scenes(model):
-    return world_scenes(model, 2, seed=3)
+def scenes():
+    return open_data("world:2,first=3", side=64)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """The same two pictures with labels, some of them ignored, and without."""
+    root = tmp_path_factory.mktemp("pictures")
+    for kind in ("images", "labels"):
+        (root / kind).mkdir()
+    for seed in range(2):
+        labels = np.arange(48).repeat(40).reshape(48, 40) // (20 + seed)
+        labels[:, :3] = 255
+        Image.fromarray(tiny.picture(48, 40, seed=seed)).save(root / "images" / f"{seed}.png")
+        Image.fromarray(labels.astype(np.uint8)).save(root / "labels" / f"{seed}.png")
+    (root / "classes.txt").write_text("sky\nsea\nsand\n")
+    return {"labelled": open_data(f"folder:{root}", side=64), "bare": open_data(f"images:{root / 'images'}", side=64)}
 
 
 @pytest.fixture
 def counting(config):
-    """A study whose values are told by scene and cell, and a list of the units that were measured."""
+    """A study whose values are told by sample and cell, and a list of the units that were measured."""
     calls = []
 
-    def measure(probed, scene, unit):
-        calls.append((scene.seed, unit["speed"]))
-        noise = float(probed.trajectory.latents.mean())
-        return {
-            (way,): {"value": unit["speed"] + scene.seed + noise, "confusion": np.eye(46, dtype=int)} for way in "ab"
-        }
+    def measure(subject, unit):
+        calls.append((subject.sample.name, unit["speed"]))
+        value = unit["speed"] + int(subject.sample.name[-1]) + float(subject.probed.trajectory.latents.mean())
+        return {(way,): {"value": value, "confusion": np.eye(46, dtype=np.int32)} for way in "ab"}
 
     study = Study(
         name="counting",
@@ -73,117 +101,83 @@ def counting(config):
     return study, calls
 
 
-def test_a_study_gives_a_dataset_with_coordinates_units_and_where_it_comes_from(model, scenes, counting, tmp_path):
+def test_a_study_gives_a_dataset_with_coordinates_and_units_for_other_tools_too(model, scenes, counting, tmp_path):
     study, calls = counting
     result = run_study(model, study, scenes, store=tmp_path / "store")
-    dataset = xr.open_zarr(tmp_path / "store", consolidated=False)
-    assert dataset["value"].dims == ("image", "speed", "way")
-    assert dataset["image"].to_numpy().tolist() == [3, 4]
-    assert dataset["way"].to_numpy().tolist() == ["a", "b"]
-    assert dataset["value"].attrs["units"] == "m/s"
-    assert model.fingerprint in dataset.attrs["identity"]
-    assert "torch" in dataset.attrs["versions"]
+    for dataset in (result.dataset, open_study(tmp_path / "store")):
+        assert dataset["value"].dims == ("image", "speed", "way")
+        assert dataset["image"].to_numpy().tolist() == ["scene-000003", "scene-000004"]
+        assert dataset["way"].to_numpy().tolist() == ["a", "b"]
+        assert dataset["value"].attrs["units"] == "m/s"
+    zarr = xr.open_zarr(tmp_path / "store" / ZARR, consolidated=False, chunks=None, mask_and_scale=False).load()
+    xr.testing.assert_equal(zarr, result.dataset)
     assert (result.computed, result.reused) == (12, 0)
     assert len(calls) == 6
     assert result.dataset["confusion"].shape == (2, 3, 2, 46, 46)
     assert result.interval("confusion", {"speed": 1}).value == 100
+    values = result.dataset["value"].sel(speed=3) - result.dataset["value"].sel(speed=1)
+    assert values.to_numpy() == pytest.approx(2)
+    assert "2 images, 95% bootstrap" in str(result)
+    assert "world parts: labels of 46 classes" in str(result)
+    assert "of 46 classes occur, 0.0% of the pixels are ignored" in str(result)
+
+
+def test_chunks_for_other_tools_carry_checksums(model, scenes, counting, tmp_path):
+    study, _ = counting
+    run_study(model, study, scenes, store=tmp_path / "store")
+    (chunk,) = (path for path in (tmp_path / "store" / ZARR / "value" / "c").rglob("*") if path.is_file())
+    chunk.write_bytes(bytes([chunk.read_bytes()[0] ^ 1]) + chunk.read_bytes()[1:])
+    with pytest.raises(ValueError, match="checksum"):
+        xr.open_zarr(tmp_path / "store" / ZARR, consolidated=False, chunks=None)["value"].load()
 
 
 def test_finished_cells_are_not_measured_again_and_the_result_is_the_same_to_the_bit(model, scenes, counting, tmp_path):
     study, calls = counting
     whole = run_study(model, study, scenes, store=tmp_path / "whole")
     calls.clear()
-    stop = 4
 
-    def interrupted(probed, scene, unit):
-        if len(calls) == stop:
+    def interrupted(subject, unit):
+        if len(calls) == 4:
             raise KeyboardInterrupt
-        return study.measure(probed, scene, unit)
+        return study.measure(subject, unit)
 
     with pytest.raises(KeyboardInterrupt):
         run_study(model, replace(study, measure=interrupted), scenes, store=tmp_path / "halves")
     first = list(calls)
     again = run_study(model, study, scenes, store=tmp_path / "halves")
-    assert len(first) == stop
-    assert sorted(first + calls[stop:]) == sorted(set(calls))
+    assert sorted(first + calls[4:]) == sorted(set(calls))
     assert (again.computed, again.reused) == (4, 8)
     xr.testing.assert_identical(whole.dataset, again.dataset)
-    third = run_study(model, study, scenes, store=tmp_path / "halves")
-    assert (third.computed, third.reused) == (0, 12)
+    assert load_result(tmp_path / "halves").table().equals(whole.table())
 
 
-def test_workers_of_ray_measure_the_same_to_the_bit(model, scenes, config, tmp_path):
-    study = make_study("strength", model, config, quick=True)
-    torch.set_num_threads(1)  # Ray gives a worker as many as processors
-    here = run_study(model, study, scenes, store=tmp_path / "here")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        shared = run_study(model, study, scenes, store=tmp_path / "shared", workers=2)
-        again = run_study(model, study, scenes, store=tmp_path / "shared", workers=2)
-        with pytest.raises(InputError, match="3 workers; accepted: a processor for each, on this cluster up to 2"):
-            run_study(model, study, scenes, store=tmp_path / "crowded", workers=3)
-    finally:
-        ray.shutdown()
-    xr.testing.assert_identical(here.dataset.drop_attrs(), shared.dataset.drop_attrs())
-    assert shared.computed == here.computed > 0
-    assert (again.computed, again.reused) == (0, here.computed)
-
-
-def test_workers_are_counted_and_need_ray(model, scenes, counting, tmp_path, monkeypatch):
+def test_a_damaged_cell_is_named_left_out_and_measured_anew(model, scenes, counting, tmp_path):
     study, calls = counting
-    with pytest.raises(InputError, match="0 workers"):
-        run_study(model, study, scenes, store=tmp_path / "none", workers=0)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"pip install 'emerdiff_probe\[ray\]'"):
-        run_study(model, study, scenes, store=tmp_path / "none", workers=2)
-    assert not calls
-
-
-def test_every_worker_has_its_place_on_a_node():
-    alone, many = [{"CPU": 8.0, "GPU": 8.0}], [{"CPU": 2.0}, {"CPU": 2.0, "GPU": 1.0}, {"CPU": 4.0, "GPU": 1.0}]
-    assert equal_share([{"CPU": 8.0}], 3, cuda=False) == {"num_cpus": 2}
-    assert equal_share(many, 2, cuda=False) == {"num_cpus": 2}, "eight in all, but four on one node only"
-    assert equal_share(alone, 3, cuda=True) == {"num_cpus": 2, "num_gpus": 2}, "Ray takes whole GPUs only above one"
-    assert equal_share(many, 2, cuda=True) == {"num_cpus": 2, "num_gpus": 1}
-    assert equal_share(many, 3, cuda=True) == {"num_cpus": 2, "num_gpus": 0.5}, "no worker lies on parts of two GPUs"
-    for workers in range(1, 9):
-        share = equal_share(alone, workers, cuda=True)
-        assert share["num_gpus"] <= 1 or share["num_gpus"] % 1 == 0
-        assert workers * share["num_gpus"] <= 8
-        assert workers * share["num_cpus"] <= 8
-    for nodes, cuda, room in ((many, False, 8), (many, True, 6), ([{"CPU": 4.0}], True, 0)):
-        with pytest.raises(InputError, match=f"9 workers; accepted: .* up to {room}"):
-            equal_share(nodes, 9, cuda=cuda)
-
-
-@pytest.mark.parametrize("name", list(STUDIES))
-def test_every_study_reaches_rays_workers(model, config, name):
-    study = make_study(name, model, config, quick=True)
-    _, there = ray.cloudpickle.loads(ray.cloudpickle.dumps((model, study)))
-    assert there.identity() == study.identity()
-
-
-def test_a_cell_that_was_cut_off_while_writing_is_measured_again(model, scenes, counting, tmp_path):
-    study, calls = counting
-    run_study(model, study, scenes, store=tmp_path / "store")
-    group = zarr.open_group(tmp_path / "store", mode="r+")
-    group["done"][1, 2, 1] = 0
+    whole = run_study(model, study, scenes, store=tmp_path / "store")
+    record = next((tmp_path / "store" / "samples").glob("scene-000004*/3, b*"))
+    record.write_bytes(record.read_bytes()[:-80])
+    found = load_result(tmp_path / "store")
+    assert found.images == 1
+    assert record.name in found.skipped["scene-000004"]
+    assert "1 skipped" in str(found)
     calls.clear()
+    warned = []
+    result = run_study(model, study, scenes, store=tmp_path / "store", warn=warned.append)
+    assert calls == [("scene-000004", 3)]
+    assert record.name in warned[0]
+    xr.testing.assert_identical(whole.dataset, result.dataset)
+
+
+def test_a_study_of_its_store_alone_shows_the_same(model, scenes, counting, tmp_path):
+    study, _ = counting
     result = run_study(model, study, scenes, store=tmp_path / "store")
-    assert calls == [(4, 3)]
-    assert (result.computed, result.reused) == (1, 11)
-
-
-def test_more_images_extend_a_store_and_fewer_read_a_part(model, scenes, counting, tmp_path):
-    study, calls = counting
-    run_study(model, study, scenes, store=tmp_path / "store")
-    calls.clear()
-    more = run_study(model, study, world_scenes(model, 3, seed=3), store=tmp_path / "store")
-    assert {seed for seed, _ in calls} == {5}
-    assert more.images == 3
-    fewer = run_study(model, study, scenes[:1], store=tmp_path / "store")
-    assert (fewer.images, fewer.computed, fewer.reused) == (1, 0, 6)
-    assert load_result(study, tmp_path / "store").images == 3
+    held = stored_study(tmp_path / "store")
+    assert (held.identity(), held.question, held.directions) == (study.identity(), study.question, study.directions)
+    expected = result.table()
+    shutil.rmtree(tmp_path / "store")
+    assert result.table().equals(expected)
+    with pytest.raises(InputError, match="no run"):
+        load_result(tmp_path / "store")
 
 
 @pytest.mark.parametrize(
@@ -191,7 +185,7 @@ def test_more_images_extend_a_store_and_fewer_read_a_part(model, scenes, countin
     [
         (lambda study: replace(study, start=201), "start was 101 there and is 201 now"),
         (lambda study: replace(study, name="other", together=()), "study was counting there"),
-        (lambda study: replace(study, config=study.config.change(seed=1)), "configuration was"),
+        (lambda study: replace(study, config=study.config.change(seed=1)), "seed was 0 there and is 1 now"),
     ],
 )
 def test_a_store_of_another_study_is_refused_and_kept(model, scenes, counting, tmp_path, change, message):
@@ -199,84 +193,295 @@ def test_a_store_of_another_study_is_refused_and_kept(model, scenes, counting, t
     run_study(model, study, scenes, store=tmp_path / "store")
     with pytest.raises(InputError, match=message):
         run_study(model, change(study), scenes, store=tmp_path / "store")
-    assert load_result(study, tmp_path / "store").images == 2
+    assert load_result(tmp_path / "store").images == 2
 
 
-def test_cells_of_another_image_of_the_same_seed_are_not_used(model, counting, tmp_path):
-    study, calls = counting
-    plain = [draw_scene(seed, height=64, width=64) for seed in (3, 4)]
-    run_study(model, study, plain, store=tmp_path / "store")
-    calls.clear()
-    painted = [plain[0], draw_scene(4, height=64, width=64, factors=Factors(style="sketch"))]
-    renamed = [plain[0], replace(plain[1], parts=np.zeros_like(plain[1].parts))]
-    for other in (painted, renamed):
-        with pytest.raises(InputError, match=r"images of seeds \[4\] had other pixels or another truth"):
-            run_study(model, study, other, store=tmp_path / "store")
-    assert not calls
-    assert run_study(model, study, plain, store=tmp_path / "store").reused == 12
-
-
-def test_a_result_holds_its_numbers_itself(model, scenes, counting, tmp_path):
+def test_bad_studies_are_refused(model, scenes, counting, tmp_path):
     study, _ = counting
-    ran = run_study(model, study, scenes, store=tmp_path / "store")
-    read, expected = load_result(study, tmp_path / "store"), ran.table()
-    shutil.rmtree(tmp_path / "store")
-    assert ran.table().equals(expected)
-    assert read.table().equals(expected)
-
-
-def test_bad_stores_and_images_are_refused(model, scenes, counting, tmp_path):
-    study, _ = counting
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="holds no study"):
-        run_study(model, study, scenes, store=tmp_path / "full")
-    assert (tmp_path / "full" / "notes.txt").read_text() == "mine"
-    with pytest.raises(InputError, match="no images"):
-        run_study(model, study, [], store=tmp_path / "store")
-    run_study(model, study, scenes, store=tmp_path / "store")
-    with pytest.raises(InputError, match="images of seeds"):
-        run_study(model, study, world_scenes(model, 2, seed=9), store=tmp_path / "store")
-    with pytest.raises(InputError, match="without resume"):
-        run_study(model, study, scenes, store=tmp_path / "store", resume=False)
-    with pytest.raises(InputError, match="no stored study"):
-        open_study(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="no samples"):
+        run_study(model, study, scenes[:0], store=tmp_path / "store")
     with pytest.raises(InputError, match="accepted: its axes and measures"):
         replace(study, together=("height",))
+    with pytest.raises(InputError, match="no study 'layer'; accepted: layers, feature_timestep, clusters"):
+        make_study("layer", model, scenes)
 
 
 @pytest.mark.parametrize("name", list(STUDIES))
-def test_every_study_measures_every_cell(model, scenes, config, tmp_path, name):
-    study = make_study(name, model, config, quick=True)
-    result = run_study(model, study, scenes[:1], store=tmp_path / name)
-    assert result.computed == np.prod(study.shape)
+def test_every_study_reaches_rays_workers(model, scenes, config, name):
+    study = make_study(name, model, scenes, config, quick=True)
+    _, there = ray.cloudpickle.loads(ray.cloudpickle.dumps((model, StudyJob(study))))
+    assert there.identity() == study.identity()
+
+
+@pytest.fixture(scope="module")
+def exact(model, scenes, config, tmp_path_factory):
+    """Every study in its small grid on one scene, each run when it is asked for first."""
+    made = {}
+
+    def ran(name):
+        if name not in made:
+            study = make_study(name, model, scenes, config, quick=True)
+            made[name] = run_study(model, study, scenes[:1], store=tmp_path_factory.mktemp("exact") / name)
+        return made[name]
+
+    return ran
+
+
+@pytest.mark.parametrize("name", list(STUDIES))
+def test_every_study_measures_every_cell(exact, name):
+    result = exact(name)
+    study = result.study
+    assert result.computed == np.prod(study.shape) == len(result.table())
     for measure, about in study.measures.items():
         values = result.dataset[measure].to_numpy()
         if about.kind == "confusion":
             assert (values.sum((-2, -1)) == 64 * 64).all()
         else:
             assert np.isfinite(values).any(), measure
-    assert len(result.table()) == np.prod(study.shape)
     assert set(result.verdicts()["verdict"]) <= {"not resolved"}, "one image resolves nothing"
     assert html.escape(study.question) in result._repr_html_()
 
 
-def test_full_grids_hold_the_quick_ones_questions(model, config):
+@pytest.mark.parametrize("name", list(STUDIES))
+def test_fast_changes_a_study_or_is_refused(model, scenes, config, exact, tmp_path, name):
+    fast = config.change(**FAST)
+    if name in NOT_FAST:
+        with pytest.raises(InputError, match=f"study {name} .*accepted: .*exact readout"):
+            make_study(name, model, scenes, fast, quick=True)
+        return
+    study = make_study(name, model, scenes, fast, quick=True)
+    result = run_study(model, study, scenes[:1], store=tmp_path / name)
+    assert study.identity() != exact(name).study.identity()
+    shared = [measure for measure in study.measures if measure not in {"bilinear", "relative_strength", "area"}]
+    assert any(not result.dataset[measure].equals(exact(name).dataset[measure]) for measure in shared)
+    assert ("structure" in exact(name).study.measures) == ("structure" in study.left_out)
+
+
+@pytest.mark.parametrize("approximations", [{}, FAST], ids=["exact", "fast"])
+@pytest.mark.parametrize(
+    "name", ["strength", "modulate_at", "placement", "injection", "feature_timestep", "feature_layer", "clusters"]
+)
+def test_a_cell_at_the_configurations_own_values_is_segment(model, pictures, config, name, approximations):
+    own = config.change(clusters=12, **approximations)  # more masks than are decoded at once
+    data = pictures["labelled"]
+    study = make_study(name, model, data, own, quick=True)
+    options = own.options() | {"injection": "all", "feature_sites": "up8.cross0.query", "feature_timesteps": 1}
+    subject, unit = Subject(model, data[0], own, study.start), {axis: options[axis] for axis in study.axes}
+    assert all(value in study.axes[axis].values for axis, value in unit.items())
+    measured = study.measure(subject, unit)[()]
+    labels = segment(model, data[0].pixels(), own).labels
+    assert np.array_equal(measured["emerdiff"], majority_confusion(labels, data[0].labels, 3, ignore_index=IGNORED))
+    assert len(np.unique(labels)) > 4
+
+
+@pytest.fixture(scope="module")
+def stable_diffusion():
+    """A Stable Diffusion 1.x of 32 pixels, narrow, with random weights: the probed block has 4 x 4 cells."""
+    return load_model(
+        tiny.stable_diffusion(
+            sample_size=16,
+            channels=(16, 16, 32, 32),
+            levels=2,
+            groups=8,
+            heads=8,
+            cross_width=32,
+            prediction_type="epsilon",
+        ),
+        device="cpu",
+    )
+
+
+@pytest.mark.parametrize("kind", ["labelled", "bare"])
+@pytest.mark.parametrize("family", ["pocket", "sd1"])
+@pytest.mark.parametrize("name", ANY_DATA)
+def test_studies_run_on_a_folder_of_ones_own_with_any_model(
+    model, stable_diffusion, pictures, tmp_path, name, family, kind
+):
+    probed, data = model if family == "pocket" else stable_diffusion, pictures[kind]
+    config = EmerDiffConfig.for_model(
+        probed, clusters=4, steps=5, modulate_at=201, feature_timesteps=1, feature_draws=1
+    )
+    study = make_study(name, probed, data, config, quick=True)
+    result = run_study(probed, study, data, store=tmp_path / "store")
+    assert (result.images, result.computed) == (2, 2 * np.prod(study.shape))
+    assert ("labels of 3 classes" if kind == "labelled" else "no labels: measured is what needs none") in str(result)
+    for measure, about in study.measures.items():
+        values = result.dataset[measure].to_numpy()
+        if about.kind == "confusion":
+            assert (values.sum((-2, -1)) == 48 * 37).all(), "ignored pixels are not counted"
+        elif measure != "edges" and name != "locality":
+            assert np.isfinite(values).all(), measure
+    if kind == "bare" and name != "locality":
+        assert set(study.measures) >= {"agreement", "seeds", "edges"}
+        assert "clusters is not measured: the data has no labels" in str(result) or name != "layers"
+    own = {"feature_timestep": {"feature_timesteps": 1}, "modulate_at": {"modulate_at": 201},
+           "injection": {"injection": "all"}, "strength": {"strength": config.modulation.strength}}  # fmt: skip
+    if kind == "bare" and name in own:
+        assert (result.dataset["agreement"].sel(own[name]) == 1).all(), "with itself every segmentation agrees"
+        assert (result.dataset["covering"].sel(own[name]) == 100).all()
+
+
+def test_video_takes_frames_of_ones_own(model, config, tmp_path):
+    for number in range(3):
+        Image.fromarray(np.roll(tiny.picture(64, 80), 4 * number, 1)).save(tmp_path / f"{number}.png")
+    data = open_data(f"frames:{tmp_path}", side=64)
+    study = make_study("video", model, data, config)
+    result = run_study(model, study, data, store=tmp_path / "store")
+    assert study.axes["frames"].values == (1, 2)
+    assert (result.dataset["agreement"].sel(by=video.ANEW) == 1).all(), "with itself every segmentation agrees"
+    assert np.isfinite(result.dataset["agreement"]).all()
+    assert "kept is not measured: the data has no labels" in str(result)
+
+
+@pytest.mark.parametrize("name", SCENES_ONLY)
+def test_studies_that_draw_scenes_anew_say_so_and_refuse_other_data(model, pictures, config, name):
+    for data in pictures.values():
+        with pytest.raises(InputError, match=f"study {name} draws scenes anew and needs the world, not FolderDataset"):
+            make_study(name, model, data, config)
+
+
+def test_small_parts_needs_classes(model, pictures, config):
+    with pytest.raises(InputError, match="study small_parts needs labels with classes"):
+        make_study("small_parts", model, pictures["bare"], config)
+    assert "emerdiff" in make_study("small_parts", model, pictures["labelled"], config).measures
+
+
+def test_linear_probes_are_fitted_on_other_samples_of_the_same_classes(model, pictures, scenes, config):
+    data = pictures["labelled"]
+    without = make_study("layers", model, data, config, quick=True)
+    assert without.left_out == {"linear_probe": "no labelled samples to fit it on"}
+    fitted = make_study("layers", model, data[:1], config, quick=True, fit_on=data[1:])
+    assert "linear_probe" in fitted.measures
+    with pytest.raises(InputError, match="1 samples are fitted on and measured"):
+        make_study("layers", model, data, config, quick=True, fit_on=data[1:])
+    with pytest.raises(InputError, match="fitted on classes of"):
+        make_study("layers", model, data, config, quick=True, fit_on=scenes)
+
+
+def test_a_linear_probe_is_as_right_as_its_predictions(model, scenes, config):
+    probes = features._LinearProbes(model, config, [find_site(model, "up8.cross0.query")], scenes)
+    probes.fitted[1, "up8.cross0.query"] = type("Always", (), {"predict": lambda self, cells: np.zeros(len(cells))})()
+    site, labels = probes.sites[0], np.array([0, 0, 0, 2, IGNORED])
+    assert probes.accuracy(site, 1, np.zeros((5, 2)), labels) == 75
+    assert np.isnan(probes.accuracy(site, 1, np.zeros((1, 2)), np.array([IGNORED])))
+
+
+def test_the_label_of_a_cell_is_its_most_frequent_one_that_counts():
+    labels = np.array([[0, 1, IGNORED, IGNORED], [1, 1, IGNORED, 2]])
+    assert features.majority_label(labels, (1, 2)).tolist() == [1, 2]
+    assert features.majority_label(np.full((2, 2), IGNORED), (1, 1)).tolist() == [IGNORED]
+
+
+def test_scores_of_segments_are_known_by_hand():
+    drawn = np.array([[0, 0, 1, 1]] * 4)
+    half = np.array([[0, 0, 0, 1]] * 4)
+    sample = Sample("x", np.zeros((16, 16, 3), np.uint8), drawn, "x")
+    classes, regions, bare = Truth(("a", "b"), True), Truth((), True), Truth((), False)
+    assert mean_iou(classes.measure_score("emerdiff", drawn, sample)["emerdiff"]) == 1
+    assert mean_iou(classes.measure_score("emerdiff", half, sample)["emerdiff"]) == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert regions.measure_score("emerdiff", half, sample) == {"emerdiff": pytest.approx(100 * (2 / 3 + 1 / 2) / 2)}
+    two = replace(sample, labels=np.stack([drawn, half]))
+    both = regions.measure_score("emerdiff", half, two)["emerdiff"]
+    assert both == pytest.approx((100 + 100 * (2 / 3 + 1 / 2) / 2) / 2)
+    assert regions.measure_boundaries(drawn, sample) == {"boundary": 100}
+    assert bare.measure_score("emerdiff", half, sample) == bare.measure_boundaries(half, sample) == {}
+
+
+def test_measures_without_labels_are_known_by_hand():
+    picture = np.zeros((64, 64, 3), np.uint8)
+    picture[:, 32:] = 255
+    half, off = (np.arange(64)[None].repeat(64, 0) >= column for column in (32, 42))
+    assert edge_distance(half.astype(int), picture) <= 1
+    assert edge_distance(off.astype(int), picture) == pytest.approx(10, abs=1)
+    assert np.isnan(edge_distance(np.zeros((64, 64), int), picture))
+    assert np.isnan(edge_distance(half.astype(int), np.zeros_like(picture)))
+    values = Truth((), False).measure_alone(half.astype(int), picture, lambda: 1 - half, lambda: half.T.astype(int))
+    assert (values["agreement"], values["covering"]) == (1, 100)
+    assert values["seeds"] == pytest.approx(0, abs=0.01), "halves across each other agree by chance"
+    assert Truth(("a",), True).measure_alone(half, picture, None, None) == {}
+
+
+def test_what_is_unchanged_is_found_again_by_every_measure(model, scenes, config, monkeypatch):
+    monkeypatch.setattr(appearance, "counterfactual_pair", lambda seed, factor, **_: (scenes[0].scene,) * 2)
+    study = make_study("counterfactual", model, scenes, config, quick=True)
+    found = study.measure(Subject(model, scenes[0], config, study.start), {})[("palette",)]
+    assert [found[name] for name in ("same_part", "same_place")] == [100, 100]
+    assert (found["clusters"], found["maps"]) == (1, pytest.approx(1))
+    same = [np.mean(parts == features.majority_label(scenes[0].scene.parts, (8, 8)))
+            for parts in features.majority_label(scenes[0].scene.parts, (8, 8))]  # fmt: skip
+    assert found["same_part_by_chance"] == pytest.approx(100 * np.mean(same))
+
+
+def test_a_clip_that_stands_still_keeps_everything(model, scenes, config, monkeypatch):
+    monkeypatch.setattr(video, "draw_clip", lambda seed, frames, **_: [scenes[0].scene] * frames)
+    study = make_study("video", model, scenes, config, quick=True)
+    found = study.measure(Subject(model, scenes[0], config, study.start), {"motion": "camera"})
+    assert found[1, "place"]["kept"] == pytest.approx(100)
+    assert [found[1, carrier]["same_part"] for carrier in ("feature", "place")] == [100, 100]
+    assert np.array_equal(found[1, "place"]["emerdiff"], found[1, video.ANEW]["emerdiff"])
+
+
+@pytest.mark.parametrize("kind", ["world", "labelled", "bare"])
+def test_an_even_response_is_as_dense_everywhere_and_one_inside_is_inside(
+    model, scenes, pictures, config, monkeypatch, kind
+):
+    data = scenes if kind == "world" else pictures[kind]
+
+    def even(model, trajectory, masks, modulation):
+        return torch.ones(len(masks), 64, 64)
+
+    def inside(model, trajectory, masks, modulation):
+        return torch.from_numpy(np.kron(masks.numpy(), np.ones((8, 8), np.float32)))
+
+    study = make_study("locality", model, data, config, quick=True)
+    for maps, density in ((even, 1.0), (inside, None)):
+        monkeypatch.setattr(responses, "difference_maps", maps)
+        square = replace(data[0], image=tiny.picture(), labels=None if kind == "bare" else np.eye(64, dtype=np.int32))
+        found = study.measure(Subject(model, square, config, study.start), {"mask": "cell"})
+        assert sum(values["area"] for values in found.values()) == pytest.approx(100)
+        assert sum(values["response"] for values in found.values()) == pytest.approx(100)
+        assert found[("inside",)]["area"] == pytest.approx(100 / 64)
+        if density is None:
+            assert found[("inside",)]["response"] == pytest.approx(100)
+            assert found[("inside",)]["density"] == pytest.approx(64)
+        else:
+            assert all(np.isnan(values["density"]) or values["density"] == pytest.approx(density)
+                       for values in found.values())  # fmt: skip
+
+
+def test_regions_of_labels_are_connected_parts_of_one_class():
+    labels = np.array([[0, 0, 1], [1, 1, 0], [IGNORED, 1, 0]])
+    classes, things = responses.regions_of(Sample("x", np.zeros((3, 3, 3)), labels, "x"))
+    assert np.array_equal(classes, labels)
+    assert things[2, 0] == 0
+    assert len(np.unique(things[labels == 0])) == 2, "the zeros touch at a corner only"
+    assert len(np.unique(things[labels == 1])) == 2
+    assert things[0, 2] != things[1, 1]
+    assert responses.regions_of(Sample("x", np.zeros((3, 3, 3)), None, "x")) is None
+
+
+def test_twice_the_strength_is_twice_as_strong_relatively_and_alone_adds_up(exact):
+    table = exact("strength").table(["relative_strength"])
+    ratios = table["relative_strength"] / table["strength"]
+    assert ratios.to_numpy() == pytest.approx(ratios[0])
+
+
+def test_full_grids_hold_the_quick_ones_questions(model, scenes, config):
     for name in STUDIES:
-        full, quick = make_study(name, model, config), make_study(name, model, config, quick=True)
+        full, quick = make_study(name, model, scenes, config), make_study(name, model, scenes, config, quick=True)
         assert list(full.axes) == list(quick.axes)
         for axis, about in quick.axes.items():
             assert set(about.values) <= set(full.axes[axis].values), (name, axis)
 
 
 @pytest.mark.parametrize("name", list(STUDIES))
-def test_a_quick_study_and_the_full_one_share_no_cells(model, config, name):
-    full, quick = make_study(name, model, config), make_study(name, model, config, quick=True)
+def test_a_quick_study_and_the_full_one_share_no_cells(model, scenes, config, name):
+    full, quick = make_study(name, model, scenes, config), make_study(name, model, scenes, config, quick=True)
     assert full.identity() != quick.identity()
 
 
-def test_the_quick_placement_answers_which_layer(model, config):
-    study = make_study("placement", model, config, quick=True)
+def test_the_quick_placement_answers_which_layer(model, scenes, config):
+    study = make_study("placement", model, scenes, config, quick=True)
     assert study.shape == (3, 2, 1)
     assert len(study.directions) == 3
 
@@ -311,7 +516,7 @@ def made_of(first, second, config, tmp_path, **settings):
         directions=(Direction("a is more", "value", {"way": "a"}, {"way": "b"}, **settings),
                     Direction("a hits more", "hits", {"way": "a"}, {"way": "b"})),
     )  # fmt: skip
-    hits = np.broadcast_to(np.eye(46), (len(first), 2, 46, 46))
+    hits = np.broadcast_to(np.eye(46), (len(first), 2, 46, 46)).copy()
     arrays = {
         "value": (("image", "way"), np.stack([first, second], 1)),
         "hits": (("image", "way", "true_class", "assigned_class"), hits),
@@ -359,8 +564,8 @@ def test_verdicts_on_miou_name_their_protocol_and_the_papers(config, tmp_path):
     assert verdicts["protocol"].tolist() == ["", PROTOCOL]
 
 
-def test_what_rises_with_the_number_of_masks_by_construction_gets_no_verdict(model, config, tmp_path):
-    claims = features.clusters(model, config).directions
+def test_what_rises_with_the_number_of_masks_by_construction_gets_no_verdict(model, scenes, config, tmp_path):
+    claims = features.clusters(model, scenes, config).directions
     assert claims
     assert not any(direction.comparable for direction in claims)
     result = made_of(np.ones(6), np.zeros(6), config, tmp_path, within=2.0, comparable=False)
@@ -395,13 +600,25 @@ def test_cells_hold_their_own_pixels():
 
 def test_shares_of_a_response_sum_to_one_and_follow_it():
     scene = draw_scene(5, height=64, width=64)
+    regions = scene.parts.astype(int), scene.instances.astype(int)
     mask = np.zeros((8, 8))
     mask[6:, 2:6] = 1
-    even = responses.shares_of(np.ones((64, 64)), mask, scene)
+    even = responses.shares_of(np.ones((64, 64)), mask, regions)
     assert even.sum(0) == pytest.approx(1)
     assert even[:, 0] == pytest.approx(even[:, 1])
     inside = np.kron(mask, np.ones((8, 8)))
-    assert responses.shares_of(inside, mask, scene)[0, 0] == pytest.approx(1)
+    assert responses.shares_of(inside, mask, regions)[0, 0] == pytest.approx(1)
+
+
+def test_places_are_known_by_hand():
+    mask = np.zeros((4, 4))
+    mask[0, 0] = 1
+    classes = np.array([[0, 0, 1, 1], [1, 1, 1, 1], [2, 2, 2, 2], [0, 0, 2, 2]]).repeat(2, 0).repeat(2, 1)
+    things = np.array([[1, 1, 2, 2], [2, 2, 2, 2], [1, 1, 1, 1], [3, 3, 1, 1]]).repeat(2, 0).repeat(2, 1)
+    shares = responses.shares_of(np.ones((8, 8)), mask, (classes, things))[:, 1]
+    cells = dict(zip(responses.PLACES, shares * 16, strict=True))
+    assert cells == pytest.approx({"inside": 1, "same part": 1, "same object": 6, "same class elsewhere": 2,
+                                   "nearby": 1.25, "elsewhere": 4.75})  # fmt: skip
 
 
 def test_agreement_is_perfect_for_equal_responses_only():
@@ -428,47 +645,63 @@ def test_reclustering_splits_every_mask_and_mixes_none():
 
 def test_recall_by_area_of_the_truth_itself_is_one():
     scene = draw_scene(5, height=64, width=64)
-    recalls = appearance.recall_by_area(scene.parts, scene, 64)
+    recalls = appearance.recall_by_area(scene.parts, scene.parts, 64)
     assert sum(count for _, count in recalls.values()) > 3
     assert all(recall == 1 for recall, count in recalls.values() if count)
-    blank = appearance.recall_by_area(np.zeros_like(scene.parts), scene, 64)
+    blank = appearance.recall_by_area(np.zeros_like(scene.parts), scene.parts, 64)
     assert min(recall for recall, count in blank.values() if count) == 0
 
 
 def test_structure_of_the_image_itself_is_one(model, trajectory):
     reference = model.decode(trajectory.final)[0]
-    assert modulation.structure(reference[None], reference) == pytest.approx(1)
-    assert modulation.structure(torch.zeros_like(reference)[None], reference) < 0.9
+    assert modulation.structures(reference[None], reference) == [pytest.approx(1)]
+    assert modulation.structures(torch.zeros_like(reference)[None], reference)[0] < 0.9
 
 
-def test_an_unknown_study_lists_the_known_ones(model):
-    with pytest.raises(InputError, match="layers, feature_timestep, clusters"):
-        make_study("layer", model)
+def test_recall_is_known_by_hand():
+    truth = np.zeros((4, 8), int)
+    truth[:, 6:] = 1
+    truth[0, 0] = IGNORED
+    labels = np.zeros((4, 8), int)
+    labels[2:, 6:] = 1
+    recalls = appearance.recall_by_area(labels, truth, 4)
+    assert recalls["1 to 4"] == (pytest.approx(0.5), 1), "half of the 8 pixels of class 1 lie in a segment of theirs"
+    assert recalls["4 to 16"] == (1.0, 1)
+
+
+def test_the_interval_of_an_miou_lies_within_its_range(config, tmp_path):
+    hits = np.zeros((6, 46, 46))
+    hits[:, 0, 0] = 100
+    hits[0, 1, 0] = 400
+    result = made_of(np.ones(6), np.zeros(6), config, tmp_path)
+    result.dataset["hits"].values[:] = hits[:, None]
+    found = result.interval("hits", {"way": "a"})
+    assert 0 <= found.low <= found.value <= found.high <= 100
 
 
 def test_a_result_without_images_is_an_error(model, counting, scenes, tmp_path):
     study, _ = counting
 
-    def broken(probed, scene, unit):
+    def broken(subject, unit):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run_study(model, replace(study, measure=broken), scenes, store=tmp_path / "store")
-    with pytest.raises(InputError, match="no image is complete"):
-        load_result(study, tmp_path / "store")
+    with pytest.raises(InputError, match="no sample is complete"):
+        load_result(tmp_path / "store")
     assert isinstance(run_study(model, study, scenes, store=tmp_path / "store"), StudyResult)
 
 
-@pytest.mark.parametrize("placement", ["after", "before"])
-def test_the_relative_strength_is_of_the_activation_that_the_offset_is_added_to(model, placement):
-    """Seen at the layer while it is modulated: |x + offset - x| over the mean of |x|; not of means over draws."""
-    probed = ProbedImage(model, tiny.picture(), start=301, steps=10, draws=8)
-    layer = find_site(model, "up8.cross2.output")
-    site = attention_part(model, layer, "output" if placement == "after" else "heads")
-    modulated = Modulation(layer, 3.0, 301, placement)
-    variants = [[], modulated.variant(torch.ones(8, 8), 1.0)]
-    plain, pushed = capture_replayed(model, probed.trajectory, variants, [site], [301], steps=1)[site, 301]
-    expected = (pushed - plain).norm(dim=1).mean() / plain.norm(dim=1).mean()
-    assert modulation.relative_strength(probed, modulated) == pytest.approx(float(expected), rel=2e-5)
-    averaged = probed.features(site, 301).norm(dim=1).mean()
-    assert abs(float(averaged / plain.norm(dim=1).mean()) - 1) > 1e-4  # five times what would pass
+def test_workers_of_ray_measure_the_same_to_the_bit(model, scenes, config, tmp_path):
+    study = make_study("strength", model, scenes, config, quick=True)
+    here = run_study(model, study, scenes, store=tmp_path / "here")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        shared = run_study(model, study, scenes, store=tmp_path / "shared", workers=2)
+    finally:
+        ray.shutdown()
+    xr.testing.assert_identical(here.dataset, shared.dataset)
+    assert shared.computed == here.computed > 0
+    both = [{path.relative_to(tmp_path / name): path.read_bytes() for path in (tmp_path / name).rglob("*")
+             if path.is_file() and ZARR not in path.parts} for name in ("here", "shared")]  # fmt: skip
+    assert both[0] == both[1]

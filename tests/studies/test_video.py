@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
-from emerdiff_probe.pocket.world import draw_clip, draw_scene
+from emerdiff_probe.data.world import World
+from emerdiff_probe.pocket.world import draw_clip
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig
 from emerdiff_probe.studies.catalogue import make_study
+from emerdiff_probe.studies.study import Subject
 from emerdiff_probe.studies.video import ANEW, kept
 
 
@@ -51,10 +53,10 @@ def test_every_carrier_is_measured_on_the_same_frames(model):
         steps=10,
         strength=1.0,
     )
-    study = make_study("video", model, config, quick=True)
-    scene = draw_scene(3, height=64, width=64)
+    data = World(range(3, 4), side=64)
+    study = make_study("video", model, data, config, quick=True)
     for motion in study.axes["motion"].values:
-        found = study.measure(study.probe(model, scene), scene, {"motion": motion})
+        found = study.measure(Subject(model, data[0], config, study.start), {"motion": motion})
         assert set(found) == set(study.cells({"motion": motion}))
         frames = dict(zip((0, 1, 7), (draw_clip(3, 8, motion=motion, height=64, width=64)[i] for i in (0, 1, 7)),
                           strict=True))  # fmt: skip

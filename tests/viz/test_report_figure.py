@@ -2,8 +2,9 @@
 
 import pytest
 
+from emerdiff_probe.data.summary import LabelSummary
 from emerdiff_probe.evaluation.report import Line, Report, Row
-from emerdiff_probe.evaluation.store import Cell
+from emerdiff_probe.evaluation.run import Cell
 from emerdiff_probe.metrics.protocols import Score
 from emerdiff_probe.viz.figures import report_figure
 
@@ -17,7 +18,8 @@ def report():
             value = score + 0.02 * index
             miou = Score("mIoU", value, value - 0.05, value + 0.05, "majority", 1)
             rows.append(Row(line, miou, miou))
-    return Report("made", ("one",), {}, tuple(row.line for row in rows), tuple(rows), (), {})
+    labels = LabelSummary(("sky", "sea"), (1, 1), 0)
+    return Report("made", ("one",), {}, labels, tuple(row.line for row in rows), tuple(rows), (), {})
 
 
 def test_markers_of_several_numbers_stand_side_by_side(report):

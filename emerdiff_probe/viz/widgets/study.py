@@ -10,7 +10,6 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from emerdiff_probe.studies.run import StudyResult, load_result
-from emerdiff_probe.studies.store import stored_study
 from emerdiff_probe.studies.study import Axis, Value
 from emerdiff_probe.viz.figures import study_figure
 from emerdiff_probe.viz.widgets.explorer import (
@@ -122,4 +121,4 @@ def explore_study(store: str | Path) -> StudyExplorer:
     Raises:
         InputError: no study there, or no image of it is complete.
     """
-    return StudyExplorer(load_result(stored_study(store), store))
+    return StudyExplorer(load_result(store))
