@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import (
+    AuraFlowPipeline,
+    AuraFlowTransformer2DModel,
+    AutoencoderDC,
     AutoencoderKL,
+    CogView4Transformer2DModel,
     DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
@@ -23,12 +28,19 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    IFPipeline,
+    LCMScheduler,
     LDMPipeline,
+    Lumina2Transformer2DModel,
     PixArtAlphaPipeline,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
+    SanaPipeline,
+    SanaTransformer2DModel,
+    SCMScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
+    UNet2DConditionModel,
     UNet2DModel,
     VQModel,
 )
@@ -36,9 +48,13 @@ from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    Gemma2Config,
+    Gemma2Model,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
+    UMT5Config,
+    UMT5EncoderModel,
 )
 
 from emerdiff_probe.pocket.architecture import build_tokenizer
@@ -217,6 +233,78 @@ def dit(*, side: int = 16, layers: int = 3) -> DiffusionPipeline:
     )
 
 
+def sana(*, side: int = 4, layers: int = 3) -> DiffusionPipeline:
+    """Sana 1.6B at 1024 pixels: linear self-attention, latents of 32 channels a thirty-second of the image."""
+    torch.manual_seed(0)
+    sentences, _ = t5()
+    text = Gemma2Model(
+        Gemma2Config(
+            vocab_size=len(sentences),
+            hidden_size=32,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=16,
+            pad_token_id=0,
+        )
+    )
+    levels = 6
+    return SanaPipeline(
+        tokenizer=sentences,
+        text_encoder=text,
+        vae=AutoencoderDC(
+            latent_channels=32,
+            attention_head_dim=4,
+            encoder_block_types="ResBlock",
+            decoder_block_types="ResBlock",
+            encoder_block_out_channels=(32,) * levels,
+            decoder_block_out_channels=(32,) * levels,
+            encoder_layers_per_block=(1,) * levels,
+            decoder_layers_per_block=(1,) * levels,
+            encoder_qkv_multiscales=((),) * levels,
+            decoder_qkv_multiscales=((),) * levels,
+            scaling_factor=0.41407,
+        ),
+        transformer=SanaTransformer2DModel(
+            sample_size=side,
+            num_layers=layers,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_cross_attention_heads=2,
+            cross_attention_head_dim=8,
+            cross_attention_dim=16,
+            caption_channels=32,
+        ),
+        scheduler=DPMSolverMultistepScheduler(
+            flow_shift=3.0, prediction_type="flow_prediction", use_flow_sigmas=True, beta_schedule="linear"
+        ),
+    )
+
+
+def auraflow(*, side: int = 16, layers: int = 2, singles: int = 2) -> DiffusionPipeline:
+    """AuraFlow: blocks of two streams, then of one sequence; a shift of 1.73."""
+    torch.manual_seed(0)
+    sentences, _ = t5()
+    settings = UMT5Config(vocab_size=len(sentences), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    return AuraFlowPipeline(
+        tokenizer=sentences,
+        text_encoder=UMT5EncoderModel(settings),
+        vae=autoencoder(latents=4, scaling_factor=0.13025),
+        transformer=AuraFlowTransformer2DModel(
+            sample_size=side,
+            num_mmdit_layers=layers,
+            num_single_dit_layers=singles,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            caption_projection_dim=16,
+            pos_embed_max_size=side**2,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.73),
+    )
+
+
 def ddpm(*, side: int = 32) -> DiffusionPipeline:
     """google/ddpm-cifar10-32: pixels, no conditions, self-attention at the second of four levels."""
     torch.manual_seed(0)
@@ -278,10 +366,128 @@ SMALL: dict[str, Callable[[], DiffusionPipeline]] = {
     "pixart-alpha": pixart,
     "pixart-sigma": pixart_sigma,
     "dit": dit,
+    "sana": sana,
+    "auraflow": auraflow,
     "ddpm": ddpm,
     "ldm": ldm,
 }
 """A pipeline of every family beside Stable Diffusion's U-Nets, by name."""
+PUBLISHED: dict[str, Callable[[], DiffusionPipeline]] = {
+    "sd3": partial(sd3, side=128, layers=24),
+    "sd3.5-medium": partial(sd35_medium, side=128, layers=24),
+    "sd3.5-large": partial(sd35_large, side=128, layers=38),
+    "flux-dev": partial(flux, side=128, layers=19, singles=38),
+    "flux-schnell": partial(flux, side=128, layers=19, singles=38, distilled=False),
+    "pixart-alpha": partial(pixart, side=128, layers=28),
+    "pixart-sigma": partial(pixart_sigma, side=128, layers=28),
+    "dit": partial(dit, side=32, layers=28),
+    "sana": partial(sana, side=32, layers=20),
+    "auraflow": partial(auraflow, side=64, layers=4, singles=32),
+    "ddpm": ddpm,
+    "ldm": partial(ldm, side=64),
+}
+"""The same at their published depth and grid; for lists of sites, too large to run in a test."""
+
+
+def changed(module: Any, **settings: Any) -> Any:
+    """A module like this one with other settings and fresh weights."""
+    kept = {key: value for key, value in module.config.items() if not key.startswith("_")}
+    return type(module)(**{**kept, **settings})
+
+
+def inpainting_flux() -> DiffusionPipeline:
+    """Flux.1 Fill, whose denoiser also takes a mask and the masked image."""
+    made = flux()
+    made.transformer = changed(made.transformer, in_channels=384)
+    return made
+
+
+def sana_sprint() -> DiffusionPipeline:
+    """Sana Sprint, distilled to a few steps of a schedule of its own."""
+    made = sana()
+    made.transformer = changed(made.transformer, guidance_embeds=True)
+    made.scheduler = SCMScheduler()
+    return made
+
+
+def pixart_lcm() -> DiffusionPipeline:
+    """PixArt-LCM, distilled to a few steps."""
+    made = pixart()
+    made.scheduler = LCMScheduler()
+    return made
+
+
+def lumina2() -> DiffusionPipeline:
+    """Lumina 2, in whose batches text and image have no fixed places."""
+    made = sd3()
+    made.transformer = Lumina2Transformer2DModel(
+        hidden_size=24,
+        num_layers=1,
+        num_refiner_layers=1,
+        num_attention_heads=2,
+        num_kv_heads=1,
+        axes_dim_rope=(4, 4, 4),
+        cap_feat_dim=8,
+    )
+    return made
+
+
+def cogview4() -> DiffusionPipeline:
+    """CogView 4."""
+    made = sd3()
+    made.transformer = CogView4Transformer2DModel(num_layers=1, num_attention_heads=2, text_embed_dim=8)
+    return made
+
+
+def deepfloyd_if() -> DiffusionPipeline:
+    """DeepFloyd IF, stage I: pixels and a text, and a denoiser that projects the text itself."""
+    torch.manual_seed(0)
+    sentences, text = t5()
+    return IFPipeline(
+        tokenizer=sentences,
+        text_encoder=text,
+        unet=UNet2DConditionModel(
+            sample_size=64,
+            in_channels=3,
+            out_channels=6,
+            down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+            mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+            up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+            block_out_channels=(8, 8),
+            layers_per_block=1,
+            norm_num_groups=4,
+            attention_head_dim=4,
+            cross_attention_dim=8,
+            encoder_hid_dim=2 * TEXT_WIDTH,
+            encoder_hid_dim_type="text_proj",
+            addition_embed_type="text",
+            addition_embed_type_num_heads=2,
+        ),
+        scheduler=DDPMScheduler(beta_schedule="squaredcos_cap_v2", variance_type="learned_range"),
+        safety_checker=None,
+        feature_extractor=None,
+        watermarker=None,
+        requires_safety_checker=False,
+    )
+
+
+def class_conditional_pixels() -> DiffusionPipeline:
+    """A U-Net on pixels that is told one of ten classes."""
+    made = ddpm()
+    made.unet = changed(made.unet, num_class_embeds=10)
+    return made
+
+
+REFUSED: dict[str, Callable[[], DiffusionPipeline]] = {
+    "Flux.1 Fill": inpainting_flux,
+    "Sana Sprint": sana_sprint,
+    "PixArt-LCM": pixart_lcm,
+    "Lumina 2": lumina2,
+    "CogView 4": cogview4,
+    "DeepFloyd IF, stage I": deepfloyd_if,
+    "class-conditional U-Net on pixels": class_conditional_pixels,
+}
+"""Pipelines that no family serves, each refused at load by what it is."""
 
 
 if __name__ == "__main__":

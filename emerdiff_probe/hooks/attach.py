@@ -219,7 +219,7 @@ def attached(
             for path, timesteps in (first_row or {}).items():
                 _require_outside(path, timesteps, apart)
                 _run_on_one_row(model, path, current, timesteps)
-            for site, tap in taps.items():
+            for site, tap in sorted(taps.items(), key=lambda item: item[0].index):  # two may share a module
                 tap.register(model.denoiser, stop=site == last)
             for order, injection in enumerate(injections, start=len(replaced)):
                 _share(model.denoiser, injection, order, current, fired, taps)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import diffusers
 from diffusers import DiffusionPipeline
 
 from emerdiff_probe.errors import ModelError
+from emerdiff_probe.models.auraflow import AuraFlowModel
 from emerdiff_probe.models.flux import FluxModel
 from emerdiff_probe.models.pixart import DiTModel, PixArtModel
 from emerdiff_probe.models.probe_model import ProbeModel
+from emerdiff_probe.models.sana import SanaModel
 from emerdiff_probe.models.sd3 import SD3Model
 from emerdiff_probe.models.unconditional import UnconditionalModel
 from emerdiff_probe.models.unet import UNetModel
@@ -20,26 +25,42 @@ FAMILIES: dict[type, type[ProbeModel]] = {
     diffusers.FluxTransformer2DModel: FluxModel,
     diffusers.PixArtTransformer2DModel: PixArtModel,
     diffusers.DiTTransformer2DModel: DiTModel,
+    diffusers.SanaTransformer2DModel: SanaModel,
+    diffusers.AuraFlowTransformer2DModel: AuraFlowModel,
 }
 """The family of every class of denoisers that is served."""
+DENOISERS = ("transformer", "unet")
+"""What pipelines call their denoiser."""
 
 
 def wrap(pipeline: DiffusionPipeline, name: str) -> ProbeModel:
     """The pipeline as a model to probe, by the family of its denoiser.
 
     Raises:
-        ModelError: a denoiser that is compiled or of a class that no family serves; and what the family refuses.
+        ModelError: as in `find_family`; and what the family refuses.
     """
-    found = {part: getattr(pipeline, part, None) for part in ("transformer", "unet")}
+    return find_family({part: getattr(pipeline, part, None) for part in DENOISERS}, name)(pipeline, name)
+
+
+def find_family(parts: Mapping[str, Any], name: str) -> type[ProbeModel]:
+    """The family that serves a denoiser; weights are not looked at.
+
+    Args:
+        parts: of the pipeline, by name; those called as in `DENOISERS` are looked at.
+        name: of the model, for messages.
+
+    Raises:
+        ModelError: a denoiser that is compiled, or of a class that no family serves.
+    """
+    found = {part: parts[part] for part in DENOISERS if parts.get(part) is not None}
     for part, denoiser in found.items():
         if hasattr(denoiser, "_orig_mod"):
             raise ModelError(
                 f"{name}: the denoiser is compiled, so hooks would be bypassed; put the original module back first: "
                 f"pipeline.{part} = pipeline.{part}._orig_mod"
             )
-    for denoiser in found.values():
         if type(denoiser) in FAMILIES:
-            return FAMILIES[type(denoiser)](pipeline, name)
-    denoiser = next((part for part in found.values() if part is not None), None)
+            return FAMILIES[type(denoiser)]
+    given = next((type(denoiser).__name__ for denoiser in found.values()), "none")
     accepted = ", ".join(sorted(kind.__name__ for kind in FAMILIES))
-    raise ModelError(f"{name}: the denoiser is {type(denoiser).__name__}; accepted: pipelines with {accepted}")
+    raise ModelError(f"{name}: the denoiser is {given}; accepted: pipelines with {accepted}")

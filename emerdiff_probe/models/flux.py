@@ -10,16 +10,16 @@ from diffusers import DiffusionPipeline
 from einops import rearrange
 from torch import Tensor
 
-from emerdiff_probe.models.addresses import Address, Tokens, name_part
+from emerdiff_probe.models.addresses import Address
 from emerdiff_probe.models.probe_model import Conditioning, Pass
 from emerdiff_probe.models.sd3 import rows_of
 from emerdiff_probe.models.transformer import (
-    IMAGE,
     FlowModel,
     block_address,
     blocks,
     feedforward_address,
     joint_addresses,
+    mixed_addresses,
     require_channels,
 )
 from emerdiff_probe.models.unet import read_timesteps
@@ -112,13 +112,7 @@ class FluxModel(FlowModel):
             yield block_address("double", 2, path, self.width, item=1)
         for path, _ in blocks(self.denoiser, "single_transformer_blocks"):
             layer = f"{path}.attn"
-            streams: tuple[Tokens, ...] = ("text", "image")
-            places = [(part, f"{layer}.{projection}") for part, projection in IMAGE]
-            places += [("heads", layer), ("output", f"{path}.proj_out")]
-            for part, where in places:
-                for tokens in streams:
-                    named = name_part(part, text=tokens == "text")
-                    yield Address("single", 2, "joint", named, where, self.width, tokens=tokens, layer=layer)
+            yield from mixed_addresses(2, layer, self.width, (layer, "output"), (f"{path}.proj_out", "output"))
             yield block_address("single", 2, path, self.width, item=1)
 
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from emerdiff_probe.errors import ModelError
 from emerdiff_probe.models.conditions import UNUSED, require_known_conditions, require_own_latents
+from emerdiff_probe.models.families import find_family
 from emerdiff_probe.models.noise_schedule import make_ddim
 from emerdiff_probe.models.weights import (
     choose_variant,
@@ -134,6 +135,7 @@ def load_folder(folder: Path, dtype: torch.dtype, variant: str | None = None) ->
         for name, kind in models.items()
         if issubclass(kind, ModelMixin)
     }
+    find_family(empty, str(folder))
     if isinstance(empty.get("unet"), diffusers.UNet2DConditionModel):
         present = {**index.components, **dict.fromkeys(index.unused, True)}
         require_known_conditions(empty["unet"].config, present, index.settings, str(folder))

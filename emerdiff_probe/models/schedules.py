@@ -153,14 +153,16 @@ def require_steps(steps: int, most: int) -> None:
 class FlowSchedule(Schedule):
     """Flow matching: x_t = (1 - s) x_0 + s noise, the denoiser predicts the velocity noise - x_0, a step is Euler's.
 
-    A timestep is 1000 s, rounded; `exact` gives it unrounded. The reverse step draws nothing (eta is 0): its mean is
-    Euler's, as in the models' own samplers. Edit-friendly inversion (Huberman-Spiegelglas et al. 2023) asks no more of
-    a noise process than x_t that are drawn independently and some function of x_t as the mean: residuals make up the
-    difference, so that the replay is exact under any mean. Of those that keep the marginals, the stochastic analogue of
-    DDPM's step, (1 - s') x_0 + s' fresh noise, would forget x_t at every step, and with it what a modulation did to it.
+    A timestep is what the denoiser is told, 1000 s, rounded; `exact` gives it unrounded. The reverse step draws nothing
+    (eta is 0): its mean is Euler's, as in the models' own samplers. Edit-friendly inversion (Huberman-Spiegelglas et
+    al. 2023) asks no more of a noise process than x_t that are drawn independently and some function of x_t as the
+    mean: residuals make up the difference, so that the replay is exact under any mean. Of those that keep the
+    marginals, the stochastic analogue of DDPM's step, (1 - s') x_0 + s' fresh noise, would forget x_t at every step,
+    and with it what a modulation did to it.
 
     Args:
         sigmas: s of every step, falling, above 0 and at most 1; shifted as the model was trained.
+        told: what the model's own sampler tells the denoiser at each, about 1000 s.
 
     Raises:
         InputError: steps so many that two of them round to one timestep.
@@ -168,13 +170,14 @@ class FlowSchedule(Schedule):
 
     eta = 0.0
 
-    def __init__(self, sigmas: Tensor) -> None:
-        values = sigmas.double().tolist()
+    def __init__(self, sigmas: Tensor, told: Tensor) -> None:
+        values, times = sigmas.double().tolist(), told.double().tolist()
         self.steps = len(values)
-        self.timesteps = tuple(round(1000 * sigma) for sigma in values)
+        self.timesteps = tuple(round(time) for time in times)
         if len(set(self.timesteps)) < self.steps or min(self.timesteps) < 1:
             raise InputError(f"{self.steps} denoising steps round to one timestep, or to 0; accepted: fewer")
         self._sigmas = dict(zip(self.timesteps, values, strict=True))
+        self._told = dict(zip(self.timesteps, times, strict=True))
         self._next = dict(zip(self.timesteps, (*self.timesteps[1:], None), strict=True))
 
     @overload
@@ -182,11 +185,11 @@ class FlowSchedule(Schedule):
     @overload
     def exact(self, timestep: Tensor) -> Tensor: ...
     def exact(self, timestep: int | Tensor) -> int | float | Tensor:
-        """As in `Schedule`: 1000 s."""
+        """As in `Schedule`: about 1000 s."""
         if isinstance(timestep, Tensor):
-            told = [1000 * self._sigmas[int(one)] for one in timestep.tolist()]
+            told = [self._told[int(one)] for one in timestep.tolist()]
             return torch.tensor(told, dtype=torch.float32, device=timestep.device)
-        return 1000 * self._sigmas[timestep]
+        return self._told[timestep]
 
     def add_noise(self, latents: Tensor, noise: Tensor, timestep: int) -> Tensor:
         """As in `Schedule`."""
@@ -226,8 +229,8 @@ class FlowSchedule(Schedule):
         return 0.0 if following is None else self._sigmas[following]
 
 
-def flow_sigmas(scheduler: Any, steps: int, *, even: bool, tokens: int) -> Tensor:
-    """The sigmas of so many steps by a model's own flow-matching scheduler, as its pipeline asks for them.
+def make_flow(scheduler: Any, steps: int, *, even: bool, tokens: int) -> FlowSchedule:
+    """The schedule of so many steps by a model's own flow-matching scheduler, as its pipeline asks for them.
 
     Args:
         scheduler: a `FlowMatchEulerDiscreteScheduler`, or a solver with `use_flow_sigmas`.
@@ -247,7 +250,7 @@ def flow_sigmas(scheduler: Any, steps: int, *, even: bool, tokens: int) -> Tenso
         slope = (config.get("max_shift", 1.15) - config.get("base_shift", 0.5)) / (high - low)
         options["mu"] = tokens * slope + config.get("base_shift", 0.5) - slope * low
     made.set_timesteps(**({"num_inference_steps": steps} | options))
-    return made.sigmas[:-1] if len(made.sigmas) == steps + 1 else made.sigmas[:steps]
+    return FlowSchedule(made.sigmas[:steps], made.timesteps)
 
 
 def require_flow(scheduler: Any, name: str) -> None:

@@ -61,7 +61,7 @@ class SD3Model(FlowModel):
     def addresses(self) -> Iterator[Address]:
         """As in `ProbeModel`."""
         for path, block in blocks(self.denoiser, "transformer_blocks"):
-            yield from joint_addresses(self.patch, f"{path}.attn", block.attn)
+            yield from joint_addresses(self.patch, f"{path}.attn", block.attn, text_first=True)
             if block.attn2 is not None:
                 yield from layer_addresses("double", self.patch, "self", f"{path}.attn2", block.attn2)
             yield feedforward_address("double", self.patch, f"{path}.ff", self.width)

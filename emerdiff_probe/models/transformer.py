@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from emerdiff_probe.errors import ModelError
 from emerdiff_probe.models.addresses import Address, Kind, Part, Stage, Tokens, name_part
 from emerdiff_probe.models.probe_model import Pass, ProbeModel
-from emerdiff_probe.models.schedules import FlowSchedule, flow_sigmas, require_flow
+from emerdiff_probe.models.schedules import FlowSchedule, make_flow, require_flow
 from emerdiff_probe.models.unet import read_timesteps
 
 IMAGE: tuple[tuple[Part, str], ...] = (("query", "to_q"), ("key", "to_k"), ("value", "to_v"))
@@ -92,7 +92,7 @@ class FlowModel(TransformerModel):
     def schedule(self, steps: int) -> FlowSchedule:
         """As in `ProbeModel`; where the shift depends on the size it is the native square's for every image."""
         tokens = (self.latent_side // self.patch) ** 2
-        return FlowSchedule(flow_sigmas(self.scheduler, steps, even=self.even_sigmas, tokens=tokens))
+        return make_flow(self.scheduler, steps, even=self.even_sigmas, tokens=tokens)
 
 
 def require_channels(model: ProbeModel, packed: int = 1) -> None:
@@ -109,51 +109,68 @@ def require_channels(model: ProbeModel, packed: int = 1) -> None:
         )
 
 
-def layer_addresses(
-    stage: Stage, scale: int, kind: Kind, path: str, attention: Any, *, tokens: Tokens = "all"
-) -> Iterator[Address]:
-    """The five tensors of an attention layer over one sequence; of those of a mixed one, the image's or the text's."""
-    text = tokens == "text"
+def layer_addresses(stage: Stage, scale: int, kind: Kind, path: str, attention: Any) -> Iterator[Address]:
+    """The five tensors of an attention layer whose queries are the image's."""
     for part, projection in IMAGE:
         channels = attention.get_submodule(projection).out_features
-        named = name_part(part, text=text)
-        yield Address(stage, scale, kind, named, f"{path}.{projection}", channels, "output", tokens, path)
-    yield from _output_addresses(stage, scale, kind, path, "to_out.0", attention, text=text, tokens=tokens)
+        yield Address(stage, scale, kind, part, f"{path}.{projection}", channels, layer=path)
+    yield from _output_addresses(stage, scale, kind, path, "to_out.0", attention, text=False)
 
 
-def joint_addresses(scale: int, path: str, attention: Any) -> Iterator[Address]:
-    """The tensors of a joint attention layer of two streams, each with projections of its own."""
+def joint_addresses(scale: int, path: str, attention: Any, *, text_first: bool = False) -> Iterator[Address]:
+    """The tensors of a joint attention layer of two streams, each with projections of its own.
+
+    Args:
+        scale: latent cells a grid cell, along one side.
+        path: of the layer.
+        attention: the layer.
+        text_first: the text's output is projected before the image's.
+    """
     for part, projection in (*IMAGE, *TEXT):
         channels = attention.get_submodule(projection).out_features
         yield Address("double", scale, "joint", part, f"{path}.{projection}", channels, layer=path)
     outputs = [("to_out.0", False)]
     if getattr(attention, "to_add_out", None) is not None:
-        outputs.append(("to_add_out", True))
+        outputs.insert(0 if text_first else 1, ("to_add_out", True))
     for name, text in outputs:
         yield from _output_addresses("double", scale, "joint", path, name, attention, text=text)
 
 
+Tapped = tuple[str, Literal["input", "output"]]
+
+
+def mixed_addresses(scale: int, path: str, channels: int, heads: Tapped, output: Tapped) -> Iterator[Address]:
+    """The tensors of a joint attention layer of one sequence, the text's tokens and then the image's cells.
+
+    Args:
+        scale: latent cells a grid cell, along one side.
+        path: of the layer.
+        channels: of a token.
+        heads, output: module path and side of it, before and after the output projection.
+    """
+    streams: tuple[Tokens, ...] = ("text", "image")
+    places: list[tuple[str, Tapped]] = [(part, (f"{path}.{projection}", "output")) for part, projection in IMAGE]
+    for part, (where, tap) in [*places, ("heads", heads), ("output", output)]:
+        for tokens in streams:
+            named = name_part(part, text=tokens == "text")
+            yield Address("single", scale, "joint", named, where, channels, tap, tokens, path)
+
+
 def _output_addresses(
-    stage: Stage,
-    scale: int,
-    kind: Kind,
-    path: str,
-    name: str,
-    attention: Any,
-    *,
-    text: bool,
-    tokens: Tokens = "all",
+    stage: Stage, scale: int, kind: Kind, path: str, name: str, attention: Any, *, text: bool
 ) -> Iterator[Address]:
     """Before and after an output projection."""
     projection = attention.get_submodule(name)
     where, heads, output = f"{path}.{name}", name_part("heads", text=text), name_part("output", text=text)
-    yield Address(stage, scale, kind, heads, where, projection.in_features, "input", tokens, path)
-    yield Address(stage, scale, kind, output, where, projection.out_features, "output", tokens, path)
+    yield Address(stage, scale, kind, heads, where, projection.in_features, "input", layer=path)
+    yield Address(stage, scale, kind, output, where, projection.out_features, "output", layer=path)
 
 
-def block_address(stage: Stage, scale: int, path: str, channels: int, *, item: int = 0) -> Address:
-    """A whole block's output: the image's tokens, the one of two where a block gives both streams."""
-    return Address(stage, scale, "block", "output", path, channels, item=item)
+def block_address(
+    stage: Stage, scale: int, path: str, channels: int, *, item: int = 0, tokens: Tokens = "all"
+) -> Address:
+    """A whole block's output: the image's tokens, one item of two where a block gives both streams."""
+    return Address(stage, scale, "block", "output", path, channels, tokens=tokens, item=item)
 
 
 def feedforward_address(stage: Stage, scale: int, path: str, channels: int, *, tokens: Tokens = "all") -> Address:

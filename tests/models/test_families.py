@@ -16,7 +16,7 @@ from emerdiff_probe.data.world import World
 from emerdiff_probe.errors import InputError, InterventionError, ModelError
 from emerdiff_probe.hooks.attach import Capture, Edit, attached
 from emerdiff_probe.interventions import InjectAttention, Modulate, Scale
-from emerdiff_probe.models.families import FAMILIES
+from emerdiff_probe.models import folders
 from emerdiff_probe.models.loading import load_model
 from emerdiff_probe.reading.features import capture
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig
@@ -80,7 +80,7 @@ def run(family, latents, timestep, **hooks):
 
 
 def test_sites_are_listed_in_the_order_in_which_they_run(family, image_latents):
-    """The text's may come between; but what is captured last must run last."""
+    """What is captured last must run last, as a run that only captures stops there."""
     fired = []
 
     def watch(site):
@@ -92,9 +92,7 @@ def test_sites_are_listed_in_the_order_in_which_they_run(family, image_latents):
 
     sites = list_sites(family)
     run(family, image_latents, family.schedule(STEPS).timesteps[-1], edits=[watch(site) for site in sites])
-    assert sorted(fired) == list(sites)
-    cells = [site for site in fired if site.holds_cells]
-    assert cells == sorted(cells)
+    assert fired == list(sites)
 
 
 def test_channels_and_grid_agree_with_the_tensor(family, image_latents):
@@ -165,7 +163,7 @@ def test_self_injection_reproduces_the_baseline_and_injection_changes_what_is_mo
     push = Modulate(first, half(family, first), 30.0, (path.timesteps[0],))
     results = denoise(family, path, [[], [InjectAttention()], [push], [push, InjectAttention()]])
     assert torch.allclose(results[1], results[0], atol=1e-4)
-    assert (results[3] - results[2]).abs().max() > 1e-4
+    assert (results[3] - results[2]).abs().max() > 1e-6  # little where the block adds only its feed-forward layer
 
 
 def test_injection_fixes_queries_and_keys_of_every_stream(family, path):
@@ -287,6 +285,7 @@ JUDGED = {
     "sd3.5-large": {"prompt": "red car", "guidance_scale": 1.0},
     "flux-dev": {"prompt": "red car", "guidance_scale": 1.0, "max_sequence_length": 512},
     "flux-schnell": {"prompt": "red car", "max_sequence_length": 512},
+    "auraflow": {"prompt": "red car", "guidance_scale": 1.0},
 }
 
 
@@ -298,7 +297,7 @@ def test_generating_without_guidance_is_what_the_pipeline_generates(judged):
     made = generate(model, told["prompt"], seed=3, steps=4, guidance=1.0)
     start = made.latents[0]
     pipeline = model.pipeline
-    given = pipeline._pack_latents(start, 1, 16, *start.shape[-2:]) if "flux" in judged else start
+    given = pipeline._pack_latents(start, *start.shape) if "flux" in judged else start
     seen, result = calls_of(pipeline, num_inference_steps=4, height=side, width=side, latents=given, **told)
     final = result.images
     if "flux" in judged:
@@ -376,6 +375,28 @@ def test_pixels_and_unconditional_latents_are_denoised_as_by_their_pipeline(judg
         images = torch.rand(2, 3, 32, 32)
         assert torch.equal(model.encode(images), images)
         assert torch.equal(model.decode(images), images)
+
+
+def test_sana_is_told_what_its_pipeline_tells_it():
+    model = load_model(SMALL["sana"](), device="cpu")
+    side = model.native_size
+    x = torch.randn(1, 32, 4, 4, generator=torch.Generator().manual_seed(0))
+    seen, _ = calls_of(
+        model.pipeline,
+        prompt="red car",
+        guidance_scale=1.0,
+        num_inference_steps=4,
+        height=side,
+        width=side,
+        latents=x,
+        use_resolution_binning=False,
+        clean_caption=False,
+    )
+    schedule = model.schedule(4)
+    for (args, kwargs, output), timestep in zip(seen, schedule.timesteps, strict=True):
+        assert model.read_pass(args, kwargs).timesteps == (timestep,)
+        ours = model.predict(args[0], schedule.exact(timestep), model.embed("red car", side, side))
+        assert torch.allclose(ours, output, atol=1e-5)
 
 
 def test_what_latents_are_is_what_the_pipelines_autoencoder_says():
@@ -525,7 +546,17 @@ def test_a_denoiser_of_no_family_is_named():
     pipeline.transformer = diffusers.CogView4Transformer2DModel(num_layers=1, num_attention_heads=2, text_embed_dim=8)
     with pytest.raises(ModelError, match=r"CogView4Transformer2DModel; accepted: .*SD3Transformer2DModel"):
         load_model(pipeline, device="cpu")
-    assert all(kind.__name__ in str(FAMILIES) for kind in FAMILIES)
+
+
+def test_a_folder_of_no_family_is_named_before_its_weights_are_read(tmp_path, monkeypatch):
+    pipeline = sd3()
+    pipeline.register_modules(
+        transformer=diffusers.CogView4Transformer2DModel(num_layers=1, num_attention_heads=2, text_embed_dim=8)
+    )
+    pipeline.save_pretrained(tmp_path, safe_serialization=True)
+    monkeypatch.setattr(folders, "_load_weights", None)
+    with pytest.raises(ModelError, match=r"CogView4Transformer2DModel; accepted: .*SD3Transformer2DModel"):
+        load_model(tmp_path, device="cpu")
 
 
 def test_a_schedule_that_is_no_flow_matching_is_named():
