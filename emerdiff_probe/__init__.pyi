@@ -1,5 +1,5 @@
 from .images import load_image
-from .interventions import InjectAttention, Modulate, Noise, Replace, Scale
+from .interventions import Apply, InjectAttention, Modulate, Noise, Replace, Scale
 from .models.clip import Clip, load_clip
 from .models.loading import load_model
 from .models.probe_model import ProbeModel
@@ -23,6 +23,7 @@ from .trajectories.trajectory import Trajectory
 from .viz.widgets import compare, explore_layers, explore_modulation, explore_segmentation, explore_study
 
 __all__ = [
+    "Apply",
     "ClassWords",
     "Clip",
     "EmerDiffConfig",

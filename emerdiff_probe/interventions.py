@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -11,8 +11,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from emerdiff_probe.checks import is_finite, is_integer, is_one_of, show
 from emerdiff_probe.errors import InterventionError, SiteError
-from emerdiff_probe.hooks.attach import Edit, Injection
+from emerdiff_probe.hooks.attach import Edit, Injection, cells_first
 from emerdiff_probe.models.addresses import ATTENTION_KINDS, AttentionKind
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.sites import Site, list_sites
@@ -63,10 +64,8 @@ class Modulate:
 
     def __post_init__(self) -> None:
         _require_attention(self.site, "Modulate")
-        if self.placement not in {"after", "before"}:
-            raise InterventionError(f"Modulate: placement {self.placement!r}; accepted: 'after', 'before'")
-        if not np.isfinite(self.strength):
-            raise InterventionError(f"Modulate: strength {self.strength}; accepted: a finite number")
+        _require(self, "placement", is_one_of(self.placement, ("after", "before")), "'after', 'before'")
+        _require(self, "strength", is_finite(self.strength), "a finite number")
         _take_tensor(self, "mask", 2, "(grid_height, grid_width)")
         object.__setattr__(self, "modulate_at", _timesteps(self.modulate_at, "Modulate"))
         if self.direction is not None:
@@ -111,12 +110,14 @@ class InjectAttention:
     timesteps: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not self.kinds or not set(self.kinds) <= set(ATTENTION_KINDS):
-            raise InterventionError(
-                f"InjectAttention: kinds {self.kinds!r}; accepted: one or more of 'self', 'cross', 'joint'"
-            )
-        if self.sites is not None and not self.sites:
-            raise InterventionError("InjectAttention: no site given; accepted: one or more, or None for all")
+        kinds = self.kinds if isinstance(self.kinds, (tuple, list)) else ()
+        known = bool(kinds) and all(is_one_of(kind, ATTENTION_KINDS) for kind in kinds)
+        _require(self, "kinds", known, "one or more of 'self', 'cross', 'joint'")
+        object.__setattr__(self, "kinds", tuple(kinds))
+        if self.sites is not None:
+            several = isinstance(self.sites, (tuple, list)) and bool(self.sites)
+            _require(self, "sites", several, "one or more sites, or None for all")
+            object.__setattr__(self, "sites", tuple(self.sites))
         for site in self.sites or ():
             _require_attention(site, "InjectAttention")
             if site.kind not in self.kinds:
@@ -170,8 +171,7 @@ class Scale:
     timesteps: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not np.isfinite(self.factor):
-            raise InterventionError(f"Scale: factor {self.factor}; accepted: a finite number")
+        _require(self, "factor", is_finite(self.factor), "a finite number")
         _check_mask_and_timesteps(self)
 
     def edits(self, model: ProbeModel, rows: Sequence[int], references: Sequence[int]) -> list[Edit]:
@@ -185,36 +185,37 @@ class Replace:
 
     Attributes:
         site: where; any site.
-        values: one row's activation as `features.capture` gives it, (cell, channel), finite.
+        values: one row's activation as `features.capture` gives it, (cell, channel), finite; a tensor or an array.
         mask: (grid_height, grid_width) of cells to replace; every cell when None.
         timesteps: when; at every timestep when None.
     """
 
     site: Site
-    values: Tensor
+    values: MaskLike
     mask: MaskLike | None = None
     timesteps: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.values.ndim != 2 or self.values.shape[1] != self.site.channels:
+        _require_site(self.site, "Replace")
+        _take_tensor(self, "values", 2, f"(cell, {self.site.channels})")
+        if self.values.shape[1] != self.site.channels:
             raise InterventionError(
                 f"Replace: values of shape {tuple(self.values.shape)} at {self.site}; "
                 f"accepted: (cell, {self.site.channels})"
             )
-        if not torch.isfinite(self.values).all():
-            raise InterventionError("Replace: the values hold NaN or infinity; accepted: finite values")
         _check_mask_and_timesteps(self)
 
     def edits(self, model: ProbeModel, rows: Sequence[int], references: Sequence[int]) -> list[Edit]:
         """One edit at the site."""
 
         def new(old: Tensor) -> Tensor:
-            if self.values.shape != old.shape[1:]:
+            values = torch.as_tensor(self.values)
+            if values.shape != old.shape[1:]:
                 raise InterventionError(
-                    f"Replace: values of shape {tuple(self.values.shape)} at {self.site}; "
+                    f"Replace: values of shape {tuple(values.shape)} at {self.site}; "
                     f"accepted for this image: {tuple(old.shape[1:])}"
                 )
-            return self.values.to(old).expand_as(old)
+            return values.to(old).expand_as(old)
 
         return [_masked_edit(self, rows, new, "Replace")]
 
@@ -238,18 +239,69 @@ class Noise:
     timesteps: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not np.isfinite(self.strength) or self.strength < 0:
-            raise InterventionError(f"Noise: strength {self.strength}; accepted: a finite number, 0 or more")
+        _require(self, "strength", is_finite(self.strength) and self.strength >= 0, "a finite number, 0 or more")
+        _require(self, "seed", is_integer(self.seed, 0) and self.seed < 2**64, "an integer, 0 or more, below 2^64")
         _check_mask_and_timesteps(self)
 
     def edits(self, model: ProbeModel, rows: Sequence[int], references: Sequence[int]) -> list[Edit]:
         """One edit at the site."""
 
         def noisy(old: Tensor) -> Tensor:
-            generator = torch.Generator().manual_seed(self.seed)
+            generator = torch.Generator().manual_seed(int(self.seed))
             return old + self.strength * torch.randn(old.shape[1:], generator=generator).to(old)
 
         return [_masked_edit(self, rows, noisy, f"Noise({self.strength:g})")]
+
+
+@dataclass(frozen=True, eq=False)
+class Apply:
+    """Put what a function of one's own makes of a site's activation in its place.
+
+    Attributes:
+        site: where; any site.
+        fn: called as `fn(activation, grid)` with the activation (row, cell, channel) of the rows that this intervention
+            is asked of, its own copy, on the model's device and in its precision, and with the height and width of the
+            grid; it gives the new activation of those rows. Keys and values of cross-attention, and the text's parts of
+            joint attention, have tokens in the place of cells. Under guidance it is given both halves of the rows.
+        timesteps: when; at every timestep when None.
+
+    Raises:
+        InterventionError: any of these is ill-formed; when it runs, a result that is no tensor of finite floating-point
+            numbers of the activation's shape.
+    """
+
+    site: Site
+    fn: Callable[[Tensor, tuple[int, int]], Tensor]
+    timesteps: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        _require_site(self.site, "Apply")
+        _require(self, "fn", callable(self.fn), "a function of an activation (row, cell, channel) and a grid")
+        if self.timesteps is not None:
+            object.__setattr__(self, "timesteps", _timesteps(self.timesteps, "Apply"))
+
+    def edits(self, model: ProbeModel, rows: Sequence[int], references: Sequence[int]) -> list[Edit]:
+        """One edit at the site."""
+        name = getattr(self.fn, "__name__", type(self.fn).__name__)
+
+        def replace(activation: Tensor, chosen: list[int], grid: tuple[int, int]) -> Tensor:
+            old = activation[chosen]
+            flat = cells_first(old)
+            new = self.fn(flat, grid)
+            if not isinstance(new, Tensor) or not new.is_floating_point() or new.shape != flat.shape:
+                given = f"{new.dtype} {tuple(new.shape)}" if isinstance(new, Tensor) else type(new).__name__
+                raise InterventionError(
+                    f"Apply({name}) at {self.site}: gave {given}; accepted: a floating-point tensor {tuple(flat.shape)}"
+                )
+            new = new.detach().to(old)
+            if not torch.isfinite(new).all():
+                raise InterventionError(
+                    f"Apply({name}) at {self.site}: gave NaN or infinite values in {old.dtype}; accepted: finite ones"
+                )
+            return rearrange(new, "b (h w) c -> b c h w", h=grid[0]) if old.ndim == 4 else new
+
+        when = None if self.timesteps is None else frozenset(self.timesteps)
+        return [Edit(self.site, tuple(rows), when, replace, f"Apply({name})")]
 
 
 def attention_part(model: ProbeModel, site: Site, part: Literal["query", "key", "value", "heads", "output"]) -> Site:
@@ -265,7 +317,7 @@ def _masked_edit(intervention: Scale | Replace | Noise, rows: Sequence[int], cha
 
     def replace(activation: Tensor, chosen: list[int], grid: tuple[int, int]) -> Tensor:
         old = activation[chosen]
-        flat = rearrange(old, "b c h w -> b (h w) c") if old.ndim == 4 else old
+        flat = cells_first(old)
         new = change(flat)
         if mask is not None:
             if mask.shape != grid or flat.shape[1] != mask.numel():
@@ -287,28 +339,48 @@ class _Change(Protocol):
 
 def _check_mask_and_timesteps(intervention: Scale | Replace | Noise) -> None:
     name = type(intervention).__name__
+    _require_site(intervention.site, name)
     if intervention.mask is not None:
         _take_tensor(intervention, "mask", 2, "(grid_height, grid_width)")
     if intervention.timesteps is not None:
         object.__setattr__(intervention, "timesteps", _timesteps(intervention.timesteps, name))
 
 
+def _require(intervention: Intervention, field: str, holds: bool, accepted: str) -> None:
+    if not holds:
+        name, given = type(intervention).__name__, show(getattr(intervention, field))
+        raise InterventionError(f"{name}: {field} {given}; accepted: {accepted}")
+
+
 def _take_tensor(intervention: Modulate | Scale | Replace | Noise, field: str, dimensions: int, axes: str) -> None:
     """Make a field of an intervention a float tensor, if it is finite and has so many dimensions, named by `axes`."""
-    tensor = torch.as_tensor(getattr(intervention, field)).float()
-    if tensor.ndim != dimensions or not torch.isfinite(tensor).all():
-        name = type(intervention).__name__
-        raise InterventionError(f"{name}: {field} of shape {tuple(tensor.shape)}; accepted: {axes}, finite")
+    name, given = type(intervention).__name__, getattr(intervention, field)
+    try:
+        tensor = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InterventionError(f"{name}: {field} {show(given)}; accepted: {axes}, finite numbers") from error
+    tensor = tensor if tensor.is_complex() else tensor.float()
+    if tensor.ndim != dimensions or tensor.is_complex() or not torch.isfinite(tensor).all():
+        kind = f"{tensor.dtype} of shape {tuple(tensor.shape)}" if tensor.is_complex() else f"of {tuple(tensor.shape)}"
+        raise InterventionError(f"{name}: {field} {kind}; accepted: {axes}, finite numbers")
     object.__setattr__(intervention, field, tensor)
 
 
 def _timesteps(timesteps: Sequence[int] | int, name: str) -> tuple[int, ...]:
-    values = (timesteps,) if isinstance(timesteps, (int, np.integer)) else tuple(timesteps)
-    if not values or any(not 0 <= int(value) <= 1000 or int(value) != value for value in values):
-        raise InterventionError(f"{name}: timesteps {timesteps!r}; accepted: one or more integers from 0 to 1000")
-    return tuple(int(value) for value in values)
+    values: tuple[object, ...] = (timesteps,)
+    if isinstance(timesteps, Iterable) and not isinstance(timesteps, (str, bytes)):
+        values = tuple(timesteps.reshape(-1).tolist() if isinstance(timesteps, (Tensor, np.ndarray)) else timesteps)
+    if not values or not all(is_finite(value) and 0 <= value <= 1000 and value == int(value) for value in values):
+        raise InterventionError(f"{name}: timesteps {show(timesteps)}; accepted: one or more integers from 0 to 1000")
+    return tuple(int(value) for value in values)  # type: ignore[call-overload]
+
+
+def _require_site(site: object, name: str) -> None:
+    if not isinstance(site, Site):
+        raise InterventionError(f"{name}: site {show(site)}; accepted: a site, such as `find_site` gives")
 
 
 def _require_attention(site: Site, name: str) -> None:
+    _require_site(site, name)
     if not site.layer:
         raise InterventionError(f"{name}: {site} is no attention layer; accepted: sites of an attention layer")

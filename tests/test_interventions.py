@@ -1,19 +1,24 @@
 """Laws of the interventions, checked against plain arithmetic and an independent slow implementation."""
 
 import copy
+import itertools
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emerdiff_probe.errors import InterventionError, SiteError
+from emerdiff_probe.errors import InputError, InterventionError, SiteError
 from emerdiff_probe.hooks.attach import Capture, attached
-from emerdiff_probe.interventions import InjectAttention, Modulate, Noise, Replace, Scale, attention_part
+from emerdiff_probe.interventions import Apply, InjectAttention, Modulate, Noise, Replace, Scale, attention_part
 from emerdiff_probe.models.loading import load_model
+from emerdiff_probe.reading.correspondence import Modulation
 from emerdiff_probe.reading.features import capture
+from emerdiff_probe.reading.readout import Readout
+from emerdiff_probe.segmentation.criteria import Eigengap, Fixed, NormalisedCut, ResponseOverlap, Silhouette
 from emerdiff_probe.sites import find_site, list_sites
 from emerdiff_probe.trajectories.denoise import conditionings, denoise, predict
 
@@ -254,7 +259,7 @@ NAN = float("nan")
         (lambda site, block: Modulate(site, MASK, direction=torch.tensor([NAN])), "finite"),
         (lambda site, block: InjectAttention(()), "accepted"),
         (lambda site, block: InjectAttention(("linear",)), "'self', 'cross', 'joint'"),
-        (lambda site, block: InjectAttention(sites=()), "no site"),
+        (lambda site, block: InjectAttention(sites=()), "one or more sites"),
         (lambda site, block: InjectAttention(sites=(block,)), "no attention layer"),
         (lambda site, block: InjectAttention(timesteps=(2000,)), "0 to 1000"),
         (lambda site, block: Scale(site, NAN), "finite"),
@@ -337,3 +342,159 @@ def test_every_attention_layer_is_injected(model):
     assert [injection.site.attention for injection in injections] == layers
     assert [[site.part for site in injection.sites] for injection in injections] == [["query", "key"]] * len(layers)
     assert all(site.layer == injection.site.layer for injection in injections for site in injection.sites)
+
+
+BAD = [
+    None,
+    "a",
+    b"281",
+    np.array([1.0, np.nan]),
+    float("nan"),
+    float("inf"),
+    True,
+    10**400,
+    -(10**5000),
+    1e300,
+    [],
+    {},
+]
+BAD += [(), [[1]], object(), np.array("a"), torch.tensor(1 + 2j), torch.zeros(0), [None], ["a"], {"a": 1}, lambda: 1]
+
+
+def calls(model):
+    """Of every constructor a call that is good, each of whose arguments is to be spoiled."""
+    site = find_site(model, "up8.cross2.output")
+    mask = torch.ones(8, 8)
+    return [
+        (Modulate, {"site": site, "mask": mask, "strength": 1.0, "modulate_at": (1,), "placement": "after",
+                    "direction": torch.ones(site.channels)}),
+        (InjectAttention, {"kinds": ("cross",), "sites": (site,), "timesteps": (1,)}),
+        (Scale, {"site": site, "factor": 1.0, "mask": mask, "timesteps": (1,)}),
+        (Replace, {"site": site, "values": torch.ones(64, site.channels), "mask": mask, "timesteps": (1,)}),
+        (Noise, {"site": site, "strength": 1.0, "seed": 0, "mask": mask, "timesteps": (1,)}),
+        (Apply, {"site": site, "fn": abs, "timesteps": (1,)}),
+        (Modulation, {"site": site, "strength": 1.0, "modulate_at": 1, "placement": "after", "injection": None,
+                      "direction": None, "readout": Readout(), "seed": 0}),
+        (Readout, {"denoising_steps": 1, "skip_after": 1, "compare": "pixels", "one_sided": True, "sign_patterns": 1,
+                   "shared_levels": 0}),
+        (Fixed, {"number": 1}),
+        (Eigengap, {"fewest": 2, "most": 3, "alpha": 1.0}),
+        (NormalisedCut, {"fewest": 2, "most": 3, "alpha": 1.0, "tau": 0.5}),
+        (Silhouette, {"fewest": 2, "most": 3}),
+        (ResponseOverlap, {"masks": 2, "distance": "cosine", "threshold": 0.3}),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(13))
+def test_a_bad_value_is_a_typed_error_that_names_the_argument(model, number):
+    """Or it is accepted, as None and long integers are in places; never another error."""
+    make, good = calls(model)[number]
+    make(**good)
+    messages = []
+    for name, value in itertools.product(good, BAD):
+        try:
+            make(**{**good, name: value})
+        except (InputError, InterventionError) as error:
+            messages.append(str(error))
+    assert all(make.__name__ in message and "accepted" in message and len(message) < 400 for message in messages)
+    assert len(messages) > len(good) * len(BAD) / 2
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda site: Scale(site, "a"),
+        lambda site: Scale(site, True),
+        lambda site: Scale(site, 1e39),
+        lambda site: Replace(site, "values"),
+        lambda site: Replace("up8.cross2.output", torch.ones(64, 8)),
+        lambda site: Noise(site, 1.0, seed=-1),
+        lambda site: Modulate(site, torch.ones(8, 8), modulate_at=None),
+        lambda site: Modulate(site, torch.ones(8, 8), modulate_at="281"),
+        lambda site: InjectAttention(sites=site),
+        lambda site: InjectAttention(kinds="self"),
+        lambda site: Apply(site, "abs"),
+    ],
+)
+def test_what_raised_a_type_error_is_an_intervention_error(site, make):
+    with pytest.raises(InterventionError, match="accepted"):
+        make(site)
+
+
+def test_eigengap_of_a_word_is_an_input_error():
+    with pytest.raises(InputError, match="fewest '2'; accepted: an integer, 1 or more"):
+        Eigengap(fewest="2")
+
+
+def test_values_to_put_may_be_an_array(model, trajectory, site):
+    values = np.random.default_rng(0).normal(size=(64, site.channels))
+    both = [[Replace(site, values)], [Replace(site, torch.from_numpy(values))]]
+    one, other = denoise(model, trajectory, both)
+    assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["up8.cross2.output", "up8.resnet0.output", "down8.block0.output", "up8.cross0.key"])
+@pytest.mark.parametrize("guided", [False, True])
+def test_a_function_of_ones_own_does_what_an_intervention_does(model, trajectory, name, guided):
+    """Under guidance, too, and where the activation is a convolution's, and beside injection and other edits."""
+    site = find_site(model, name)
+    trajectory = replace(trajectory, guidance=2.0, prompt="red car") if guided else trajectory
+    half = Apply(site, lambda activation, grid: activation * 0.5, (301, 101))
+    variants = [
+        [half, InjectAttention(("self",))],
+        [Scale(site, 0.5, timesteps=(301, 101)), InjectAttention(("self",))],
+    ]
+    one, other = denoise(model, trajectory, variants)
+    assert torch.allclose(one, other, atol=1e-5)
+    assert (one - trajectory.final[0]).abs().max() > 1e-4
+    twice = denoise(model, trajectory, [[half, half], [Scale(site, 0.25, timesteps=(301, 101))]])
+    assert torch.allclose(*twice, atol=1e-5)
+
+
+def test_a_function_is_given_its_rows_as_cells_and_the_grid(model, trajectory):
+    site, given = find_site(model, "up8.resnet0.output"), []
+
+    def fn(activation, grid):
+        given.append((tuple(activation.shape), grid))
+        activation += 1  # its own copy
+        return activation
+
+    shared = Apply(site, fn, (301,))
+    one, other, plain = denoise(model, trajectory, [[shared], [shared, Noise(site, 0.1)], []])
+    assert given == [((2, 64, site.channels), (8, 8))]
+    assert torch.allclose(plain, trajectory.final[0], atol=1e-4)
+    assert not torch.equal(one, other)
+
+
+def test_what_a_function_leaves_as_it_is_changes_no_bit(model, trajectory, site):
+    plain = denoise(model, trajectory, [[Scale(site, 1.0)]])
+    assert torch.equal(denoise(model, trajectory, [[Apply(site, lambda activation, grid: activation)]]), plain)
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda activation, grid: activation[:, :1],
+        lambda activation, grid: activation.numpy(),
+        lambda activation, grid: None,
+        lambda activation, grid: activation.long(),
+        lambda activation, grid: activation / 0,
+        lambda activation, grid: activation.double() * 1e300,
+    ],
+)
+def test_a_function_that_gives_anything_else_is_refused_by_the_name_of_the_site(model, trajectory, site, fn):
+    with pytest.raises(InterventionError, match=rf"Apply.* at {site.name}.*gave .*; accepted"):
+        denoise(model, trajectory, [[Apply(site, fn)]])
+    assert tiny.hooks_of(model.denoiser) == []
+
+
+def test_a_function_that_is_never_reached_is_an_error(model, trajectory, site):
+    with pytest.raises(InterventionError, match=r"Apply\(abs\) never took effect"):
+        denoise(model, trajectory, [[Apply(site, abs, (981,))]])
+
+
+def test_a_function_inside_a_shared_level_is_refused(model, trajectory):
+    deep = find_site(model, "mid4.cross0.output")
+    keep = Apply(deep, lambda activation, grid: activation)
+    with pytest.raises(InterventionError, match="shared levels"):
+        denoise(model, trajectory, [[keep]], shared_levels=1)

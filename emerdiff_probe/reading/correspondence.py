@@ -13,6 +13,7 @@ from scipy.ndimage import gaussian_filter1d
 from torch import Tensor, nn
 
 from emerdiff_probe.arrays import enlarge, enlarge_by_rows
+from emerdiff_probe.checks import is_integer, is_one_of, is_positive, require
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.interventions import InjectAttention, Intervention, Modulate, Placement
 from emerdiff_probe.models.probe_model import ProbeModel
@@ -42,6 +43,9 @@ class Modulation:
         direction: (channel,) vector; all ones, the paper's, when None.
         readout: exact, or which approximations.
         seed: of the readout's sign patterns.
+
+    Raises:
+        InputError: any of these is ill-formed.
     """
 
     site: Site
@@ -52,6 +56,23 @@ class Modulation:
     direction: Tensor | None = None
     readout: Readout = field(default_factory=Readout)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        injected = self.injection is None or isinstance(self.injection, InjectAttention)
+        directed = self.direction is None or isinstance(self.direction, (Tensor, np.ndarray))
+        require(
+            self,
+            [
+                ("site", isinstance(self.site, Site), "a site, such as `find_site` gives"),
+                ("strength", is_positive(self.strength), "a finite number above 0"),
+                ("modulate_at", is_integer(self.modulate_at, 0), "an integer, 0 or more"),
+                ("placement", is_one_of(self.placement, ("after", "before")), "'after', 'before'"),
+                ("injection", injected, "InjectAttention(…), or None"),
+                ("direction", directed, "a tensor (channel,), or None"),
+                ("readout", isinstance(self.readout, Readout), "Readout(…)"),
+                ("seed", is_integer(self.seed, 0), "an integer, 0 or more"),
+            ],
+        )
 
     def variant(self, mask: Tensor, sign: float) -> list[Intervention]:
         """Interventions that modulate one mask with one sign."""

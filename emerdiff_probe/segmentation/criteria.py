@@ -14,7 +14,7 @@ from scipy.spatial.distance import pdist, squareform
 from sklearn.metrics import silhouette_score
 from torch import Tensor
 
-from emerdiff_probe.checks import is_integer, is_positive, require
+from emerdiff_probe.checks import is_integer, is_one_of, is_positive, require, show
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.reading.features import cluster
 from emerdiff_probe.segmentation.ncut import cosine_affinity, recursive_cut
@@ -104,7 +104,11 @@ class _Bounded(_BeforeModulation):
             self,
             [
                 ("fewest", is_integer(self.fewest, 1), "an integer, 1 or more"),
-                ("most", is_integer(self.most, self.fewest), f"an integer, {self.fewest} or more"),
+                (
+                    "most",
+                    is_integer(self.fewest, 1) and is_integer(self.most, self.fewest),
+                    f"an integer, {show(self.fewest)} or more",
+                ),
             ],
         )
 
@@ -225,7 +229,7 @@ class ResponseOverlap:
                 ("masks", is_integer(self.masks, 1), "an integer, 1 or more"),
                 (
                     "distance",
-                    self.distance in {"cosine", "correlation", "braycurtis"},
+                    is_one_of(self.distance, ("cosine", "correlation", "braycurtis")),
                     "'cosine', 'correlation', 'braycurtis'",
                 ),
                 ("threshold", is_positive(self.threshold), "a finite number above 0"),
