@@ -298,7 +298,6 @@ def test_untangling_finds_which_mask_a_pixel_answers_to():
         {"sign_patterns": 2.5},
         {"sign_patterns": "few"},
         {"shared_levels": -1},
-        {"seed": -1},
     ],
 )
 def test_a_readout_out_of_range_is_refused(wrong):
