@@ -8,6 +8,7 @@ from .naming.maskclip import MaskClip
 from .naming.vocabulary import ScoreMap, Vocabulary
 from .naming.words import ClassWords, WordAttention
 from .reading.atlas import ResponseAtlas, response_atlas
+from .reading.attention import attention
 from .reading.correspondence import Modulation, difference_maps, modulated_images
 from .reading.features import capture, capture_replayed, cluster, one_hot_masks, pca_view
 from .reading.readout import Readout
@@ -47,6 +48,7 @@ __all__ = [
     "Trajectory",
     "Vocabulary",
     "WordAttention",
+    "attention",
     "capture",
     "capture_replayed",
     "cluster",

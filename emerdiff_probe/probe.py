@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import cached_property, partial
@@ -16,6 +16,7 @@ from emerdiff_probe.checks import is_integer
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.images import load_image
 from emerdiff_probe.models.probe_model import ProbeModel
+from emerdiff_probe.reading.attention import attention, attentions
 from emerdiff_probe.reading.correspondence import Modulation, difference_maps
 from emerdiff_probe.reading.features import capture, cluster, combine, finest_grid, one_hot_masks
 from emerdiff_probe.sites import Site
@@ -108,6 +109,17 @@ class ProbedImage:
             self.capture(sites, timestep)
         held = [(self._features[site, timestep], self.grid(site)) for site in sites for timestep in timesteps]
         return held[0][0] if len(held) == 1 else combine(*held)
+
+    def attention(self, site: Site, timestep: int = 1, *, per_head: bool = False) -> Tensor:
+        """Attention probabilities (cell, cell) or (cell, token) of a layer, their mean over the draws of noise.
+
+        Or (head, cell, …) `per_head`; see `attention`.
+        """
+        return attention(self.model, self._drawn, site, timestep, per_head=per_head)
+
+    def attentions(self, sites: Sequence[Site], timestep: int = 1) -> Iterator[tuple[Site, Tensor]]:
+        """Every site and the probabilities of its layer, as by `attention`, in as few passes as memory allows."""
+        return attentions(self.model, self._drawn, sites, timestep)
 
     def low_resolution_masks(
         self, sites: Site | Sequence[Site], clusters: int, timesteps: int | Sequence[int] = 1

@@ -18,6 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from emerdiff_probe.errors import InputError, InterventionError, ModelError, TimestepError
+from emerdiff_probe.hooks.attention_reader import AttentionReader
 from emerdiff_probe.hooks.shared_attention import SharedAttention
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.sites import Site, list_sites
@@ -178,13 +179,15 @@ def attached(
     stop_early: bool = False,
     equal_at: int | None = None,
     first_row: Mapping[str, frozenset[int]] | None = None,
+    attention: AttentionReader | None = None,
 ) -> Iterator[Record]:
     """Run the denoiser inside this context with edits applied and captures recorded.
 
     Edits of one site apply in the order given, captures see the edited values. With `stop_early` the `with` block
     ends, without an error, as soon as the last captured site of the first pass has run. At the timestep `equal_at`
     the caller promises that all rows enter the denoiser equal: what runs before the first edit then runs on one row.
-    Modules named in `first_row` run on the first row alone at their timesteps, and all rows take what it gives.
+    Modules named in `first_row` run on the first row alone at their timesteps, and all rows take what it gives. The
+    reader `attention` sees the probabilities of its layers, after the last of which the block ends in the same way.
 
     Yields:
         A `Record` of the captures.
@@ -223,7 +226,12 @@ def attached(
                 tap.register(model.denoiser, stop=site == last)
             for order, injection in enumerate(injections, start=len(replaced)):
                 _share(model.denoiser, injection, order, current, fired, taps)
-            yield record
+            if attention is None:
+                yield record
+            else:
+                _watch(model.denoiser, attention, current)
+                with attention:
+                    yield record
         except _StopEarly as stop:
             if stop.args[0] is not current:  # it ends a run around this one
                 raise
@@ -357,6 +365,23 @@ def _run_on_one_row(model: ProbeModel, path: str, current: _Pass, timesteps: fro
 
     module.register_forward_pre_hook(_Hook(current, on_input), with_kwargs=True)
     module.register_forward_hook(_Hook(current, on_output))
+
+
+def _watch(denoiser: nn.Module, reader: AttentionReader, current: _Pass) -> None:
+    """Tell a reader which of its layers runs."""
+    for path in reader.layers:
+        layer: Any = denoiser.get_submodule(path)
+
+        def before(layer: Any, _: tuple[Any, ...], path: str = path) -> None:
+            reader.begin(path, layer.heads)
+
+        def after(layer: Any, _: tuple[Any, ...], output: Tensor, path: str = path) -> None:
+            reader.end(layer.processor, len(output))
+            if path == reader.layers[-1]:
+                raise _StopEarly(current)
+
+        layer.register_forward_pre_hook(_Hook(current, before))
+        layer.register_forward_hook(_Hook(current, after))
 
 
 def _is_written_in_place(denoiser: nn.Module) -> bool:

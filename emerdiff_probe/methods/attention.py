@@ -1,4 +1,4 @@
-"""Attention maps from captured queries and keys: one layer and one head at a time, never all layers at once."""
+"""Self-attention of many layers on one grid."""
 
 from __future__ import annotations
 
@@ -11,37 +11,13 @@ from torch import Tensor
 
 from emerdiff_probe.arrays import enlarge
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.interventions import attention_part
 from emerdiff_probe.probe import ProbedImage
-from emerdiff_probe.reading.attention import mean_attention
 from emerdiff_probe.sites import Site
 
 Weighting = Literal["layer", "resolution", "uniform"]
 WEIGHTINGS: tuple[Weighting, ...] = ("layer", "resolution", "uniform")
 ROWS = 1024
 """Cells whose maps are added at a time, so that no second copy of the sum is held."""
-
-
-def self_attention(probed: ProbedImage, site: Site, timestep: int) -> Tensor:
-    """Attention probabilities of a self-attention layer, the mean over its heads: softmax(Q K^T * scale).
-
-    Args:
-        probed: the image.
-        site: any site of the layer.
-        timestep: on the image's trajectory.
-
-    Returns:
-        (cell, cell) float32 on the CPU, a row for each asking cell; rows sum to 1.
-
-    Raises:
-        InputError: a site of no self-attention layer.
-        ModelError: a layer that normalises its queries and keys, so that the projections do not give its maps.
-    """
-    if site.kind != "self":
-        raise InputError(f"{site} is no self-attention layer; accepted: sites of kind 'self'")
-    parts = [attention_part(probed.model, site, "query"), attention_part(probed.model, site, "key")]
-    probed.capture(parts, timestep)
-    return mean_attention(probed.model, site, *(probed.features(part, timestep) for part in parts))
 
 
 def aggregated_attention(
@@ -68,18 +44,19 @@ def aggregated_attention(
         (cell, cell) float32 on the CPU; rows sum to 1.
 
     Raises:
-        InputError: no sites, another weighting, or as in `self_attention`.
+        InputError: no sites, one of no self-attention layer, or another weighting.
+        ModelError: a layer whose probabilities cannot be read; see `attention`.
     """
     if not sites or weighting not in WEIGHTINGS:
         raise InputError(f"{len(sites)} sites, weighting {weighting!r}; accepted: some, {', '.join(WEIGHTINGS)}")
+    if other := [site for site in sites if site.kind != "self"]:
+        raise InputError(f"{other[0]} is no self-attention layer; accepted: sites of kind 'self'")
     grids = [probed.grid(site) for site in sites]
     height, width = grid or max(grids, key=lambda sides: sides[0] * sides[1])
     weights = _weights(grids, weighting)
-    both = [attention_part(probed.model, site, part) for site in sites for part in ("query", "key")]
-    probed.capture(both, timestep)
     total = torch.zeros(height * width, height * width)
-    for site, sides, weight in zip(sites, grids, weights, strict=True):
-        maps = spread(self_attention(probed, site, timestep), sides, (height, width))
+    for (_, own), sides, weight in zip(probed.attentions(sites, timestep), grids, weights, strict=True):
+        maps = spread(own, sides, (height, width))
         asking = _nearest_cells(sides, (height, width))
         for rows in torch.arange(height * width).split(ROWS):
             total[rows] += weight * maps[asking[rows]]

@@ -16,8 +16,7 @@ from emerdiff_probe.interventions import attention_part
 from emerdiff_probe.models.probe_model import Conditioning, ProbeModel
 from emerdiff_probe.naming.vocabulary import ScoreMap, Vocabulary
 from emerdiff_probe.probe import ProbedImage
-from emerdiff_probe.reading.attention import mean_attention
-from emerdiff_probe.reading.features import capture
+from emerdiff_probe.reading.attention import attentions
 from emerdiff_probe.sites import Site, find_site, list_sites
 
 Positions = Sequence[tuple[int, ...]]
@@ -82,7 +81,7 @@ class WordAttention:
             SiteError: the model has no such layer.
             InputError: a site that is no part of a cross-attention layer.
             TimestepError: a timestep that the trajectory does not pass.
-            ModelError: a layer whose projections do not give its maps.
+            ModelError: a layer whose probabilities cannot be read; see `attention`.
         """
         model, sites = probed.model, self._sites(probed.model)
         grids = {site: probed.grid(site) for site in sites}
@@ -90,12 +89,8 @@ class WordAttention:
         timesteps = self.timesteps or probed.trajectory.timesteps
         total = torch.zeros(*finest, len(positions))
         for timestep in timesteps:
-            keys = {site: attention_part(model, site, "key") for site in sites}
-            captured = capture(
-                model, probed.trajectory, [*sites, *keys.values()], [timestep], conditioning=conditioning
-            )
-            for site, key in keys.items():
-                maps = mean_attention(model, site, captured[site, timestep][0], captured[key, timestep][0])
+            read = attentions(model, probed.trajectory, sites, timestep, conditioning=conditioning)
+            for site, maps in read:
                 grouped = torch.stack([maps[:, list(group)].mean(1) for group in positions])
                 grouped = rearrange(grouped, "group (h w) -> group h w", h=grids[site][0])
                 total += rearrange(enlarge(grouped, finest, antialias=True), "group h w -> h w group")
