@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from diffusers import DiffusionPipeline, ModelMixin, UNet2DConditionModel
 from torch import nn
 
 from emerdiff_probe.errors import InputError, ModelError
+from emerdiff_probe.models.additions import add_embedding, fuse_lora
 from emerdiff_probe.models.conditions import (
     find_parts,
     require_fitting_parts,
@@ -39,6 +40,8 @@ def load_model(
     variant: str | None = None,
     revision: str | None = None,
     family: str | None = None,
+    lora: Sequence[str | Path] = (),
+    embeddings: Sequence[str | Path] = (),
 ) -> ProbeModel:
     """Load a model to probe.
 
@@ -54,11 +57,13 @@ def load_model(
         revision: branch, tag or commit of a model on the hub.
         family: whose settings are the defaults ("pocket", "sd1", "sd2" or "sdxl" for a U-Net); known by the model's
             structure where it is not said.
+        lora: LoRA files to fuse into the weights, each "PATH" or "PATH:scale".
+        embeddings: textual inversions, each "PATH" or "PATH:word"; prompts use the word.
 
     Raises:
         ModelError: unknown model, pickled weights, weights that do not fit or hold NaN, no U-Net or autoencoder inside,
             a noise schedule or a condition that is not served; the message names it.
-        InputError: a device, precision, revision or family that is not there.
+        InputError: a device, precision, revision or family that is not there, or a scale that is no number.
     """
     if isinstance(source, DiffusionPipeline):
         name = str(getattr(source.config, "_name_or_path", "") or type(source).__name__)
@@ -73,6 +78,12 @@ def load_model(
         with quiet_loading():
             pipeline = _load_pipeline(name, precision, variant, revision)
         _require_served(pipeline, name)
+    with quiet_loading():
+        for text in map(str, lora):
+            fuse_lora(pipeline, text)
+        for text in map(str, embeddings):
+            add_embedding(pipeline, text)
+    name = " + ".join([name, *(text.rsplit("/", 1)[-1] for text in map(str, [*lora, *embeddings]))])
     require_finite({part: getattr(pipeline, part, None) for part in COMPONENTS}, name)
     model = wrap(pipeline, name)
     if family is not None:
