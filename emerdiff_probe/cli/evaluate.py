@@ -10,11 +10,9 @@ from typing import Annotated
 
 import typer
 
+from emerdiff_probe.cli.models import GivenModel, take_model
 from emerdiff_probe.cli.options import (
-    DeviceOption,
     GivenSettings,
-    ModelOption,
-    PrecisionOption,
     WorkersOption,
     app,
     require_folder,
@@ -33,8 +31,10 @@ class Shape(StrEnum):
 
 
 @app.command()
+@take_model
 @take_settings(but=("clusters",))
 def evaluate(
+    model: GivenModel,
     settings: GivenSettings,
     data: Annotated[
         str,
@@ -68,9 +68,6 @@ def evaluate(
     side: Annotated[int | None, typer.Option(help="Shorter side in pixels that methods get; the image's own.")] = None,
     shape: Annotated[Shape, typer.Option(help="Keep proportions, crop to a square, or squash into one.")] = Shape.keep,
     workers: WorkersOption = None,
-    model: ModelOption = "pocket",
-    device: DeviceOption = None,
-    precision: PrecisionOption = None,
 ) -> None:
     """Score EmerDiff and its rivals on one inverted image each; interrupted at any moment it goes on where it stopped.
 
@@ -84,13 +81,12 @@ def evaluate(
     from emerdiff_probe.evaluation.run import Evaluation, run_evaluation
     from emerdiff_probe.methods.catalogue import find_methods
     from emerdiff_probe.methods.naming import Words
-    from emerdiff_probe.models.loading import load_model
     from emerdiff_probe.runs.store import require_local
 
     protocols = split_list(protocol)
     require_protocols(protocols)
     require_folder(require_local(store))
-    probed = load_model(model, device=device, dtype=precision)
+    probed = model.load()
     images = open_data(data, side=probed.native_size)
     for note in images.notes:
         print(f"{images.name}: {note}", file=sys.stderr)

@@ -9,11 +9,9 @@ from typing import Annotated
 
 import typer
 
+from emerdiff_probe.cli.models import GivenModel, take_model
 from emerdiff_probe.cli.options import (
-    DeviceOption,
     GivenSettings,
-    ModelOption,
-    PrecisionOption,
     app,
     split_list,
     take_settings,
@@ -22,8 +20,10 @@ from emerdiff_probe.errors import InputError
 
 
 @app.command()
+@take_model
 @take_settings()
 def find(
+    model: GivenModel,
     settings: GivenSettings,
     concepts: Annotated[
         str, typer.Argument(help="What is looked for, such as 'roof' or 'roof,red car'; or @FILE with one a line.")
@@ -40,9 +40,6 @@ def find(
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the masks, a subfolder an image.")] = Path("out/found"),
-    model: ModelOption = "pocket",
-    device: DeviceOption = None,
-    precision: PrecisionOption = None,
 ) -> None:
     """Find concepts by their names: writes NAME.png (0 and 255), NAME_score.png and NAME_overlay.png of every one.
 
@@ -53,7 +50,6 @@ def find(
     from emerdiff_probe.batch import list_pictures
     from emerdiff_probe.files import require_writable
     from emerdiff_probe.models.clip import load_clip
-    from emerdiff_probe.models.loading import load_model
     from emerdiff_probe.naming.find import find as find_concept
     from emerdiff_probe.naming.find import name_files, write_found
     from emerdiff_probe.segmentation.segment import segment
@@ -62,7 +58,7 @@ def find(
     names = name_files(wanted)
     pictures = list_pictures(images)
     require_writable(out)
-    probed = load_model(model, device=device, dtype=precision)
+    probed = model.load()
     config = settings.config(probed)
     chooser = None if clip is None else load_clip(clip, device=probed.device)
     for note in pictures.notes:

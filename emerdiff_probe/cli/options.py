@@ -32,20 +32,11 @@ app = typer.Typer(
 )
 
 
-ModelOption = Annotated[
-    str, typer.Option("--model", help="'pocket', a hub id such as CompVis/stable-diffusion-v1-4, or a local folder.")
-]
-
-
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda or mps; the fastest that is there by default.")]
 
 
 FastOption = Annotated[bool, typer.Option("--fast", help="Several times as fast, by approximations.")]
 
-
-PrecisionOption = Annotated[
-    str | None, typer.Option("--precision", help="float32, float16 or bfloat16; float16 on CUDA, else float32.")
-]
 
 FLAGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {

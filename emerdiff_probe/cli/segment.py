@@ -8,11 +8,9 @@ from typing import Annotated
 
 import typer
 
+from emerdiff_probe.cli.models import GivenModel, take_model
 from emerdiff_probe.cli.options import (
-    DeviceOption,
     GivenSettings,
-    ModelOption,
-    PrecisionOption,
     app,
     split_list,
     take_settings,
@@ -21,8 +19,10 @@ from emerdiff_probe.errors import InputError
 
 
 @app.command()
+@take_model
 @take_settings()
 def segment(
+    model: GivenModel,
     settings: GivenSettings,
     images: Annotated[
         list[str] | None,
@@ -31,9 +31,6 @@ def segment(
         ),
     ] = None,
     data: Annotated[str | None, typer.Option(help="In the place of files, a data set as `evaluate` takes it.")] = None,
-    model: ModelOption = "pocket",
-    device: DeviceOption = None,
-    precision: PrecisionOption = None,
     out: Annotated[Path, typer.Option(help="Folder for the results, a subfolder an image.")] = Path("out"),
     maps: Annotated[bool, typer.Option("--maps", help="Keep difference maps, float16, at the working size.")] = False,
     formats: Annotated[
@@ -59,7 +56,6 @@ def segment(
     from emerdiff_probe.data.sources import open_data
     from emerdiff_probe.files import require_writable
     from emerdiff_probe.models.clip import load_clip
-    from emerdiff_probe.models.loading import load_model
     from emerdiff_probe.naming.maskclip import MaskClip
     from emerdiff_probe.naming.vocabulary import Vocabulary
     from emerdiff_probe.segmentation.export import export, require_formats
@@ -73,7 +69,7 @@ def segment(
     require_writable(out)
     if pictures is not None:  # before a model is loaded; others are looked at when they are known
         require_places(out, pictures.names)
-    probed = load_model(model, device=device, dtype=precision)
+    probed = model.load()
     config = settings.config(probed)
     source = open_data(data, side=probed.native_size) if pictures is None and data is not None else pictures
     assert source is not None

@@ -9,11 +9,9 @@ from typing import Annotated
 
 import typer
 
+from emerdiff_probe.cli.models import GivenModel, take_model
 from emerdiff_probe.cli.options import (
-    DeviceOption,
     GivenSettings,
-    ModelOption,
-    PrecisionOption,
     WorkersOption,
     app,
     require_folder,
@@ -23,8 +21,10 @@ from emerdiff_probe.errors import InputError
 
 
 @app.command()
+@take_model
 @take_settings()
 def study(
+    model: GivenModel,
     settings: GivenSettings,
     name: Annotated[str, typer.Argument(help="Which study; a name that does not exist lists them all.")],
     data: Annotated[
@@ -42,9 +42,6 @@ def study(
     quick: Annotated[bool, typer.Option("--quick", help="A small grid.")] = False,
     no_resume: Annotated[bool, typer.Option("--no-resume", help="Refuse a store that is there already.")] = False,
     workers: WorkersOption = None,
-    model: ModelOption = "pocket",
-    device: DeviceOption = None,
-    precision: PrecisionOption = None,
 ) -> None:
     """Run a study over drawn scenes or pictures of one's own; interrupted at any moment it goes on where it stopped.
 
@@ -52,7 +49,6 @@ def study(
     that cannot be read or measured, and damaged records, are reported; what the data does not allow to measure, too.
     """
     from emerdiff_probe.data.sources import open_data
-    from emerdiff_probe.models.loading import load_model
     from emerdiff_probe.runs.store import require_local
     from emerdiff_probe.studies.catalogue import STUDIES, make_study
     from emerdiff_probe.studies.run import run_study
@@ -61,7 +57,7 @@ def study(
         raise InputError(f"no study {name!r}; accepted: {', '.join(STUDIES)}")
     folder = require_local(store or Path("out") / "studies" / name)
     require_folder(folder)
-    probed = load_model(model, device=device, dtype=precision)
+    probed = model.load()
     samples = open_data(data, side=probed.native_size)
     fitted = None if fit_on is None else open_data(fit_on, side=probed.native_size)
     made = make_study(name, probed, samples, settings.config(probed), quick=quick, fit_on=fitted)

@@ -178,7 +178,7 @@ def _known_layers(pipeline: DiffusionPipeline) -> Iterator[tuple[tuple[str, str]
             if part.startswith("text_encoder"):
                 names = [path, f"text_model.{path}", path.removeprefix("text_model.")]
             elif part == "unet":
-                names = [path, *_stability_names(path, int(module.config.layers_per_block) + 1)]
+                names = [path, *_stability_names(path, int(pipeline.unet.config.layers_per_block) + 1)]
             for name in names:
                 yield (part, _flatten(name)), path
 

@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline, ModelMixin, UNet2DConditionModel
 from torch import nn
 
 from emerdiff_probe.errors import InputError, ModelError
-from emerdiff_probe.models.additions import add_embedding, fuse_lora
+from emerdiff_probe.models.additions import add_embedding, fuse_lora, split_addition
 from emerdiff_probe.models.conditions import (
     find_parts,
     require_fitting_parts,
@@ -65,6 +65,8 @@ def load_model(
             a noise schedule or a condition that is not served; the message names it.
         InputError: a device, precision, revision or family that is not there, or a scale that is no number.
     """
+    for text in map(str, (*lora, *embeddings)):
+        split_addition(text)  # is there, before a model is loaded
     if isinstance(source, DiffusionPipeline):
         name = str(getattr(source.config, "_name_or_path", "") or type(source).__name__)
         _require_served(source, name)

@@ -11,15 +11,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import diffusers
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    DiffusionPipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import (
     convert_ldm_clip_checkpoint,
     convert_ldm_unet_checkpoint,
@@ -343,14 +337,14 @@ def _fill(part: _Part, weights: Mapping[str, Tensor], dtype: torch.dtype) -> Non
 
 def _assemble(kind: Kind, modules: Mapping[str, nn.Module], scheduler: DDIMScheduler, file: Path) -> DiffusionPipeline:
     if kind == "sdxl":
-        return StableDiffusionXLPipeline(
+        return diffusers.StableDiffusionXLPipeline(
             **modules,
             tokenizer=make_clip_tokenizer(),
             tokenizer_2=make_clip_tokenizer("!"),
             scheduler=scheduler,
             add_watermarker=False,
         )
-    return StableDiffusionPipeline(
+    return diffusers.StableDiffusionPipeline(
         **modules,
         tokenizer=make_clip_tokenizer("!" if kind == "sd2" else "<|endoftext|>"),
         scheduler=scheduler,
