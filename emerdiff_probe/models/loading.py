@@ -86,7 +86,6 @@ def load_model(
         for text in map(str, embeddings):
             add_embedding(pipeline, text)
     name = " + ".join([name, *(text.rsplit("/", 1)[-1] for text in map(str, [*lora, *embeddings]))])
-    require_finite({part: getattr(pipeline, part, None) for part in COMPONENTS}, name)
     model = wrap(pipeline, name)
     if family is not None:
         accepted = model.families or (model.family,)
@@ -95,6 +94,7 @@ def load_model(
         model.told_family = family
     with quiet_loading():
         _move(pipeline, place, precision)
+    require_finite({part: getattr(pipeline, part, None) for part in COMPONENTS}, name)
     for component in (model.denoiser, model.autoencoder):
         if component is not None:
             component.to(memory_format=torch.channels_last)  # what the fast convolution kernels take

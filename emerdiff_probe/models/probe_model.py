@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor
 
 from emerdiff_probe.arrays import enlarge
-from emerdiff_probe.errors import InputError
+from emerdiff_probe.errors import InputError, ModelError
 from emerdiff_probe.models.addresses import Address
 from emerdiff_probe.models.autoencoders import encode_images, find_autoencoder, unscale, widths
 from emerdiff_probe.models.batching import rows_that_fit, run_in_batches
@@ -248,6 +248,7 @@ class ProbeModel(ABC):
 
         Raises:
             InputError: another shape, or NaN.
+            ModelError: the autoencoder overflowed.
         """
         if images.ndim != 4 or images.shape[1] != 3 or any(side % self.multiple for side in images.shape[2:]):
             raise InputError(
@@ -263,7 +264,7 @@ class ProbeModel(ABC):
             raise InputError("the images hold NaN or infinite values")
         if self.autoencoder is None:
             return images.to(self.device).float()
-        return encode_images(self.autoencoder, images)
+        return self.require_finite(encode_images(self.autoencoder, images), self.autoencoder)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -271,6 +272,9 @@ class ProbeModel(ABC):
 
         Any number of them: they run in batches that fit the device. Pixel values are float32, about [-1, 1], and not
         clipped: differences between them stay linear.
+
+        Raises:
+            ModelError: the autoencoder overflowed.
         """
         if self.autoencoder is None:
             return latents.float()
@@ -278,7 +282,31 @@ class ProbeModel(ABC):
         pixels = scaled.shape[2] * scaled.shape[3] * self.factor**2
         row_bytes = 4 * channels[min(1, len(channels) - 1)] * pixels * scaled.dtype.itemsize
         size = rows_that_fit(self.device, row_bytes, MAX_DECODES[self.device.type])
-        return run_in_batches(lambda rows: self.autoencoder.decode(rows).sample.float(), scaled, size)
+        images = run_in_batches(lambda rows: self.autoencoder.decode(rows).sample.float(), scaled, size)
+        return self.require_finite(images, self.autoencoder)
+
+    def require_finite(self, values: Tensor, part: Any = None) -> Tensor:
+        """Values as they are, once they are known to be finite.
+
+        Args:
+            values: that a part of the model gave.
+            part: which; the denoiser when None.
+
+        Raises:
+            ModelError: NaN or infinite values among them; half precision overflows first.
+        """
+        if torch.isfinite(values).all():
+            return values
+        dtype = self.dtype if part is None else part.dtype
+        named = str(dtype).removeprefix("torch.")
+        wider = "bfloat16 or float32" if dtype == torch.float16 else "float32"
+        hint = (
+            "weights, inputs and strengths that do not overflow" if dtype == torch.float32 else f"--precision {wider}"
+        )
+        raise ModelError(
+            f"{self.name}: the {'denoiser' if part is None else 'autoencoder'} gave NaN or infinite values in {named}; "
+            f"accepted: {hint}"
+        )
 
     def __repr__(self) -> str:
         count = sum(parameter.numel() for parameter in self.denoiser.parameters())

@@ -195,7 +195,10 @@ def require_finite(modules: Mapping[str, Any], name: str) -> None:
             continue
         for key, tensor in module.state_dict().items():
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise ModelError(f"{name}: the weights hold NaN or infinite values, first in {component}.{key}")
+                hint = ""
+                if tensor.dtype == torch.float16:
+                    hint = "; in float16 values above 65,504 are infinite: accepted: bfloat16 or float32"
+                raise ModelError(f"{name}: the weights hold NaN or infinite values, first in {component}.{key}{hint}")
 
 
 def _some(names: Sequence[str]) -> str:

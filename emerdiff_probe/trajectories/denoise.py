@@ -100,6 +100,7 @@ def denoise(
         InterventionError: an intervention that did not take effect, or not at each of its timesteps.
         InputError: a trajectory of several images, no variants, more steps than the trajectory has, a batch of none,
             or shared levels that the denoiser does not have, with guidance, or in a single step.
+        ModelError: the denoiser overflowed.
     """
     latents, _ = replay(
         model,
@@ -201,7 +202,7 @@ def _replay(
                 latents = mean + (trajectory.latents[step] - mean[:1])
             else:
                 latents = mean + trajectory.residuals[step - 1]
-    return latents[rows], {key: record[key][rows].cpu() for key in record.tensors}
+    return model.require_finite(latents[rows]), {key: record[key][rows].cpu() for key in record.tensors}
 
 
 def _edits(

@@ -39,6 +39,10 @@ def generate(
 
     Returns:
         A trajectory over the whole grid, of one image; `model.decode(trajectory.final)` is the image.
+
+    Raises:
+        InputError: a size that is no whole multiple.
+        ModelError: the denoiser overflowed.
     """
     height, width = size or (model.native_size, model.native_size)
     if height % model.multiple or width % model.multiple:
@@ -60,4 +64,5 @@ def generate(
         residuals.append(latents[-1] - mean)
         if callback is not None:
             callback(timestep, latents[-1])
+    model.require_finite(latents[-1])
     return Trajectory(timesteps, torch.stack(latents), torch.stack(residuals), steps, eta, prompt, float(guidance))

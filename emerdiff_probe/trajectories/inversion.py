@@ -60,6 +60,7 @@ def invert(
     Raises:
         TimestepError: `start` is not on the grid.
         InputError: an unknown method, or a seed below 0.
+        ModelError: the denoiser overflowed.
     """
     if method not in {"ddpm", "ddim"}:
         raise InputError(f"inversion {method!r}; accepted: ddpm, ddim")
@@ -102,7 +103,7 @@ def _integrate_path(
     for timestep in reversed(timesteps):
         prediction = predict(model, path[-1], schedule.exact(timestep), conditioning)
         path.append(schedule.step_up(prediction, timestep, path[-1]))
-    return torch.stack(path[::-1])
+    return model.require_finite(torch.stack(path[::-1]))
 
 
 def _predict_all(
@@ -123,4 +124,4 @@ def _predict_all(
         torch.arange(steps * batch),
         batch_size or denoiser_rows_that_fit(model, rows),
     )
-    return outputs.unflatten(0, (steps, batch))
+    return model.require_finite(outputs).unflatten(0, (steps, batch))
