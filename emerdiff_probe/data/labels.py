@@ -53,7 +53,7 @@ class LabelMap:
             InputError: the file is missing or cannot be read.
             LabelError: it is a colour picture, or holds numbers that are no class.
         """
-        raw = _read_matrix(path, self.variable) if path.suffix == ".mat" else load_labels(path)
+        raw = _read_matrix(path, self.variable) if path.suffix.lower() == ".mat" else load_labels(path)
         if raw.ndim != 2 or raw.size == 0:
             raise LabelError(
                 f"{path}: shape {raw.shape}; accepted: one number a pixel. If colours are classes, name them: "
@@ -143,7 +143,7 @@ def _replace(numbers: np.ndarray, found: np.ndarray, labels: Sequence[int]) -> n
     return table[numbers]
 
 
-_CHANNELS = r"(\d+)[\s,;]+(\d+)[\s,;]+(\d+)"
+_CHANNELS = r"(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})"
 _NAMED_COLOUR = re.compile(rf"(.+?)[\s,;]+{_CHANNELS}|{_CHANNELS}[\s,;]+(.+)")
 
 
@@ -207,8 +207,12 @@ def map_numbers(
         offset, numbers, variable: as of `LabelMap`.
 
     Raises:
-        InputError: a name to ignore that no class has, no class left, or another number of names than of numbers.
+        InputError: a name to ignore that no class has, no class left, a class named twice, or another number
+            of names than of numbers.
     """
+    twice = [name for name in dict.fromkeys(names) if list(names).count(name) > 1]
+    if twice:
+        raise InputError(f"classes {list_some(twice)} named twice or more; accepted: each name once")
     own = tuple(range(offset, offset + len(names)) if numbers is None else numbers)
     if len(own) != len(names) or len(set(own)) < len(own):
         raise InputError(f"numbers {list_some(own)} of {len(names)} classes; accepted: one for each class, each once")

@@ -76,6 +76,8 @@ def test_names_can_be_ignored_and_make_no_class(path):
 def test_numbers_that_do_not_fit_names_are_refused(given, message):
     with pytest.raises(InputError, match=message):
         map_numbers(("sky", "sea"), **given)
+    with pytest.raises(InputError, match="classes sky named twice"):
+        map_numbers(("sky", "sea", "sky"), **given)
 
 
 def paint(path, *colours, mode="RGB"):
@@ -115,6 +117,7 @@ def test_a_header_and_commas_are_taken(tmp_path):
     [
         ("road 1 2\n", "'road 1 2'; accepted: a name, and red"),
         ("road 1 2 256\n", "0 to 255"),
+        (f"road 1 2 {'9' * 5000}\n", "0 to 255"),
         ("road 1 2 3\nsky 1 2 3\n", "'sky 1 2 3' is the colour of road"),
         ("1 2 3\n", "a name"),
         ("name red green blue\n", "no colours in it"),
