@@ -13,7 +13,7 @@ import numpy as np
 from safetensors.torch import load_file, save_file
 
 from emerdiff_probe.data.dataset import DataSet
-from emerdiff_probe.errors import InputError
+from emerdiff_probe.errors import InputError, LabelError
 from emerdiff_probe.files import write_whole
 from emerdiff_probe.methods.interface import Counts
 from emerdiff_probe.methods.supervised import (
@@ -85,6 +85,7 @@ class Reference:
 
         Raises:
             InputError: no image can be read, or as `train_linear_probe` and `train_unet`.
+            LabelError: labels that are no class as the data is described.
         """
         if not weights.exists():
             train = self._probe_weights if isinstance(self.training, ProbeTraining) else self._unet_weights
@@ -129,6 +130,8 @@ class Reference:
             try:
                 sample = self.data[place]
                 pixels = sample.pixels()
+            except LabelError:  # what was understood of the other labels may be wrong, too
+                raise
             except InputError as error:
                 warn(f"{name} is not trained on: {error}")
                 continue

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from emerdiff_probe.data.dataset import DataSet
 from emerdiff_probe.data.summary import LabelSummary, count_labels, summarize
-from emerdiff_probe.errors import InputError
+from emerdiff_probe.errors import InputError, LabelError
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.runs.executor import Failed, Measured, Task, execute
 from emerdiff_probe.runs.job import Cell, Job
@@ -101,6 +101,7 @@ def run(
     Raises:
         InputError: a store of something else, a sample that is another than it was, no sample that can be used, or
             workers without Ray, without a cluster, or more than it has processors.
+        LabelError: labels that are no class as the data is described; they may be others in every sample.
         ProbeError: as `Job.prepare`.
     """
     kept = Store(store, {**job.identity(), **_identity(model, data)}, _description(model, job), warn=warn)
@@ -177,6 +178,8 @@ class _Work:
                 sample = self.data[place]
                 digest = sample.digest()
                 pixels = sample.pixels()
+            except LabelError:  # what was understood of the other labels may be wrong, too
+                raise
             except InputError as error:
                 self._skip(place, str(error))
                 continue

@@ -16,7 +16,7 @@ from emerdiff_probe.data.pairs import Pair
 from emerdiff_probe.data.resizing import Resizing
 from emerdiff_probe.data.sample import IGNORED
 from emerdiff_probe.data.sources import open_data
-from emerdiff_probe.errors import InputError, ModelError, TimestepError
+from emerdiff_probe.errors import InputError, LabelError, ModelError, TimestepError
 from emerdiff_probe.evaluation.cost import measured
 from emerdiff_probe.evaluation.report import make_report
 from emerdiff_probe.evaluation.run import Cell, Evaluation, run_evaluation
@@ -252,7 +252,7 @@ def test_images_that_cannot_be_used_are_reported_and_counted_until_they_can(mode
     whole = pictures.pairs[1].image.read_bytes()
     pictures.pairs[1].image.write_bytes(whole[:200])
     Image.fromarray(np.full((64, 64), 255, np.uint8)).save(pictures.pairs[2].labels)  # all of it ignored
-    Image.fromarray(np.full((64, 64), 7, np.uint8)).save(pictures.pairs[3].labels)  # no class
+    pictures.pairs[3].labels.write_bytes(pictures.pairs[3].labels.read_bytes()[:60])
     warned = []
     some = Evaluation((RgbKMeans(), Bilinear()), (2,), config)
     found = run_evaluation(model, pictures, some, store=tmp_path / "store", warn=warned.append)
@@ -260,12 +260,21 @@ def test_images_that_cannot_be_used_are_reported_and_counted_until_they_can(mode
     assert sorted(found.skipped) == ["b", "c", "d"]
     assert "cannot be read" in found.skipped["b"]
     assert "every pixel is ignored" in found.skipped["c"]
-    assert "labels 7 are no class" in found.skipped["d"]
+    assert "d.labels.png: cannot be read" in found.skipped["d"]
     assert sorted(message.split()[0] for message in warned) == ["b", "c", "d"]
     assert make_report(found).to_json()["skipped"] == 3
     pictures.pairs[1].image.write_bytes(whole)
     repaired = run_evaluation(model, pictures, some, store=tmp_path / "store", warn=warned.append)
     assert (repaired.images, repaired.run.computed) == (("a", "b"), 3)
+
+
+def test_labels_that_are_no_class_stop_a_run(model, pictures, config, tmp_path):
+    """Under a wrong offset only the images with the last class can be told; the others would be scored, and wrong."""
+    Image.fromarray(np.full((64, 64), 7, np.uint8)).save(pictures.pairs[1].labels)
+    with pytest.raises(LabelError, match="labels 7 are no class"):
+        run_evaluation(model, pictures, Evaluation((RgbKMeans(),), (2,), config), store=tmp_path / "store")
+    with pytest.raises(LabelError, match="labels 7 are no class"):
+        Reference(UNetTraining(), pictures).trained(model, config, tmp_path / "weights.safetensors")
 
 
 @dataclass(frozen=True)
