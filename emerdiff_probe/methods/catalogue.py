@@ -24,6 +24,7 @@ from emerdiff_probe.methods.walking import RandomWalk
 from emerdiff_probe.reading.readout import Readout
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig
 from emerdiff_probe.segmentation.presets import FAST
+from emerdiff_probe.segmentation.settings import OPTIONS
 
 Method = Segmenter | Reference | Naming
 
@@ -111,6 +112,37 @@ def configured(method: Method, config: EmerDiffConfig) -> Method:
     if isinstance(method, Naming) and method.masks is not None:
         return replace(method, masks=configured(method.masks, config))  # type: ignore[arg-type]
     return method
+
+
+def vary(methods: Sequence[Method], variants: Sequence[Mapping[str, Any]]) -> tuple[Method, ...]:
+    """Methods with EmerDiff, alone or under a namer, once for every variant of its settings; others as they are.
+
+    Args:
+        methods: to vary.
+        variants: settings by option name, each with the same names. A setting that a method was given stays.
+
+    Raises:
+        InputError: more than one value of a setting that all methods share, the inversion's.
+    """
+    several = [name for name in variants[0] if len({str(variant[name]) for variant in variants}) > 1]
+    shared = [name for name in several if OPTIONS[name][0] == "inversion" or name in {"seed", "feature_draws"}]
+    if shared:
+        raise InputError(f"several values of {', '.join(shared)}, which all methods share; accepted: one")
+    made: dict[Method, None] = {}
+    for method in methods:
+        for variant in variants:
+            made[_vary(method, {name: variant[name] for name in several})] = None
+    return tuple(made)
+
+
+def _vary(method: Method, settings: Mapping[str, Any]) -> Method:
+    if isinstance(method, Naming) and method.masks is not None and settings:
+        masks = _vary(method.masks, settings)
+        return method if masks is method.masks else replace(method, masks=masks)  # type: ignore[arg-type]
+    if not isinstance(method, EmerDiff) or not settings:
+        return method
+    taken = [name for name in settings if name not in method.config.options()]
+    return replace(method, config=method.config.fill(settings), varied=tuple(taken))
 
 
 def identity(method: Method) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -23,20 +23,30 @@ class EmerDiff:
     Attributes:
         config: settings, but for the number of clusters and those of the inversion, which are the probed image's. What
             they leave open are the best known ones for the model, at the nearest timesteps of the trajectory.
+        varied: option names of settings that tell it from others in a table; its name says their values.
     """
 
     config: EmerDiffConfig = field(default_factory=EmerDiffConfig)
+    varied: tuple[str, ...] = ()
     counts: ClassVar[Counts] = "either"
     probes: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
-        """For tables, unique among methods of one configuration: says what is approximate and what is left out."""
+        """For tables: what is approximate, what is left out, and the settings that tell it from others."""
         readout = self.config.readout or Readout()
         approximate = {Readout(): "", Readout(**FAST): " fast"}.get(readout, " approximate")
-        return "emerdiff" + approximate + " without injection" * (self.config.modulation.injection == ())
+        settings = self.config.options()
+        told = "".join(f", {name} {_text(settings[name])}" for name in self.varied if name in settings)
+        return "emerdiff" + approximate + " without injection" * (self.config.modulation.injection == ()) + told
 
     def segment(self, probed: ProbedImage, clusters: int | None = None) -> np.ndarray:
         """As `Segmenter.segment`; without a number by the criterion "auto"."""
         config = resolve_for(probed, self.config.change(clusters=optional(self, clusters) or "auto"))
         return segment_probed(probed, config).labels
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "+".join(map(str, value)) or "none"
+    return f"{value:.12g}" if isinstance(value, float) else str(value)

@@ -7,7 +7,7 @@ import pytest
 
 from emerdiff_probe.data.sources import open_data
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.methods.catalogue import METHODS, TRAININGS, configured, find_method, find_methods, identity
+from emerdiff_probe.methods.catalogue import METHODS, TRAININGS, configured, find_method, find_methods, identity, vary
 from emerdiff_probe.methods.emerdiff import EmerDiff
 from emerdiff_probe.methods.references import Reference
 from emerdiff_probe.methods.upsampling import Bilinear
@@ -80,6 +80,25 @@ def test_a_name_follows_from_resolved_settings():
     assert configured(METHODS["emerdiff"], fast.change(skip_after=5)).name == "emerdiff approximate"
     assert configured(METHODS["emerdiff"], EmerDiffConfig(readout=Readout())).name == "emerdiff"
     assert configured(METHODS["emerdiff"], EmerDiffConfig().change(injection=())).name == "emerdiff without injection"
+
+
+def test_every_variant_of_the_settings_is_a_method_of_its_own_name():
+    methods = (METHODS["emerdiff"], METHODS["emerdiff without injection"], METHODS["bilinear"])
+    variants = [{"strength": value, "injection": kinds} for value in (1.0, 10.0) for kinds in ((), ("self",))]
+    made = vary(methods, variants)
+    assert [method.name for method in made] == [
+        "emerdiff without injection, strength 1, injection none",
+        "emerdiff, strength 1, injection self",
+        "emerdiff without injection, strength 10, injection none",
+        "emerdiff, strength 10, injection self",
+        "emerdiff without injection, strength 1",
+        "emerdiff without injection, strength 10",
+        "bilinear",
+    ]
+    assert made[3].config == EmerDiffConfig().change(strength=10.0, injection=("self",))
+    assert vary(methods, [{"strength": 5.0}]) == methods, "one value is the evaluation's own"
+    with pytest.raises(InputError, match="several values of steps, which all methods share"):
+        vary(methods, [{"steps": 10}, {"steps": 20}])
 
 
 def test_an_identity_is_plain_and_changes_with_every_parameter():
