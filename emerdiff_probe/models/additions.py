@@ -230,6 +230,10 @@ def add_embedding(pipeline: DiffusionPipeline, text: str) -> str:
         ModelError: no such file, no textual inversion, one for another width of text, or a word that is known already.
     """
     file, word = split_addition(text)
+    if not hasattr(pipeline, "load_textual_inversion"):
+        raise ModelError(
+            f"{file}: a {type(pipeline).__name__} takes no textual inversion; accepted: Stable Diffusion 1 to XL"
+        )
     tensors, _ = _read(file)
     names = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
     if len(tensors) == 1 and not tensors.keys() & names.keys():

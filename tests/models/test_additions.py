@@ -6,6 +6,7 @@ import tiny
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.families import SMALL
 from emerdiff_probe.errors import InputError, ModelError
 from emerdiff_probe.models.additions import _known_layers
 from emerdiff_probe.models.loading import load_model
@@ -217,3 +218,9 @@ def test_embeddings_that_fit_nothing_are_refused(tensors, message, tmp_path):
     save_file(tensors, tmp_path / "toy.safetensors")
     with pytest.raises(ModelError, match=message):
         load_model(tiny.pocket(), device="cpu", embeddings=[tmp_path / "toy.safetensors"])
+
+
+def test_pipelines_that_take_no_words_say_so(tmp_path):
+    save_file({"<toy>": torch.ones(32)}, tmp_path / "toy.safetensors")
+    with pytest.raises(ModelError, match="DDPMPipeline takes no textual inversion"):
+        load_model(SMALL["ddpm"](), device="cpu", embeddings=[tmp_path / "toy.safetensors"])
