@@ -32,7 +32,7 @@ class Shape(StrEnum):
 
 @app.command()
 @take_model
-@take_settings(but=("clusters",))
+@take_settings(but=("clusters",), lists=True)
 def evaluate(
     model: GivenModel,
     settings: GivenSettings,
@@ -71,7 +71,8 @@ def evaluate(
 ) -> None:
     """Score EmerDiff and its rivals on one inverted image each; interrupted at any moment it goes on where it stopped.
 
-    Prints Markdown tables with protocols and 95% intervals, writes a gallery page, and ends with one JSON object.
+    Settings take several values (`--strength 1,10,100 --layer "up16.*"`): every combination is a row of EmerDiff in one
+    store. Prints Markdown tables with protocols and 95% intervals, writes a gallery, and ends with one JSON object.
     Images that cannot be read, or that a method fails on, are reported, skipped and counted.
     """
     from emerdiff_probe.data.resizing import Resizing
@@ -79,7 +80,7 @@ def evaluate(
     from emerdiff_probe.evaluation.gallery import write_gallery
     from emerdiff_probe.evaluation.report import make_report, require_protocols
     from emerdiff_probe.evaluation.run import Evaluation, run_evaluation
-    from emerdiff_probe.methods.catalogue import find_methods
+    from emerdiff_probe.methods.catalogue import find_methods, vary
     from emerdiff_probe.methods.naming import Words
     from emerdiff_probe.runs.store import require_local
 
@@ -95,7 +96,9 @@ def evaluate(
         lambda: open_data(train_on, side=probed.native_size),
         Words(images, names, clip, probed.device),
     )
-    evaluation = Evaluation(methods, _counts(clusters), settings.config(probed), Resizing(side, shape.value))
+    varied = vary(methods, settings.variants(probed))
+    shared = settings.shared_config(probed)
+    evaluation = Evaluation(varied, _counts(clusters), shared, Resizing(side, shape.value))
     result = run_evaluation(probed, images, evaluation, store=store, workers=workers, progress=sys.stderr.isatty())
     report = make_report(result, protocols)
     gallery = write_gallery(result, report, store / "gallery.html")

@@ -95,6 +95,12 @@ class GivenSettings:
                 axes[name] = [layer for pattern in axes[name] for layer in find_layers(model, pattern)]
         return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
+    def shared_config(self, model: ProbeModel, **options: Any) -> EmerDiffConfig:
+        """As `config`, with the settings that all combinations share; those with several values are the model's."""
+        variants = self.variants(model)
+        alike = {name: value for name, value in variants[0].items() if all(each[name] == value for each in variants)}
+        return self._make(alike | options, model).resolve(model)
+
     def open_configs(self, model: ProbeModel | None = None, **options: Any) -> list[EmerDiffConfig]:
         """As `open_config`, one for every combination of the values in lists."""
         return [self._make(variant | options, model) for variant in self.variants(model)]
@@ -194,6 +200,16 @@ def read_settings(path: Path) -> dict[str, Any]:
     return held
 
 
+def require_settings_name(path: Path) -> None:
+    """Refuse a name of settings that says no format.
+
+    Raises:
+        InputError: it ends in neither .toml nor .json.
+    """
+    if path.suffix not in {".toml", ".json"}:
+        raise InputError(f"{path}: accepted: a name that ends in .toml or .json")
+
+
 def write_settings(config: Settings, path: Path) -> None:
     """Write settings as TOML, or as JSON where the name ends so; `--config` reads them.
 
@@ -202,8 +218,7 @@ def write_settings(config: Settings, path: Path) -> None:
     """
     import tomli_w
 
-    if path.suffix not in {".toml", ".json"}:
-        raise InputError(f"{path}: accepted: a name that ends in .toml or .json")
+    require_settings_name(path)
     held = config.to_dict()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(

@@ -14,8 +14,11 @@ from emerdiff_probe.cli.options import (
     GivenSettings,
     WorkersOption,
     app,
+    format_options,
     require_folder,
+    require_settings_name,
     take_settings,
+    write_settings,
 )
 from emerdiff_probe.errors import InputError
 
@@ -41,6 +44,10 @@ def study(
     store: Annotated[Path | None, typer.Option(help="Folder of the records; out/studies/NAME by default.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A small grid.")] = False,
     no_resume: Annotated[bool, typer.Option("--no-resume", help="Refuse a store that is there already.")] = False,
+    save_config: Annotated[
+        Path | None,
+        typer.Option(help="Write the settings of the best place of the grid, .toml or .json; --config reads them."),
+    ] = None,
     workers: WorkersOption = None,
 ) -> None:
     """Run a study over drawn scenes or pictures of one's own; interrupted at any moment it goes on where it stopped.
@@ -55,6 +62,8 @@ def study(
 
     if name not in STUDIES:
         raise InputError(f"no study {name!r}; accepted: {', '.join(STUDIES)}")
+    if save_config is not None:
+        require_settings_name(save_config)
     folder = require_local(store or Path("out") / "studies" / name)
     require_folder(folder)
     probed = model.load()
@@ -65,5 +74,16 @@ def study(
         probed, made, samples, store=folder, resume=not no_resume, workers=workers, progress=sys.stderr.isatty()
     )
     print(result)
+    best = result.find_best()
+    if best is not None:
+        measure, found = best
+        changed = made.config.change(**found).resolve(probed)
+        shown = {option: changed.options()[option] for option in found}
+        print(f"\nbest by {measure} ({made.measures[measure].description}): {format_options(shown)}")
+        if save_config is not None:
+            write_settings(changed, save_config)
+            print(f"{save_config}: these settings, for --config")
+    elif save_config is not None:
+        print(f"{save_config} is not written: study {name} finds no settings", file=sys.stderr)
     summary = {"store": str(folder), "computed": result.computed, "reused": result.reused}
     print(json.dumps(summary | {"images": result.images, "skipped": len(result.skipped)}))

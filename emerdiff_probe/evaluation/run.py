@@ -112,7 +112,8 @@ class Evaluation:
     resizing: Resizing = field(default_factory=Resizing)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "methods", tuple(configured(method, self.config) for method in self.methods))
+        filled = (configured(method, self.config) for method in self.methods)
+        object.__setattr__(self, "methods", tuple(dict.fromkeys(filled)))  # two may be one under these settings
         names = [method.name for method in self.methods]
         if not names or len(set(names)) < len(names):
             raise InputError(f"methods {', '.join(names) or 'none'}; accepted: one or more, each once")

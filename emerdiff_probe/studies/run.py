@@ -24,12 +24,15 @@ from emerdiff_probe.runs.job import Cell
 from emerdiff_probe.runs.run import Run, run, stored, write_to_stderr
 from emerdiff_probe.runs.store import Store
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig
+from emerdiff_probe.segmentation.settings import OPTIONS
 from emerdiff_probe.studies.study import Axis, Direction, Measure, Measured, Study, Subject, Value
 from emerdiff_probe.studies.truth import Truth
 
 Verdict = Literal["agrees", "disagrees", "not resolved", "not comparable"]
 Statistic = Callable[[np.ndarray], np.ndarray]
 """Figures (draw,) from weights (draw, image), how often each image was drawn."""
+SETTING_OF = {"site": "feature_sites", "timestep": "feature_timesteps"}
+"""Option names of axes that have names of their own."""
 PROTOCOL = "majority (the paper: modified)"
 """What stands beside verdicts on mIoU."""
 
@@ -103,6 +106,30 @@ class StudyResult:
                 row |= {measure: found.value, f"{measure} low": found.low, f"{measure} high": found.high}
             rows.append(row)
         return pd.DataFrame(rows)
+
+    def find_best(self) -> tuple[str, dict[str, Any]] | None:
+        """The measure that says which place of the grid is best, and the settings of that place by option names.
+
+        None where axes are no settings, where no measure says which way is up, or where the best place cannot be said
+        by options; and of the number of masks, with which majority mIoU rises by construction.
+        """
+        names = {axis: SETTING_OF.get(axis, axis) for axis in self.study.axes}
+        upwards = [name for name, measure in self.study.measures.items() if measure.higher_is_better]
+        if not upwards or "clusters" in names or not set(names.values()) <= set(OPTIONS):
+            return None
+        measure = "emerdiff" if "emerdiff" in upwards else upwards[0]
+        values = self.table([measure])[measure].to_numpy()
+        if not np.isfinite(values).any():
+            return None
+        place = np.unravel_index(int(np.nanargmax(values)), self.study.shape)
+        at = zip(names.values(), self.study.axes.values(), place, strict=True)
+        settings: dict[str, Any] = {option: axis.values[index] for option, axis, index in at}
+        if "injection" in settings:
+            kinds = {"none": (), "self": ("self",), "cross": ("cross",), "joint": ("joint",), "all": None}
+            if settings["injection"] not in kinds:
+                return None  # one block alone
+            settings["injection"] = kinds[settings["injection"]]
+        return measure, settings
 
     def verdicts(self) -> pd.DataFrame:
         """What the paper reports beside what this model shows: the difference, its interval, and a verdict.

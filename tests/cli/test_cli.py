@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from emerdiff_probe import batch as module
 from emerdiff_probe import cli
+from emerdiff_probe.cli.options import read_settings
 from emerdiff_probe.models.loading import load_model
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig
 from emerdiff_probe.segmentation.export import read_npz
@@ -538,3 +539,33 @@ def test_find_writes_masks_of_every_concept(run, folder, image_file, tmp_path):
         assert (pixels > 0).mean() == pytest.approx(line["covers"], abs=1e-4)
     code, _, err = run("find", "car,car", image_file, "--model", folder)
     assert (code, "each once" in err) == (2, True)
+
+
+def test_the_best_setting_of_a_study_is_printed_as_options_and_saved(run, folder, image_file, tmp_path):
+    best = tmp_path / "best.toml"
+    settings = (*FAST, "--steps", 10, "--feature-draws", 1, "--fast")
+    call = ("study", "modulate_at", "--quick", "--data", "world:2", "--model", folder, *settings)
+    code, out, err = run(*call, "--store", tmp_path / "study", "--save-config", best)
+    assert code == 0, err
+    line = next(line for line in out.splitlines() if line.startswith("best by emerdiff"))
+    *_, flag, value = line.split()
+    assert flag == "--modulate-at"
+    assert read_settings(best)["modulation"]["modulate_at"] == int(value)
+    code, _, err = run("segment", image_file, "--config", best, "--model", folder, "--out", tmp_path / "out")
+    assert code == 0, err
+    assert Segmentation.load(tmp_path / "out" / "photo").config == EmerDiffConfig.from_dict(read_settings(best))
+    code, _, err = run(*call, "--save-config", tmp_path / "best.yaml")
+    assert (code, "ends in .toml or .json" in err) == (2, True)
+
+
+def test_evaluate_takes_lists_and_each_combination_is_a_row(run, folder, tmp_path):
+    call = ("evaluate", "--data", "world:1", "--method", "emerdiff,rgb k-means", "--model", folder, "--clusters", 3)
+    settings = ("--modulate-at", "101", "--steps", 10, "--feature-draws", 1, "--fast", "--device", "cpu")
+    code, out, err = run(*call, *settings, "--strength", "1,10", "--layer", "up8.cross[01]*", "--store", tmp_path / "s")
+    assert code == 0, err
+    names = {row["method"] for row in json.loads(out.splitlines()[-1])["rows"]}
+    assert names == {"rgb k-means"} | {
+        f"emerdiff fast, layer up8.cross{nth}.output, strength {strength}" for nth in (0, 1) for strength in (1, 10)
+    }
+    code, _, err = run(*call, *settings, "--steps", "10,20", "--store", tmp_path / "t")
+    assert (code, "several values of steps" in err) == (2, True)
