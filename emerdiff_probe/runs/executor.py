@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from emerdiff_probe.data.sample import Sample
 from emerdiff_probe.errors import InputError, ProbeError
@@ -21,7 +22,7 @@ from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.runs.job import Cell, Job, Record
 
 ATTEMPTS = 2
-"""Times that a sample is tried whose worker dies; the second worker is a new one."""
+"""Times that a sample is tried whose worker dies, the second time by a new one, and that Ray is started here."""
 CONNECTING = 10.0
 """Seconds in which the machine that RAY_ADDRESS names must answer; Ray itself would try for minutes."""
 
@@ -127,7 +128,9 @@ class _Worker:
 
     def __init__(self, held: tuple[ProbeModel, Job, int]) -> None:
         self.model, self.job, threads = held
-        torch.set_num_threads(threads)  # sums of other numbers of threads may differ in their last bits
+        # Ray gives a worker as many threads as processors; sums of other numbers of threads may differ in last bits
+        torch.set_num_threads(threads)
+        threadpool_limits(threads)
 
     def ready(self) -> None:
         """Answer, once the model is there."""
@@ -154,10 +157,15 @@ def connect(workers: int) -> Iterator[None]:
         return
     address = os.environ.get("RAY_ADDRESS", "")
     require_reachable(address)
-    try:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise InputError(f"RAY_ADDRESS {address!r}: no Ray cluster answers ({error}); {_ACCEPTED}") from error
+    for attempt in range(ATTEMPTS):
+        try:
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
+            break
+        except Exception as error:  # of bare Exception too, where a busy machine takes it half a minute to start
+            ray.shutdown()
+            if address or attempt + 1 == ATTEMPTS:
+                place = f"RAY_ADDRESS {address!r}: no Ray cluster answers" if address else "Ray cannot be started here"
+                raise InputError(f"{place} ({error}); {_ACCEPTED}") from error
     try:
         yield
     finally:

@@ -41,6 +41,19 @@ OTHER_SCENE = "another scene"
 OTHER_SEED = 700_000
 CELL_BINS = {"under 1/4": 0.25, "1/4 to 1": 1.0, "1 to 4": 4.0, "4 to 16": 16.0, "over 16": np.inf}
 """Areas of regions in grid cells of the configured site, by their upper bound."""
+ALIKE = {
+    "same_part": Measure("cells whose nearest feature in the changed scene lies in the same part", "%",
+                         higher_is_better=True),
+    "same_part_by_colour": Measure("the same for the cell of nearest mean colour", "%"),
+    "same_part_by_chance": Measure("the same for a random cell", "%"),
+    "same_place": Measure("cells whose nearest feature lies within one cell of the same place", "%"),
+    "clusters": Measure("adjusted Rand index of the clusters of both scenes", "", higher_is_better=True),
+    "carried": Measure("majority mIoU in the changed scene of masks carried over by their embeddings", "%",
+                       "confusion", True),
+    "maps": Measure("correlation of the difference maps of the same masks in both scenes", "",
+                    higher_is_better=True),
+}  # fmt: skip
+"""How alike two scenes are to the model."""
 
 
 def counterfactual(model: ProbeModel, data: DataSet, config: EmerDiffConfig, *, quick: bool = False) -> Study:
@@ -92,18 +105,7 @@ def counterfactual(model: ProbeModel, data: DataSet, config: EmerDiffConfig, *, 
         name="counterfactual",
         question="When colours, texture or style change, do correspondences follow meaning or appearance?",
         axes={"factor": Axis(values, "", "what is changed; everything else is held fixed")},
-        measures={
-            "same_part": Measure("cells whose nearest feature in the changed scene lies in the same part", "%",
-                                 higher_is_better=True),
-            "same_part_by_colour": Measure("the same for the cell of nearest mean colour", "%"),
-            "same_part_by_chance": Measure("the same for a random cell", "%"),
-            "same_place": Measure("cells whose nearest feature lies within one cell of the same place", "%"),
-            "clusters": Measure("adjusted Rand index of the clusters of both scenes", "", higher_is_better=True),
-            "carried": Measure("majority mIoU in the changed scene of masks carried over by their embeddings", "%",
-                               "confusion", True),
-            "maps": Measure("correlation of the difference maps of the same masks in both scenes", "",
-                            higher_is_better=True),
-        },
+        measures=ALIKE,
         config=config,
         measure=measure,
         together=("factor",),

@@ -105,17 +105,7 @@ def layers(
         found["colour"] = explained(features, by_cell(subject.image, cells).mean(1) / 255)
         return found
 
-    left_out = truth.left_out("clusters", "adjusted_rand")
-    if probes.data is None:
-        left_out["linear_probe"] = "no labelled samples to fit it on" if truth.classes else "the data has no classes"
-    measures = truth.score("clusters", "the low-resolution masks, upsampled") | truth.alone()
-    if truth.labelled:
-        measures["adjusted_rand"] = Measure("adjusted Rand index of clusters and labels", "", "mean", True)
-    if probes.data is not None:
-        measures["linear_probe"] = Measure("accuracy of a linear probe for the label of a cell", "%", "mean", True)
-    measures["position"] = Measure("variance of the features that position explains", "adjusted R²", "mean", False)
-    measures["colour"] = Measure("variance of the features that the cell's mean colour explains", "adjusted R²",
-                                 "mean", False)  # fmt: skip
+    measures, left_out = _layer_measures(truth, fitted=probes.data is not None)
     return Study(
         name="layers",
         question="Which layers hold features whose clusters are parts, and which hold only position or colour?",
@@ -133,6 +123,22 @@ def layers(
         left_out=left_out,
         prepare=lambda units: probes.fit(sorted({int(unit["timestep"]) for unit in units})),
     )
+
+
+def _layer_measures(truth: Truth, *, fitted: bool) -> tuple[dict[str, Measure], dict[str, str]]:
+    """What is measured of every site, and what is left out, and why."""
+    measures = truth.score("clusters", "the low-resolution masks, upsampled") | truth.alone()
+    left_out = truth.left_out("clusters", "adjusted_rand")
+    if truth.labelled:
+        measures["adjusted_rand"] = Measure("adjusted Rand index of clusters and labels", "", "mean", True)
+    if fitted:
+        measures["linear_probe"] = Measure("accuracy of a linear probe for the label of a cell", "%", "mean", True)
+    else:
+        left_out["linear_probe"] = "no labelled samples to fit it on" if truth.classes else "the data has no classes"
+    measures["position"] = Measure("variance of the features that position explains", "adjusted R²", "mean", False)
+    measures["colour"] = Measure("variance of the features that the cell's mean colour explains", "adjusted R²",
+                                 "mean", False)  # fmt: skip
+    return measures, left_out
 
 
 def _layer_directions(

@@ -6,7 +6,6 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-import ray
 import tiny
 from PIL import Image
 
@@ -462,11 +461,7 @@ def test_weights_that_were_damaged_are_trained_anew(model, scenes, config, tmp_p
 def test_workers_of_ray_score_the_same(model, pictures, config, tmp_path):
     some = Evaluation((RgbKMeans(), Bilinear()), (2,), config)
     here = run_evaluation(model, pictures[:3], some, store=tmp_path / "here")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        shared = run_evaluation(model, pictures[:3], some, store=tmp_path / "shared", workers=2)
-    finally:
-        ray.shutdown()
+    shared = run_evaluation(model, pictures[:3], some, store=tmp_path / "shared", workers=2)
     assert timeless(shared) == timeless(here)
     for name in here.images:
         for cell in some.cells:

@@ -695,11 +695,7 @@ def test_a_result_without_images_is_an_error(model, counting, scenes, tmp_path):
 def test_workers_of_ray_measure_the_same_to_the_bit(model, scenes, config, tmp_path):
     study = make_study("strength", model, scenes, config, quick=True)
     here = run_study(model, study, scenes, store=tmp_path / "here")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        shared = run_study(model, study, scenes, store=tmp_path / "shared", workers=2)
-    finally:
-        ray.shutdown()
+    shared = run_study(model, study, scenes, store=tmp_path / "shared", workers=2)
     xr.testing.assert_identical(here.dataset, shared.dataset)
     assert shared.computed == here.computed > 0
     both = [{path.relative_to(tmp_path / name): path.read_bytes() for path in (tmp_path / name).rglob("*")
