@@ -226,7 +226,8 @@ def default_sites(model: ProbeModel) -> tuple[Site, Site]:
     """
     layers = [site for site in list_sites(model, part="output") if site.kind in ATTENTION]
     if {site.stage for site in layers} & {"double", "single"}:
-        image = [site for site in layers if site.kind != "cross"]
+        joint = [site for site in layers if site.kind == "joint"]
+        image = joint or [site for site in layers if site.kind != "cross"]
         first = last = image[len(image) // 2]
     else:
         near = [site for site in layers if site.stage == "up"] or layers

@@ -31,6 +31,8 @@ def require_known_conditions(
     Raises:
         ModelError: a component is missing or not known, a condition that we do not tell, or a size that is no square.
     """
+    for reason in _unserved(denoiser, settings):  # first, as it says best what the model is
+        raise ModelError(f"{name}: {reason}; accepted: a U-Net that is told latents, timestep and text alone")
     missing = [part for part in NEEDED if components.get(part) is None]
     if missing:
         image = " (it is told an image, as image variations are)" if components.get("image_encoder") is not None else ""
@@ -39,8 +41,6 @@ def require_known_conditions(
     strange = sorted(part for part, value in components.items() if value is not None and part not in known)
     if strange:
         raise ModelError(f"{name}: the pipeline also has {', '.join(strange)}; accepted: {', '.join(sorted(known))}")
-    for reason in _unserved(denoiser, settings):
-        raise ModelError(f"{name}: {reason}; accepted: a U-Net that is told latents, timestep and text alone")
     find_sample_size(denoiser, name)
 
 

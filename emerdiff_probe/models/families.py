@@ -50,7 +50,7 @@ def find_family(parts: Mapping[str, Any], name: str) -> type[ProbeModel]:
         name: of the model, for messages.
 
     Raises:
-        ModelError: a denoiser that is compiled, or of a class that no family serves.
+        ModelError: a denoiser that is compiled, or of a class that no family serves, or none.
     """
     found = {part: parts[part] for part in DENOISERS if parts.get(part) is not None}
     for part, denoiser in found.items():
@@ -61,6 +61,8 @@ def find_family(parts: Mapping[str, Any], name: str) -> type[ProbeModel]:
             )
         if type(denoiser) in FAMILIES:
             return FAMILIES[type(denoiser)]
-    given = next((type(denoiser).__name__ for denoiser in found.values()), "none")
     accepted = ", ".join(sorted(kind.__name__ for kind in FAMILIES))
+    if not found:
+        raise ModelError(f"{name}: the pipeline has no unet and no transformer; accepted: pipelines with {accepted}")
+    given = type(next(iter(found.values()))).__name__
     raise ModelError(f"{name}: the denoiser is {given}; accepted: pipelines with {accepted}")

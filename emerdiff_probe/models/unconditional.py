@@ -32,10 +32,13 @@ class UnconditionalModel(ProbeModel):
     def __init__(self, pipeline: DiffusionPipeline, name: str) -> None:
         super().__init__(pipeline, name)
         config = self.denoiser.config
-        if config.time_embedding_type != "positional" or self.denoiser.class_embedding is not None:
+        if self.denoiser.class_embedding is not None:
+            kind = config.class_embed_type or f"{config.num_class_embeds} classes"
+            raise ModelError(f"{name}: the denoiser is told a class ({kind}); accepted: a UNet2DModel told nothing")
+        if config.time_embedding_type != "positional":
             raise ModelError(
-                f"{name}: a UNet2DModel with {config.time_embedding_type} time and class embedding "
-                f"{config.class_embed_type}; accepted: positional time and no classes"
+                f"{name}: the denoiser embeds its timestep as {config.time_embedding_type!r}, as score-based models "
+                "do; accepted: 'positional'"
             )
         channels = 3 if self.autoencoder is None else self.autoencoder.config.latent_channels
         if config.in_channels != channels or not isinstance(config.sample_size, int):
