@@ -119,7 +119,8 @@ def _loaded(setup: Setup) -> tuple[ProbeModel, Scene, float]:
 def _config(setup: Setup, mode: str, clusters: int) -> EmerDiffConfig:
     model, _, _ = _loaded(setup)
     changes: dict[str, Any] = {"clusters": clusters, "steps": setup.steps, "modulate_at": setup.modulate_at}
-    changes |= {"feature_timesteps": 1, "feature_draws": 1}  # the paper's features and layers, as the yardstick's
+    # The paper's features, layers and reading, as the yardstick's.
+    changes |= {"feature_timesteps": 1, "feature_draws": 1, "sharpen": "none"}
     paper = paper_preset(model).options
     changes |= {name: paper[name] for name in ("feature_sites", "layer")}
     return (EmerDiffConfig.fast if mode == "fast" else EmerDiffConfig.for_model)(model, **changes)

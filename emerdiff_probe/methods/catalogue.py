@@ -18,13 +18,15 @@ from emerdiff_probe.methods.emerdiff import EmerDiff
 from emerdiff_probe.methods.interface import Segmenter
 from emerdiff_probe.methods.naming import NAMERS, Naming, Words
 from emerdiff_probe.methods.references import Reference
+from emerdiff_probe.methods.sharpening import Sharpened
 from emerdiff_probe.methods.supervised import LinearProbe, ProbeTraining, SupervisedUNet, UNetTraining
-from emerdiff_probe.methods.upsampling import Bilinear, Clustered, DenseCrf, Guided, Nearest
+from emerdiff_probe.methods.upsampling import Bilinear, Clustered, Guided, Nearest
 from emerdiff_probe.methods.walking import RandomWalk
 from emerdiff_probe.reading.readout import Readout
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig
 from emerdiff_probe.segmentation.presets import FAST
 from emerdiff_probe.segmentation.settings import OPTIONS
+from emerdiff_probe.segmentation.sharpen import SHARPENINGS
 
 Method = Segmenter | Reference | Naming
 
@@ -35,7 +37,8 @@ _ALL: tuple[Segmenter, ...] = (
     Nearest(),
     Bilinear(),
     Guided(),
-    DenseCrf(),
+    Sharpened(Bilinear(), "wls"),
+    Sharpened(Bilinear(), "crf"),
     DiffSeg(),
     DiffCut(),
     RandomWalk(),
@@ -65,8 +68,8 @@ def find_method(name: str, training_data: Callable[[], DataSet] | None = None, w
     """The method of this name; case, spaces and punctuation do not matter.
 
     Args:
-        name: in `METHODS`, `TRAININGS` or `NAMERS`; or a namer, "+" and a method whose segments it names, such as
-            "maskclip + emerdiff".
+        name: in `METHODS`, `TRAININGS` or `NAMERS`; or a method, "+" and what sharpens it, such as "slic + crf", see
+            `Sharpened`; or a namer, "+" and a method whose segments it names, such as "maskclip + emerdiff + crf".
         training_data: opens what those of `TRAININGS` are trained on.
         words: what namers need.
 
@@ -77,7 +80,17 @@ def find_method(name: str, training_data: Callable[[], DataSet] | None = None, w
     known = {_plain(method): method for method in (*METHODS, *TRAININGS, *NAMERS)}
     first, plus, second = name.partition("+")
     found = known.get(_plain(first))
-    if found is None or (plus and found not in NAMERS):
+    if found not in NAMERS and plus:
+        first, _, second = name.rpartition("+")
+        found = known.get(_plain(first))
+        sharpening = next((each for each in SHARPENINGS if each == _plain(second)), None)
+        if sharpening is None:
+            raise InputError(f"{name}: no sharpening {second.strip()!r}; accepted: {', '.join(SHARPENINGS)}")
+        if found in TRAININGS:
+            raise InputError(f"{name}: {found} labels by classes and is not sharpened; accepted: {', '.join(METHODS)}")
+        if found is not None:
+            return Sharpened(METHODS[found], sharpening)
+    if found is None:
         near = [known[match] for match in difflib.get_close_matches(_plain(name), known, n=3)]
         hint = f"near ones: {', '.join(near)}" if near else f"accepted: {', '.join(known.values())}"
         raise InputError(f"no method {name!r}; {hint}")
@@ -109,6 +122,8 @@ def configured(method: Method, config: EmerDiffConfig) -> Method:
     if isinstance(method, Clustered):
         given = EmerDiffConfig(features=method.features).fill(config.options())
         return replace(method, features=given.features)  # type: ignore[arg-type]
+    if isinstance(method, Sharpened):
+        return replace(method, method=configured(method.method, config))  # type: ignore[arg-type]
     if isinstance(method, Naming) and method.masks is not None:
         return replace(method, masks=configured(method.masks, config))  # type: ignore[arg-type]
     return method
@@ -151,5 +166,7 @@ def identity(method: Method) -> dict[str, Any]:
         return method.identity()
     if isinstance(method, Naming):
         return method.identity() | ({} if method.masks is None else {"masks": identity(method.masks)})
+    if isinstance(method, Sharpened):
+        return {"class": "Sharpened", "sharpen": method.sharpen, "method": identity(method.method)}
     assert is_dataclass(method)
     return {"class": type(method).__name__, **asdict(method)}

@@ -1,4 +1,4 @@
-"""Rivals that enlarge EmerDiff's own low-resolution masks: nearest, bilinear, and bilinear refined by colours."""
+"""Rivals that enlarge EmerDiff's own low-resolution masks: nearest, bilinear, and bilinear under a guided filter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from emerdiff_probe.arrays import enlarge
 from emerdiff_probe.checks import is_integer, is_positive, require
 from emerdiff_probe.methods.choices import native_grid, resolve_for
 from emerdiff_probe.methods.interface import Counts, given
-from emerdiff_probe.methods.refinement import BilateralKernel, guided_filter, mean_field
+from emerdiff_probe.methods.refinement import guided_filter
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.reading.features import one_hot_masks, upsampled
@@ -100,63 +100,6 @@ class Guided(Clustered):
         height, width = probed.image.shape[:2]
         radius = self.radius or max(1, round(half_cell(coarse, height, width)))
         return guided_filter(soft_masks(coarse, height, width), probed.image, radius, self.epsilon).argmax(0)
-
-
-@dataclass(frozen=True)
-class DenseCrf(Clustered):
-    """Bilinear masks as the unaries of a conditional random field; after Krähenbühl and Koltun (2011), CRF-like.
-
-    The energy and the mean-field updates are theirs; the bilateral kernel is approximated as `BilateralKernel` says,
-    and messages are normalised to weighted means, so that weights do not depend on the size of the image. The defaults
-    of `space`, `colour` and `appearance` did well on scenes of the world that no score is taken on.
-
-    Attributes:
-        appearance: weight of agreeing with pixels that are near in space and colour.
-        space: standard deviation of that kernel in pixels; None is half a cell of the grid.
-        colour: standard deviation of that kernel in levels of 0 … 255.
-        smoothness: weight of agreeing with pixels that are near in space.
-        smoothing: standard deviation of that kernel in pixels.
-        iterations: of mean-field updates.
-        certainty: weight of the bilinear masks' log-probabilities.
-        palette: colours of the image that the kernel tells apart.
-    """
-
-    appearance: float = 10.0
-    space: float | None = None
-    colour: float = 13.0
-    smoothness: float = 3.0
-    smoothing: float = 3.0
-    iterations: int = 5
-    certainty: float = 1.0
-    palette: int = 64
-    name: ClassVar[str] = "crf"
-
-    def __post_init__(self) -> None:
-        positive = ("appearance", "colour", "smoothness", "smoothing", "certainty")
-        require(self, [(name, is_positive(getattr(self, name)), "a finite number above 0") for name in positive])
-        require(
-            self,
-            [
-                ("space", self.space is None or is_positive(self.space), "a finite number above 0, or None"),
-                ("iterations", is_integer(self.iterations, 1), "an integer, 1 or more"),
-                ("palette", is_integer(self.palette, 1) and self.palette <= 256, "an integer, 1 to 256"),
-            ],
-        )
-
-    def segment(self, probed: ProbedImage, clusters: int | None = None) -> np.ndarray:
-        """As `Segmenter.segment`."""
-        coarse = self.low_resolution_masks(probed, given(self, clusters))
-        height, width = probed.image.shape[:2]
-        space = self.space or half_cell(coarse, height, width)
-        return mean_field(
-            soft_masks(coarse, height, width),
-            BilateralKernel(probed.image, space, self.colour, self.palette),
-            appearance=self.appearance,
-            smoothness=self.smoothness,
-            smoothing=self.smoothing,
-            iterations=self.iterations,
-            certainty=self.certainty,
-        ).argmax(0)
 
 
 def half_cell(low_resolution_masks: np.ndarray, height: int, width: int) -> float:

@@ -12,7 +12,7 @@ from einops import einsum, rearrange
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor, nn
 
-from emerdiff_probe.arrays import enlarge, enlarge_by_rows
+from emerdiff_probe.arrays import enlarge
 from emerdiff_probe.checks import is_integer, is_one_of, is_positive, require
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.interventions import InjectAttention, Intervention, Modulate, Placement
@@ -175,28 +175,6 @@ def smoothed(maps: Tensor, deviation: float) -> Tensor:
 def assign(difference_maps: Tensor) -> Tensor:
     """Every pixel's mask, the one whose difference map is highest there: (mask, height, width) -> (height, width)."""
     return difference_maps.max(0).indices  # argmax takes four times as long
-
-
-def assign_enlarged(difference_maps: Tensor, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """As `assign` at the size of a picture, in memory that does not grow with the number of masks.
-
-    Args:
-        difference_maps: (mask, map_height, map_width).
-        height, width: of the picture.
-
-    Returns:
-        Labels (height, width), uint8 up to 256 masks and uint16 above; and (mask,) float32, the mean over a label's
-        pixels of its map, 0 where it has none.
-    """
-    masks = len(difference_maps)
-    labels = np.empty((height, width), np.uint8 if masks <= 256 else np.uint16)
-    totals, counts = np.zeros(masks), np.zeros(masks, int)
-    for start, stripe in enlarge_by_rows(difference_maps, height, width):
-        highest, found = (part.numpy() for part in stripe.max(0))
-        labels[start : start + len(found)] = found
-        totals += np.bincount(found.ravel(), highest.ravel(), minlength=masks)
-        counts += np.bincount(found.ravel(), minlength=masks)
-    return labels, (totals / np.maximum(counts, 1)).astype(np.float32)
 
 
 def difference_maps(

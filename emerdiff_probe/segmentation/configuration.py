@@ -39,6 +39,8 @@ class EmerDiffConfig(Settings):
         readout: how the response is read, exactly or by approximations.
         inversion: how the image is inverted.
         smoothing: standard deviation in pixels of the Gaussian over difference maps (width is ours, not the paper's).
+        sharpen: how labels take the picture's own borders: "none" (the paper's), "wls", "bilateral" or "crf"; see
+            `read_labels`.
         seed: of the inversion's noise, of k-means and of the readout's sign patterns.
 
     Raises:

@@ -58,7 +58,7 @@ class Segmentation:
 
     Attributes:
         image: (height, width, 3) uint8, as given; loaded from a folder, see `load`.
-        labels: (height, width) integers in 0 … K - 1, the argmax of the difference maps enlarged to the image's size.
+        labels: (height, width) integers in 0 … K - 1, read off the maps as the configuration's `sharpen` says.
         low_resolution_masks: (grid_height, grid_width) integers, the k-means clusters, or unions of them where the
             criterion for their number merged some.
         maps: (mask, map_height, map_width) float32, the difference maps at the size that the model works at; None

@@ -16,11 +16,12 @@ from torch import Tensor
 from emerdiff_probe.images import load_image
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.probe import ProbedImage
-from emerdiff_probe.reading.correspondence import Modulation, assign_enlarged
+from emerdiff_probe.reading.correspondence import Modulation
 from emerdiff_probe.reading.features import mask_embeddings
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig, check_config
 from emerdiff_probe.segmentation.criteria import find_criterion
 from emerdiff_probe.segmentation.result import Segmentation, model_precision
+from emerdiff_probe.segmentation.sharpen import read_labels
 from emerdiff_probe.segmentation.tree import likeness_linkage, merged_maps
 
 
@@ -49,7 +50,7 @@ def segment(
     """Segment one image by EmerDiff (Namekata et al. 2024).
 
     The image is processed with its shorter side at the model's native size; difference maps are held at that size, and
-    enlarged to the image's own, a few rows at a time, to read the labels off.
+    enlarged to the image's own, a few rows or one map at a time, to read the labels off; see `read_labels`.
 
     Args:
         model: from `load_model`.
@@ -94,7 +95,6 @@ def segment_probed(
     """
     model, pixels = probed.model, probed.image
     config = config.resolve(model)
-    height, width = pixels.shape[:2]
     sites, own = check_config(model, config, *(side * model.factor for side in probed.latents.shape[-2:]))
     criterion = find_criterion(config.clusters)
     stage = _Stopwatch(model.device)
@@ -111,7 +111,7 @@ def segment_probed(
         groups = criterion.merged(maps)
         linkage = likeness_linkage(merged_maps(maps, groups))
         maps, coarse = merged_maps(maps, groups), groups[coarse]
-        labels, responses = assign_enlarged(maps, height, width)
+        labels, responses = read_labels(maps, pixels, config.sharpen)
     return Segmentation(
         image=pixels,
         labels=labels,

@@ -17,6 +17,7 @@ from emerdiff_probe.checks import is_integer, is_one_of
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.models.addresses import ATTENTION_KINDS, AttentionKind
 from emerdiff_probe.reading.readout import Readout
+from emerdiff_probe.segmentation.sharpen import SHARPENINGS, Sharpening
 
 if TYPE_CHECKING:
     from emerdiff_probe.interventions import Placement
@@ -152,6 +153,8 @@ class Settings:
         readout: how the response is read, exactly or by approximations.
         inversion: how the image is inverted.
         smoothing: standard deviation in pixels of the Gaussian over difference maps (width is ours, not the paper's).
+        sharpen: how labels take the picture's own borders: "none" (the paper's), "wls", "bilateral" or "crf"; see
+            `read_labels`.
         seed: of the inversion's noise, of k-means and of the readout's sign patterns.
 
     Raises:
@@ -164,6 +167,7 @@ class Settings:
     readout: Readout = OPEN
     inversion: InversionSettings = field(default_factory=InversionSettings)
     smoothing: float = OPEN
+    sharpen: Sharpening = OPEN
     seed: int = OPEN
 
     def __post_init__(self) -> None:
@@ -182,6 +186,7 @@ class Settings:
                     "an integer, 1 or more, or a name",
                 ),
                 ("smoothing", _is_finite(self.smoothing) and self.smoothing >= 0, "a finite number, 0 or more"),
+                ("sharpen", is_one_of(self.sharpen, SHARPENINGS), ", ".join(map(repr, SHARPENINGS))),
                 ("seed", is_integer(self.seed, 0), "an integer, 0 or more"),
             ],
         )

@@ -19,9 +19,9 @@ from emerdiff_probe.metrics.overlaps import majority_confusion
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.pocket.world import PART_NAMES, counterfactual_pair, draw_scene
 from emerdiff_probe.probe import ProbedImage
-from emerdiff_probe.reading.correspondence import assign
 from emerdiff_probe.reading.features import cluster, mask_embeddings, upsampled
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig, find_feature_sites, resolve_modulation
+from emerdiff_probe.segmentation.sharpen import read_labels
 from emerdiff_probe.sites import Site, list_sites
 from emerdiff_probe.studies.features import by_cell, majority_label
 from emerdiff_probe.studies.study import (
@@ -161,7 +161,7 @@ def small_parts(model: ProbeModel, data: DataSet, config: EmerDiffConfig, *, qui
             coarse = reclustered(probed.features(sites, timesteps), coarse, seed=config.seed)
         smoothing = config.smoothing * (2 if remedy == "larger input" else 1)
         maps = probed.difference_maps(coarse, modulation, smoothing=smoothing)
-        return assign(enlarge(maps, shape, antialias=True)).numpy()
+        return read_labels(enlarge(maps, shape, antialias=True), subject.image, config.sharpen)[0]
 
     def measure(subject: Subject, unit: Mapping[str, Any]) -> dict[Cell, Measured]:
         labels, known = labels_of(str(unit["remedy"]), subject), one_truth(subject.sample)

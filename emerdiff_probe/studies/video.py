@@ -14,9 +14,9 @@ from emerdiff_probe.metrics.overlaps import adjusted_rand, majority_confusion
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.pocket.world import MOTIONS, PART_NAMES, Scene, draw_clip
 from emerdiff_probe.probe import ProbedImage
-from emerdiff_probe.reading.correspondence import assign_enlarged
 from emerdiff_probe.reading.features import mask_embeddings
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig, find_feature_sites, resolve_modulation
+from emerdiff_probe.segmentation.sharpen import read_labels
 from emerdiff_probe.studies.appearance import nearest, nearest_colour
 from emerdiff_probe.studies.features import by_cell, majority_label
 from emerdiff_probe.studies.study import Axis, Cell, Direction, Measure, Measured, Study, Subject
@@ -173,7 +173,7 @@ class _Carrier:
 
     def _segment(self, frame: ProbedImage, coarse: np.ndarray) -> np.ndarray:
         maps = frame.difference_maps(coarse, self.modulation, smoothing=self.config.smoothing)
-        return assign_enlarged(maps, *frame.image.shape[:2])[0]
+        return read_labels(maps, frame.image, self.config.sharpen)[0]
 
 
 def kept(labels: np.ndarray, scene: Scene, later_labels: np.ndarray, later: Scene) -> float:

@@ -14,10 +14,11 @@ from emerdiff_probe.data.world import World
 from emerdiff_probe.images import load_labels
 from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.reading.atlas import response_atlas
-from emerdiff_probe.reading.correspondence import assign, difference_map, modulated_images
+from emerdiff_probe.reading.correspondence import difference_map, modulated_images
 from emerdiff_probe.reading.features import one_hot_masks
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig, find_feature_sites, resolve_modulation
 from emerdiff_probe.segmentation.segment import segment
+from emerdiff_probe.segmentation.sharpen import read_labels
 from emerdiff_probe.studies.run import run_study
 from emerdiff_probe.studies.study import Axis, Direction, Measure, Study
 
@@ -251,7 +252,7 @@ def test_masks_compete_for_the_pixel_under_the_pointer(notebook, model, config):
         one_hot_masks(probed.low_resolution_masks(site, 7, config.features.timesteps)), smoothing=config.smoothing
     )
     assert np.allclose(shown.values(2, "x"), maps[:, 44, 20], atol=1e-3)
-    assert np.mean(np.array(shown.values(1)) == assign(maps).numpy()) > 0.99
+    assert np.mean(np.array(shown.values(1)) == read_labels(maps, probed.image, config.sharpen)[0]) > 0.99
     assert f"strength {config.modulation.strength:g}, timestep 101" in shown.place.inner_text()
     shown.screenshot(SCREENSHOTS / "segmentation.png")
 

@@ -45,6 +45,7 @@ TEXTS = {
     "method": ("ddpm", "ddpm"),
     "prompt": ("12", "12"),
     "smoothing": ("0.5", 0.5),
+    "sharpen": ("none", "none"),
     "seed": ("3", 3),
 }
 

@@ -9,7 +9,9 @@ from emerdiff_probe.data.sources import open_data
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.methods.catalogue import METHODS, TRAININGS, configured, find_method, find_methods, identity, vary
 from emerdiff_probe.methods.emerdiff import EmerDiff
+from emerdiff_probe.methods.naming import Words
 from emerdiff_probe.methods.references import Reference
+from emerdiff_probe.methods.sharpening import Sharpened
 from emerdiff_probe.methods.upsampling import Bilinear
 from emerdiff_probe.reading.readout import Readout
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig
@@ -22,7 +24,7 @@ def data():
 
 
 def test_names_are_unique_and_those_of_the_methods():
-    assert len(METHODS) == 14
+    assert len(METHODS) == 15
     assert all(method.name == name for name, method in METHODS.items())
     assert not set(METHODS) & set(TRAININGS)
     assert [Reference(training, data()).name for training in TRAININGS.values()] == list(TRAININGS)
@@ -42,7 +44,7 @@ def test_a_method_is_found_by_name():
 def test_what_needs_training_asks_for_data_and_nothing_else_does():
     opened = []
     assert find_methods(["all"], opened.append) == tuple(METHODS.values())
-    assert find_methods(["slic", "crf"], opened.append) == (METHODS["slic"], METHODS["crf"])
+    assert find_methods(["slic", "bilinear + crf"], opened.append) == (METHODS["slic"], METHODS["bilinear + crf"])
     assert not opened
     assert find_methods(["all", "unet"], data)[:-1] == tuple(METHODS.values())
     unet, probe = find_methods(["UNet", "linear-probe"], data)
@@ -55,7 +57,7 @@ def test_what_needs_training_asks_for_data_and_nothing_else_does():
 def test_settings_reach_emerdiff_and_what_starts_from_its_masks():
     config = EmerDiffConfig().change(feature_sites="up8.cross1.query", feature_timesteps=21, strength=7.0)
     assert configured(METHODS["emerdiff"], config).config == config
-    for name in ("nearest", "bilinear", "guided filter", "crf"):
+    for name in ("nearest", "bilinear", "guided filter"):
         made = configured(METHODS[name], config)
         assert made.features == config.features
         assert replace(made, features=FeatureSettings()) == METHODS[name]
@@ -105,8 +107,44 @@ def test_an_identity_is_plain_and_changes_with_every_parameter():
     methods = [*METHODS.values(), *find_methods(list(TRAININGS), data)]
     made = [json.dumps(identity(method), sort_keys=True) for method in methods]
     assert len(set(made)) == len(methods)
-    assert identity(replace(METHODS["crf"], colour=5.0)) != identity(METHODS["crf"])
+    assert identity(replace(METHODS["bilinear + crf"], sharpen="bilateral")) != identity(METHODS["bilinear + crf"])
+    assert identity(Sharpened(METHODS["slic"], "crf")) != identity(METHODS["bilinear + crf"])
     slower = EmerDiff(EmerDiffConfig().change(**{**FAST, "skip_after": 7}))
     assert identity(METHODS["emerdiff fast"]) != identity(slower), "records of another fast mode would be used again"
     unet = find_method("unet", data)
     assert identity(replace(unet, data=unet.data[:1])) != identity(unet)
+
+
+@pytest.mark.parametrize(
+    "plain", ["emerdiff", "emerdiff fast", "nearest", "bilinear", "diffcut", "slic", "felzenszwalb"]
+)
+@pytest.mark.parametrize("sharpen", ["wls", "bilateral", "crf"])
+def test_every_method_can_be_sharpened_by_name(plain, sharpen):
+    found = find_method(f"{plain}+{sharpen}")
+    assert found == Sharpened(METHODS[plain], sharpen)
+    assert found.name == f"{plain} + {sharpen}"
+    assert (found.counts, found.probes) == (METHODS[plain].counts, METHODS[plain].probes)
+    assert find_method(found.name) == found
+
+
+def test_names_with_a_plus_are_not_ambiguous():
+    """A namer stands first, a sharpening last."""
+    words = Words(data())
+    named = find_method("cross-attention + bilinear + crf", words=words)
+    assert (named.name, named.masks) == ("cross-attention + bilinear + crf", METHODS["bilinear + crf"])
+    assert find_method("emerdiff + none").name == "emerdiff + none"
+    for name, message in {
+        "slic + maskclip": "no sharpening 'maskclip'; accepted: none, wls, bilateral, crf",
+        "slic + none": "sharpen 'none'",
+        "slick + crf": "near ones: slic",
+        "linear probe + crf": "labels by classes",
+        "maskclip + crf": "no method",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            find_method(name, data, words)
+
+
+def test_sharpened_methods_take_the_settings_of_theirs():
+    config = EmerDiffConfig().change(feature_sites="up8.cross1.query", feature_timesteps=21)
+    assert configured(METHODS["bilinear + crf"], config).method == configured(METHODS["bilinear"], config)
+    assert configured(find_method("slic + crf"), config) == find_method("slic + crf")

@@ -5,10 +5,8 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.methods.refinement import BilateralKernel, guided_filter, mean_field
+from emerdiff_probe.methods.refinement import guided_filter
 from emerdiff_probe.methods.upsampling import soft_masks
-
-SETTINGS = {"appearance": 10.0, "smoothness": 3.0, "smoothing": 2.0, "iterations": 5}
 
 
 def two_colours(height=40, width=60, border=33):
@@ -29,8 +27,6 @@ def test_constant_masks_stay_as_they_are():
     image, _ = two_colours()
     masks = np.stack([np.full((40, 60), value) for value in (0.0, 0.3, 1.0)])
     assert np.allclose(guided_filter(masks, image, 5, 1e-3), masks, atol=1e-9)
-    kernel = BilateralKernel(image, 20, 13)
-    assert np.allclose(kernel(masks), masks)
 
 
 def test_masks_under_a_flat_image_are_only_averaged():
@@ -50,43 +46,11 @@ def test_a_guided_filter_follows_an_edge():
     assert np.allclose(after.sum(0), 1)
 
 
-def test_a_crf_follows_an_edge():
-    image, border = two_colours()
-    before = blurred_step()
-    after = mean_field(before, BilateralKernel(image, 15, 13), **SETTINGS)
-    assert np.allclose(after.sum(0), 1)
-    wrong = [(masks.argmax(0) != (np.arange(60) >= border)).mean() for masks in (before, after)]
-    assert wrong[0] > 0.04
-    assert wrong[1] == 0
-
-
-def test_the_bilateral_kernel_is_near_the_exact_one():
-    rng = np.random.default_rng(0)
-    image = np.kron(rng.integers(0, 256, (3, 4, 3)), np.ones((8, 8, 1))).astype(np.uint8)
-    values = rng.random((2, 24, 32))
-    space, colour = 6.0, 40.0
-    places = np.indices((24, 32)).reshape(2, -1).T
-    colours = image.reshape(-1, 3).astype(float)
-    exact = np.exp(
-        -((places[:, None] - places) ** 2).sum(-1) / (2 * space**2)
-        - ((colours[:, None] - colours) ** 2).sum(-1) / (2 * colour**2)
-    )
-    expected = (values.reshape(2, -1) @ exact / exact.sum(0)).reshape(values.shape)
-    found = BilateralKernel(image, space, colour)(values)
-    assert np.abs(found - expected).max() < 0.02
-    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.95
-
-
 def test_a_permutation_of_masks_permutes_the_result():
     image, _ = two_colours()
     masks = np.concatenate([blurred_step() * 0.7, np.full((1, 40, 60), 0.3)])
     order = [2, 0, 1]
-    kernel = BilateralKernel(image, 15, 13)
-    for refine in (
-        lambda given: guided_filter(given, image, 4, 1e-3),
-        lambda given: mean_field(given, kernel, **SETTINGS),
-    ):
-        assert np.allclose(refine(masks[order]), refine(masks)[order])
+    assert np.allclose(guided_filter(masks[order], image, 4, 1e-3), guided_filter(masks, image, 4, 1e-3)[order])
 
 
 def test_soft_masks_are_probabilities_that_change_over_between_cells():
@@ -104,11 +68,6 @@ def test_soft_masks_are_probabilities_that_change_over_between_cells():
         (lambda: guided_filter(np.zeros((1, 4, 4)), np.zeros((4, 5, 3), np.uint8), 1, 1e-3), "height, width"),
         (lambda: guided_filter(np.full((1, 4, 4), np.nan), np.zeros((4, 4, 3), np.uint8), 1, 1e-3), "NaN"),
         (lambda: guided_filter(np.zeros((1, 4, 4)), np.zeros((4, 4, 3), np.uint8), 0, 1e-3), "radius 0"),
-        (lambda: BilateralKernel(np.zeros((4, 4), np.uint8), 3, 3), r"\(height, width, 3\)"),
-        (
-            lambda: mean_field(np.ones((2, 4, 5)), BilateralKernel(np.zeros((4, 4, 3), np.uint8), 3, 3), **SETTINGS),
-            "4, 4",
-        ),
     ],
 )
 def test_masks_that_do_not_fit_are_refused(call, message):

@@ -47,7 +47,8 @@ def test_what_was_given_is_never_overridden(model, name):
         "clusters": 5, "feature_sites": ("up16.self0.query",), "feature_timesteps": (21,), "feature_draws": 3,
         "layer": "up16.self0.output", "modulate_at": 901, "strength": 0.5, "placement": "before", "injection": (),
         "denoising_steps": 2, "skip_after": 9, "compare": "latents", "one_sided": True, "sign_patterns": 4,
-        "shared_levels": 1, "steps": 25, "method": "ddim", "prompt": "a car", "smoothing": 0.0, "seed": 9,
+        "shared_levels": 1, "steps": 25, "method": "ddim", "prompt": "a car", "smoothing": 0.0,
+        "sharpen": "crf", "seed": 9,
     }  # fmt: skip
     for made in (EmerDiffConfig.for_model, EmerDiffConfig.fast, EmerDiffConfig.paper):
         assert made(model, **{name: values[name]}).options()[name] == values[name]
@@ -55,7 +56,7 @@ def test_what_was_given_is_never_overridden(model, name):
 
 def test_the_papers_settings_are_those_of_stable_diffusion(sd1):
     paper = EmerDiffConfig.paper(sd1)
-    assert paper == EmerDiffConfig.for_model(sd1)
+    assert paper == EmerDiffConfig.for_model(sd1, sharpen="none")
     assert (paper.features.timesteps, paper.features.draws, paper.modulation.modulate_at) == ((1,), 1, 281)
     assert (paper.features.sites, paper.modulation.layer) == (("up16.cross0.query",), "up16.cross2.output")
     assert (paper.modulation.placement, paper.modulation.injection) == ("after", ("self", "cross"))

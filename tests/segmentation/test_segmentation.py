@@ -26,6 +26,7 @@ from emerdiff_probe.segmentation.configuration import EmerDiffConfig, check_conf
 from emerdiff_probe.segmentation.criteria import CRITERIA, ResponseOverlap, find_criterion
 from emerdiff_probe.segmentation.result import Segmentation, is_finished, read_summary, require_replaceable
 from emerdiff_probe.segmentation.segment import segment, segment_all, segment_probed
+from emerdiff_probe.segmentation.sharpen import SHARPENINGS, read_labels
 from emerdiff_probe.segmentation.tree import groups_within, likeness_linkage
 from emerdiff_probe.sites import find_site
 
@@ -74,12 +75,15 @@ def test_shapes_at_a_size_that_is_neither_native_nor_square(result, model, confi
     assert np.array_equal(result.image, IMAGE)
 
 
-def test_labels_are_the_argmax_of_the_enlarged_maps(result):
+@pytest.mark.parametrize("sharpen", SHARPENINGS)
+def test_labels_are_read_off_the_maps_as_the_configuration_says(model, config, sharpen):
+    result = segment(model, IMAGE, config.change(sharpen=sharpen))
     maps = np.stack([result.difference_map(mask) for mask in range(result.masks)])
-    assert np.array_equal(result.labels, maps.argmax(0))
+    expected, _ = read_labels(torch.from_numpy(result.difference_maps), result.image, sharpen)
+    assert np.array_equal(result.labels, expected)
+    assert np.array_equal(result.labels, maps.argmax(0)) == (sharpen == "none")
     means = [maps[mask][result.labels == mask].mean() if (result.labels == mask).any() else 0 for mask in range(4)]
     assert np.allclose(result.responses, means, rtol=1e-5)
-    assert len(np.unique(result.labels)) > 1
     assert (result.difference_maps >= 0).all()
 
 

@@ -20,11 +20,12 @@ from emerdiff_probe.errors import InputError, ModelError, TimestepError
 from emerdiff_probe.images import load_labels, palette
 from emerdiff_probe.interventions import InjectAttention
 from emerdiff_probe.reading.atlas import response_atlas
-from emerdiff_probe.reading.correspondence import assign, difference_map, modulated_images
+from emerdiff_probe.reading.correspondence import difference_map, modulated_images
 from emerdiff_probe.reading.features import pca_view
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig, find_feature_sites, resolve_modulation
 from emerdiff_probe.segmentation.presets import FAST
 from emerdiff_probe.segmentation.segment import segment
+from emerdiff_probe.segmentation.sharpen import read_labels
 from emerdiff_probe.sites import find_site
 from emerdiff_probe.studies.run import load_result, run_study, stored_study
 from emerdiff_probe.studies.study import Axis, Direction, Measure, Study
@@ -325,7 +326,7 @@ def test_the_segmentation_explorer_shows_what_the_atlas_gives_for_every_k_and_sm
         site = find_feature_sites(probed.model, config)
         coarse = probed.low_resolution_masks(site, clusters, config.features.timesteps)
         maps = atlas.difference_maps(torch.eye(clusters)[coarse].permute(2, 0, 1), smoothing=smoothing)
-        assert np.array_equal(explorer.labels, assign(maps))
+        assert np.array_equal(explorer.labels, read_labels(maps, tiny.picture(), config.sharpen)[0])
         assert np.array_equal(explorer.figure.data[1].z, explorer.labels)
         hover(explorer, 1, 7, 30)
         bars = explorer.figure.data[2]
@@ -421,12 +422,13 @@ def test_without_an_atlas_the_fast_mode_answers_until_it_is_made(model, config, 
         modulation = resolve_modulation(model, config.change(**FAST))
         coarse = probed.low_resolution_masks(find_feature_sites(model, config), 3, config.features.timesteps)
         if explorer.atlas is None:
-            assert np.array_equal(explorer.labels, assign(probed.difference_maps(coarse, modulation, smoothing=1.0)))
+            maps = probed.difference_maps(coarse, modulation, smoothing=1.0)
+            assert np.array_equal(explorer.labels, read_labels(maps, tiny.picture(), config.sharpen)[0])
     assert explorer._maker.wait(SOON)
     answered(explorer)
     assert torch.equal(explorer.atlas.responses, atlas.responses)
     expected = atlas.difference_maps(torch.eye(3)[coarse].permute(2, 0, 1), smoothing=1.0)
-    assert np.array_equal(explorer.labels, assign(expected))
+    assert np.array_equal(explorer.labels, read_labels(expected, tiny.picture(), config.sharpen)[0])
 
 
 def test_showing_an_explorer_changes_no_setting(model, config):

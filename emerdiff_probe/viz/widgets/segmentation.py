@@ -20,10 +20,11 @@ from emerdiff_probe.images import colour_labels, load_image, palette, write_name
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.reading.atlas import ResponseAtlas, response_atlas
-from emerdiff_probe.reading.correspondence import Readout, assign
+from emerdiff_probe.reading.correspondence import Readout
 from emerdiff_probe.reading.features import finest_grid
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig, check_config, resolve_modulation
 from emerdiff_probe.segmentation.presets import FAST
+from emerdiff_probe.segmentation.sharpen import read_labels
 from emerdiff_probe.sites import find_site
 from emerdiff_probe.viz.figures import label_colours
 from emerdiff_probe.viz.naming import Naming
@@ -215,7 +216,7 @@ class SegmentationExplorer(Explorer):
             modulation = resolve_modulation(self._model, self._config.change(**FAST))
             with MODELS_IN_USE:
                 maps = probed.difference_maps(coarse, modulation, smoothing=smoothing)
-        return _Answer(maps.numpy(), assign(maps).numpy())
+        return _Answer(maps.numpy(), read_labels(maps, self._small, self._config.sharpen)[0])
 
     def _show(self, answer: _Answer) -> None:
         self.difference_maps, self.labels = answer
