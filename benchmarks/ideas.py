@@ -98,9 +98,11 @@ def _own_queries_and_keys() -> AbstractContextManager[Any]:
 
 
 def _fused_kernel() -> AbstractContextManager[Any]:
-    def weigh(query: Tensor, key: Tensor, values: Tensor, scale: float) -> Tensor:
+    def weigh(query: Tensor, key: Tensor, values: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
         rows = (len(values), -1, -1, -1)
-        weighed = nn.functional.scaled_dot_product_attention(query.expand(rows), key.expand(rows), values, scale=scale)
+        weighed = nn.functional.scaled_dot_product_attention(
+            query.expand(rows), key.expand(rows), values, attn_mask=mask, scale=scale
+        )
         return rearrange(weighed, "batch head cell head_dim -> batch cell (head head_dim)")
 
     return patch.object(shared_attention, "weigh", weigh)

@@ -1,7 +1,8 @@
 """The yardstick: EmerDiff written straight from the paper, as a competent reader would, one thing at a time.
 
 One mask and one sign at a time, an inversion over all steps, explicit attention maps recorded on the reference run and
-given back through attention processors. Slow and plain on purpose; shares no code with the library but model loading.
+given back through attention processors. Slow and plain on purpose; shares no code with the library but model loading
+and the function that gives the noise, so that both see the same x_t.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import torch
 from scipy.ndimage import gaussian_filter
 from sklearn.cluster import KMeans
 from torch import Tensor
+
+from emerdiff_probe.trajectories.noise import noise
 
 
 @dataclass(frozen=True)
@@ -125,14 +128,10 @@ class Reference:
         scheduler.set_timesteps(paper.steps)
         self.timesteps = [int(timestep) for timestep in scheduler.timesteps]
         self.start = self.timesteps.index(paper.modulate_at)
-        # Noise of the timesteps from t_m on comes first, so that it does not depend on the number of those before.
-        draws = torch.randn(len(self.timesteps), *latent.shape, generator=torch.Generator().manual_seed(paper.seed)).to(
-            latent.device
-        )
-        order = [*range(self.start, len(self.timesteps)), *range(self.start)]
         self.path = {len(self.timesteps): latent}
-        for draw, index in zip(draws, order, strict=True):
-            self.path[index] = scheduler.add_noise(latent, draw, torch.tensor([self.timesteps[index]]))
+        for index, timestep in enumerate(self.timesteps):
+            draw = noise(paper.seed, timestep, latent.shape[1:]).to(latent)  # the library's, so that results agree
+            self.path[index] = scheduler.add_noise(latent, draw[None], torch.tensor([timestep]))
         self.queries: list[Tensor] = []
         read = self._attention(0).to_q.register_forward_hook(lambda *call: self.queries.append(call[2]))
         try:

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from emerdiff_probe.files import write_whole
+
 Arrays = dict[str, np.ndarray]
 
 
@@ -25,7 +27,6 @@ def folder_of(store: Path, *identity: object) -> Path:
 def kept(path: Path, compute: Callable[[], Arrays]) -> Arrays:
     """What a file holds; computed and written first where it is not there."""
     if not path.exists():
-        partial = path.with_name(f".{path.name}.partial")
-        save_file(compute(), partial)
-        partial.rename(path)
+        arrays = compute()
+        write_whole(path, lambda partial: save_file(arrays, partial))
     return load_file(path)

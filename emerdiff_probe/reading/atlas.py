@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from emerdiff_probe.errors import InputError
+from emerdiff_probe.files import write_whole
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.reading.correspondence import Modulation, magnitude, modulated_images
 from emerdiff_probe.trajectories.trajectory import Trajectory
@@ -79,12 +80,10 @@ class ResponseAtlas:
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file; the grid and the settings are in its metadata."""
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         settings = json.dumps(dict(self.settings), default=np.generic.item)
         metadata = {"grid": json.dumps(self.grid, default=np.generic.item), "settings": settings}
-        partial = path.with_name(f".{path.name}.partial")
-        save_file({"responses": self.responses.contiguous()}, partial, metadata=metadata)
-        partial.replace(path)
+        tensors = {"responses": self.responses.contiguous()}
+        write_whole(path, lambda partial: save_file(tensors, partial, metadata=metadata))
         return path
 
     @classmethod
