@@ -49,6 +49,15 @@ class PipelineIndex:
     unused: frozenset[str]
     settings: Mapping[str, Any]
 
+    @property
+    def models(self) -> dict[str, type]:
+        """Classes of the components that have weights."""
+        return {
+            name: kind
+            for name, kind in self.components.items()
+            if kind is not None and issubclass(kind, (ModelMixin, PreTrainedModel))
+        }
+
 
 def read_json(file: Path) -> dict[str, Any]:
     """An object in a JSON file.
@@ -122,36 +131,58 @@ def load_folder(folder: Path, dtype: torch.dtype, variant: str | None = None) ->
             or a condition that is not served.
     """
     index = read_index(folder)
-    kinds = {name: kind for name, kind in index.components.items() if kind is not None}
-    models = {name: kind for name, kind in kinds.items() if issubclass(kind, (ModelMixin, PreTrainedModel))}
+    models = index.models
     chosen = {name: choose_variant(_names(folder / name), variant, str(folder / name)) for name in models}
     for name, kept in chosen.items():
         read_shapes(find_weights(folder / name, kept))  # all files are there and whole
     if variant is not None and variant not in chosen.values():
         raise ModelError(f"{folder}: no component has weights of variant {variant!r}; accepted: one that is there")
-    loaded: dict[str, Any] = {name: _load(kind, folder / name) for name, kind in kinds.items() if name not in models}
+    empty = require_served(folder, index)
+    for name, module in empty.items():
+        require_component_weights(module, folder / name, chosen[name])
+    loaded: dict[str, Any] = {
+        name: _load(kind, folder / name)
+        for name, kind in index.components.items()
+        if kind is not None and name not in models
+    }
+    for name, kind in sorted(models.items(), key=lambda entry: entry[0] in empty):  # the large ones last
+        upcast = name in empty and empty[name].config.get("force_upcast")
+        loaded[name] = _load_weights(kind, folder / name, chosen[name], torch.float32 if upcast else dtype)
+    return _assemble(index, folder, {**loaded, **dict.fromkeys(UNUSED)})
+
+
+def require_served(folder: Path, index: PipelineIndex) -> dict[str, Any]:
+    """Refuse a pipeline by its configurations alone; weights need not be there yet.
+
+    Args:
+        folder: with the configurations of all components.
+        index: of it.
+
+    Returns:
+        diffusers' models by name, on the meta device.
+
+    Raises:
+        ModelError: no family serves it, a noise schedule or a condition that is not served, or a part that is missing.
+    """
     empty = {
-        name: _build_empty(kind, folder / name, chosen[name])
-        for name, kind in models.items()
-        if issubclass(kind, ModelMixin)
+        name: _build_empty(kind, folder / name) for name, kind in index.models.items() if issubclass(kind, ModelMixin)
     }
     find_family(empty, str(folder))
-    if isinstance(empty.get("unet"), diffusers.UNet2DConditionModel):
+    denoiser, autoencoder = empty.get("unet"), empty.get("vae")
+    if isinstance(denoiser, diffusers.UNet2DConditionModel):
         present = {**index.components, **dict.fromkeys(index.unused, True)}
-        require_known_conditions(empty["unet"].config, present, index.settings, str(folder))
-        make_ddim(loaded["scheduler"], str(folder))
-        if isinstance(empty.get("vae"), diffusers.AutoencoderKL):
-            require_own_latents(empty["unet"].config, empty["vae"].config, str(folder))
+        require_known_conditions(denoiser.config, present, index.settings, str(folder))
+        if (scheduler := index.components.get("scheduler")) is not None:
+            make_ddim(_load(scheduler, folder / "scheduler"), str(folder))
+        if isinstance(autoencoder, diffusers.AutoencoderKL):
+            require_own_latents(denoiser.config, autoencoder.config, str(folder))
     optional = {*index.pipeline._optional_components, *UNUSED}
     for name, kind in index.components.items():
         if kind is None and name not in optional:
             raise ModelError(
                 f"{folder}: the pipeline has no {name}; accepted: a {index.pipeline.__name__} with all its parts"
             )
-    for name, kind in sorted(models.items(), key=lambda entry: entry[0] in empty):  # the large ones last
-        upcast = name in empty and empty[name].config.get("force_upcast")
-        loaded[name] = _load_weights(kind, folder / name, chosen[name], torch.float32 if upcast else dtype)
-    return _assemble(index, folder, {**loaded, **dict.fromkeys(UNUSED)})
+    return empty
 
 
 @contextmanager
@@ -178,14 +209,12 @@ def _load(kind: type, folder: Path) -> Any:
         return kind.from_pretrained(folder, local_files_only=True)  # type: ignore[attr-defined]
 
 
-def _build_empty(kind: type[ModelMixin], folder: Path, variant: str | None) -> Any:
+def _build_empty(kind: type[ModelMixin], folder: Path) -> Any:
     config = read_json(folder / "config.json")
     if config.get("quantization_config") is not None:
         raise ModelError(f"{folder}: quantized weights; accepted: float32, float16 or bfloat16")
     with named_errors(folder / "config.json"), torch.device("meta"):
-        module = kind.from_config(config)
-    require_component_weights(module, folder, variant)
-    return module
+        return kind.from_config(config)
 
 
 def _load_weights(kind: type, folder: Path, variant: str | None, dtype: torch.dtype) -> Any:

@@ -9,7 +9,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from emerdiff_probe.errors import ModelError
-from emerdiff_probe.models.conditions import UNUSED
+from emerdiff_probe.models.folders import read_index, require_served
 from emerdiff_probe.models.weights import choose_variant, find_variants
 
 SMALL = ("*.json", "*.txt", "*.model")
@@ -40,7 +40,12 @@ def fetch_folder(name: str, revision: str | None, variant: str | None) -> Path:
         files = _list_weights(name, revision)
         if files is None:  # offline
             return folder
-        return _snapshot(name, revision, [*SMALL, *_choose_files(files, variant, name)])
+        wanted = {""}  # a model of transformers lies at the top
+        if (folder / "model_index.json").is_file():
+            index = read_index(folder)
+            require_served(folder, index)
+            wanted = set(index.models)
+        return _snapshot(name, revision, [*SMALL, *_choose_files(files, variant, name, wanted)])
     except HFValidationError as error:
         raise ModelError(f"cannot load model {where}: no folder here, and no id of the hub; {accepted}") from error
     except ModelError:
@@ -64,18 +69,12 @@ def _list_weights(name: str, revision: str | None) -> list[str] | None:
         return None
 
 
-def _choose_files(files: list[str], variant: str | None, name: str) -> list[str]:
-    """Safetensors of one variant for each component, of all that a repository has."""
-    folders: dict[str, list[str]] = {}
-    for file in files:
-        folder, _, last = file.rpartition("/")
-        if "/" not in folder and folder not in UNUSED:
-            folders.setdefault(folder, []).append(last)
+def _choose_files(files: list[str], variant: str | None, name: str, wanted: set[str]) -> list[str]:
+    """Safetensors of one variant for each wanted folder, of all that a repository has."""
     chosen = []
-    for folder, names in folders.items():
-        weights = [last for last in names if find_variants([last]) or Path(last).suffix == ".bin"]
-        if not weights:
-            continue
-        one = choose_variant(weights, variant, f"{name}/{folder}") or ""
-        chosen += [f"{folder}/{last}" if folder else last for last in weights if find_variants([last]) == {one}]
+    for folder in sorted(wanted):
+        prefix = f"{folder}/" if folder else ""
+        names = [file.removeprefix(prefix) for file in files if file.startswith(prefix)]
+        one = choose_variant([last for last in names if "/" not in last], variant, f"{name}/{folder}") or ""
+        chosen += [f"{prefix}{last}" for last in names if find_variants([last]) == {one}]
     return chosen

@@ -117,6 +117,9 @@ def load_single_file(file: Path, dtype: torch.dtype) -> DiffusionPipeline:
 
 
 def _find_kind(shapes: Shapes, file: Path) -> Kind:
+    for mark in ("edm_", "control_model."):
+        if any(name.startswith(mark) for name in shapes):
+            raise ModelError(f"{file}: {OTHERS[mark]}; accepted: {CHECKPOINTS}")
     for kind, prefixes in TEXTS.items():
         wanted = (DENOISER, AUTOENCODER, *prefixes)
         if all(any(name.startswith(prefix) for name in shapes) for prefix in wanted):

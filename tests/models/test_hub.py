@@ -1,5 +1,6 @@
 """Models of the hub: what its cache has, what is fetched, and a clear line where neither is there."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -69,8 +70,15 @@ def test_of_the_hub_only_what_is_needed_is_fetched_and_after_the_small_files(fol
         shutil.copy(weights, weights.with_suffix(".fp16.safetensors"))
         shutil.copy(weights, weights.with_suffix(".non_ema.safetensors"))
         weights.with_suffix(".bin").touch()
-    (remote / "safety_checker").mkdir()
-    for extra in ("safety_checker/model.safetensors", "v1-5-pruned.safetensors", "v1-5-pruned.ckpt", "picture.png"):
+    for extra in ("safety_checker", "vae_1_0"):
+        (remote / extra).mkdir()
+    for extra in (
+        "safety_checker/model.safetensors",
+        "vae_1_0/diffusion_pytorch_model.fp16.safetensors",
+        "v1-5-pruned.safetensors",
+        "v1-5-pruned.ckpt",
+        "picture.png",
+    ):
         (remote / extra).touch()
     fetched, rounds = tmp_path / "fetched", []
 
@@ -100,6 +108,12 @@ def test_of_the_hub_only_what_is_needed_is_fetched_and_after_the_small_files(fol
     }
     assert not [file for file in fetched.rglob("*") if file.suffix in {".bin", ".ckpt", ".png"}]
     load_model(fetched, device="cpu")
+    shutil.rmtree(fetched)
+    scheduler = remote / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"prediction_type": "flow_prediction"}))
+    with pytest.raises(ModelError, match="flow_prediction"):
+        load_model("lab/tiny", device="cpu")
+    assert not list(fetched.rglob("*.safetensors"))
 
 
 def test_a_file_is_never_a_folder_that_is_not_there_and_a_path_no_id(tmp_path, monkeypatch):

@@ -194,6 +194,12 @@ def test_files_of_another_kind_are_refused_by_name(tmp_path, name, message):
         load_model(file, device="cpu")
 
 
+def test_a_whole_checkpoint_with_another_noise_is_refused_by_name(pipelines, tmp_path):
+    tensors = ldm.single_file(pipelines["sdxl"], "sdxl") | {"edm_mean": torch.zeros(4)}
+    with pytest.raises(ModelError, match="EDM's noise; accepted"):
+        load_model(write(tmp_path / "edm.safetensors", tensors), device="cpu")
+
+
 def test_inpainting_is_refused_from_the_header(pipelines, tmp_path, monkeypatch):
     tensors = ldm.single_file(pipelines["sd1"], "sd1")
     tensors["model.diffusion_model.input_blocks.0.0.weight"] = torch.zeros(32, 9, 3, 3)
