@@ -12,6 +12,8 @@ from emerdiff_probe.errors import InputError
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 LONGEST = 120
 """Characters of a value that an error shows."""
+LARGEST = 2**63 - 1
+"""The largest integer that is taken anywhere: that of torch's and NumPy's 64 bits."""
 
 
 def require(owner: object, checks: Iterable[tuple[str, bool, str]]) -> None:
@@ -34,9 +36,9 @@ def show(value: object) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
-def is_integer(value: object, low: int) -> bool:
-    """Whether this is an integer of at least `low`."""
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= low)
+def is_integer(value: object, low: int, high: int = LARGEST) -> bool:
+    """Whether this is an integer from `low` to `high`."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(low <= value <= high)
 
 
 def is_one_of(value: object, accepted: Iterable[str]) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from emerdiff_probe.checks import is_integer, is_one_of
+from emerdiff_probe.checks import LARGEST, is_integer, is_one_of
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.models.addresses import ATTENTION_KINDS, AttentionKind
 from emerdiff_probe.reading.readout import Readout
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from emerdiff_probe.interventions import Placement
     from emerdiff_probe.trajectories.inversion import InversionMethod
 
+DRAWS, STRENGTH, SMOOTHING = 1024, 1e9, 1e4
+"""The most of each: of draws of noise, of the strength, and of the Gaussian's standard deviation in pixels."""
 OPEN: Any = None
 """Left to the model: the types of fields are those that they have once `EmerDiffConfig.resolve` has filled them in."""
 
@@ -59,7 +61,7 @@ class FeatureSettings:
             [
                 ("sites", _are(self.sites, lambda site: isinstance(site, str) and bool(site)), "names of sites"),
                 ("timesteps", _are(self.timesteps, lambda value: is_integer(value, 0)), "integers, 0 or more"),
-                ("draws", is_integer(self.draws, 1), "an integer, 1 or more"),
+                ("draws", is_integer(self.draws, 1, DRAWS), f"an integer, 1 or more, up to {DRAWS}"),
             ],
         )
 
@@ -102,7 +104,11 @@ class ModulationSettings:
             [
                 ("layer", isinstance(self.layer, str) and bool(self.layer), "the name of a site"),
                 ("modulate_at", is_integer(self.modulate_at, 0), "an integer, 0 or more"),
-                ("strength", _is_finite(self.strength) and self.strength > 0, "a finite number above 0"),
+                (
+                    "strength",
+                    _is_finite(self.strength) and 0 < self.strength <= STRENGTH,
+                    f"a number above 0, up to {STRENGTH:g}",
+                ),
                 ("placement", is_one_of(self.placement, ("after", "before")), "'after', 'before'"),
                 ("injection", listed, "any of 'self', 'cross', 'joint', or () for none"),
             ],
@@ -185,9 +191,13 @@ class Settings:
                     is_integer(self.clusters, 1) or isinstance(self.clusters, str),
                     "an integer, 1 or more, or a name",
                 ),
-                ("smoothing", _is_finite(self.smoothing) and self.smoothing >= 0, "a finite number, 0 or more"),
+                (
+                    "smoothing",
+                    _is_finite(self.smoothing) and 0 <= self.smoothing <= SMOOTHING,
+                    f"a number from 0 to {SMOOTHING:g}",
+                ),
                 ("sharpen", is_one_of(self.sharpen, SHARPENINGS), ", ".join(map(repr, SHARPENINGS))),
-                ("seed", is_integer(self.seed, 0), "an integer, 0 or more"),
+                ("seed", is_integer(self.seed, 0), f"an integer, 0 or more, up to {LARGEST}"),
             ],
         )
 
