@@ -15,11 +15,11 @@ from emerdiff_probe.cli.options import (
     GivenSettings,
     WorkersOption,
     app,
-    require_folder,
     split_list,
     take_settings,
 )
 from emerdiff_probe.errors import InputError
+from emerdiff_probe.files import require_writable
 
 
 class Shape(StrEnum):
@@ -65,7 +65,9 @@ def evaluate(
         Path | None,
         typer.Option(help="File with phrases for the classes, a class a line; they stand for themselves."),
     ] = None,
-    side: Annotated[int | None, typer.Option(help="Shorter side in pixels that methods get; the image's own.")] = None,
+    side: Annotated[
+        int | None, typer.Option(min=16, max=8192, help="Shorter side in pixels that methods get; the image's own.")
+    ] = None,
     shape: Annotated[Shape, typer.Option(help="Keep proportions, crop to a square, or squash into one.")] = Shape.keep,
     workers: WorkersOption = None,
 ) -> None:
@@ -86,7 +88,7 @@ def evaluate(
 
     protocols = split_list(protocol)
     require_protocols(protocols)
-    require_folder(require_local(store))
+    require_writable(require_local(store))
     probed = model.load()
     images = open_data(data, side=probed.native_size)
     for note in images.notes:

@@ -262,8 +262,10 @@ def find_layers(model: ProbeModel, pattern: str) -> list[str]:
 WorkersOption = Annotated[
     int | None,
     typer.Option(
+        min=1,
+        max=65_536,
         help="Share samples among so many workers of Ray, here or on the cluster that RAY_ADDRESS names; results are "
-        "the same to the bit, because each runs with as many threads (OMP_NUM_THREADS) as this command."
+        "the same to the bit, because each runs with as many threads (OMP_NUM_THREADS) as this command.",
     ),
 ]
 
@@ -271,13 +273,6 @@ WorkersOption = Annotated[
 def split_list(text: str) -> tuple[str, ...]:
     """The parts of a text with commas, without the spaces around them."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def require_folder(folder: Path) -> None:
-    """Refuse a place for results that is, or lies below, a file."""
-    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not existing.is_dir():
-        raise InputError(f"{folder}: {existing} is a file; accepted: a folder, there already or not")
 
 
 def _option(name: str, lists: bool) -> Any:

@@ -11,6 +11,7 @@ import typer
 from emerdiff_probe.cli.models import GivenModel, take_model
 from emerdiff_probe.cli.options import (
     GivenSettings,
+    WorkersOption,
     app,
     split_list,
     take_settings,
@@ -41,9 +42,7 @@ def segment(
     ] = None,
     clip: Annotated[str, typer.Option(help="For --vocabulary: 'pocket', a hub id or a local folder.")] = "pocket",
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first image that cannot be used.")] = False,
-    workers: Annotated[
-        int | None, typer.Option(help="Share images among so many workers of Ray, here or where RAY_ADDRESS says.")
-    ] = None,
+    workers: WorkersOption = None,
 ) -> None:
     """Segment images by EmerDiff; settings that are not given are the best known ones for the model.
 

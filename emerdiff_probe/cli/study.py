@@ -15,12 +15,12 @@ from emerdiff_probe.cli.options import (
     WorkersOption,
     app,
     format_options,
-    require_folder,
     require_settings_name,
     take_settings,
     write_settings,
 )
 from emerdiff_probe.errors import InputError
+from emerdiff_probe.files import require_writable
 
 
 @app.command()
@@ -65,7 +65,7 @@ def study(
     if save_config is not None:
         require_settings_name(save_config)
     folder = require_local(store or Path("out") / "studies" / name)
-    require_folder(folder)
+    require_writable(folder)
     probed = model.load()
     samples = open_data(data, side=probed.native_size)
     fitted = None if fit_on is None else open_data(fit_on, side=probed.native_size)

@@ -29,7 +29,7 @@ def train(
         float | None, typer.Option(help="Of the denoiser, with encoding; 70% of --minutes by default.")
     ] = None,
     scenes: Annotated[int | None, typer.Option(help="Pictures at most.")] = None,
-    learning_rate: Annotated[float, typer.Option(help="Of the denoiser, at its peak.")] = 4e-4,
+    learning_rate: Annotated[float, typer.Option(max=1000, help="Of the denoiser, at its peak.")] = 4e-4,
     init: Annotated[str | None, typer.Option(help="Start from 'pocket' or a pipeline folder.")] = None,
     autoencoder_from: Annotated[
         str | None, typer.Option(help="Take the autoencoder alone from 'pocket' or a pipeline folder.")

@@ -116,18 +116,18 @@ class ClipArchitecture:
 
 
 BOUNDS: dict[str, tuple[float, float]] = {
-    "minutes": (0, 1e6),
-    "steps": (0, 1e9),
-    "session_minutes": (1e-12, 1e6),
-    "scenes": (1, 1e7),
-    "held_out": (0, 1e7),
+    "minutes": (0, 10**6),
+    "steps": (0, 10**9),
+    "session_minutes": (1e-12, 10**6),
+    "scenes": (1, 10**7),
+    "held_out": (0, 10**7),
     "workers": (1, 65_536),
     "seed": (0, 2**63 - 1),
     "batch": (1, 65_536),
     "closeups": (0, 65_536),
     "learning_rate": (1e-12, 1e30),
-    "checkpoint_seconds": (1e-12, 1e9),
-    **dict.fromkeys(("warmup_steps", "log_every"), (1, 1e9)),
+    "checkpoint_seconds": (1e-12, 10**9),
+    **dict.fromkeys(("warmup_steps", "log_every"), (1, 10**9)),
 }
 """The least and the most of every number of a run; those that may be None are not counted then."""
 

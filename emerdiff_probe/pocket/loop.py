@@ -336,7 +336,7 @@ def require_numbers(config: object, bounds: Mapping[str, tuple[float, float]]) -
     for name, (low, high) in bounds.items():
         value = getattr(config, name)
         if value is not None and not low <= value <= high:
-            raise InputError(f"{name}: {value} given; {low:,.12g} to {high:,.12g} accepted")
+            raise InputError(f"{name}: {value} given; {low} to {high} accepted")
 
 
 def open_run(out: Path, identity: Mapping[str, Any], *, resume: bool) -> None:

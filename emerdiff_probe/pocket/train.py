@@ -38,17 +38,17 @@ _ENCODE_BATCH = {"cuda": 256, "mps": 32, "cpu": 8}
 
 
 BOUNDS: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("minutes", "autoencoder_minutes", "denoiser_minutes"), (0, 1e6)),
-    **dict.fromkeys(("steps", "autoencoder_steps"), (0, 1e9)),
-    "session_minutes": (1e-12, 1e6),
-    "scenes": (1, 1e7),
+    **dict.fromkeys(("minutes", "autoencoder_minutes", "denoiser_minutes"), (0, 10**6)),
+    **dict.fromkeys(("steps", "autoencoder_steps"), (0, 10**9)),
+    "session_minutes": (1e-12, 10**6),
+    "scenes": (1, 10**7),
     **dict.fromkeys(("workers", "batch", "autoencoder_batch", "samples"), (1, 65_536)),
     "crop": (1, 8_192),
     "seed": (0, 2**63 - 1),
     "min_snr": (1e-12, 1e12),
     **dict.fromkeys(("learning_rate", "autoencoder_learning_rate"), (1e-12, 1e30)),
-    "checkpoint_seconds": (1e-12, 1e9),
-    **dict.fromkeys(("warmup_steps", "log_every"), (1, 1e9)),
+    "checkpoint_seconds": (1e-12, 10**9),
+    **dict.fromkeys(("warmup_steps", "log_every"), (1, 10**9)),
 }
 """The least and the most of every number of a run; those that may be None are not counted then."""
 

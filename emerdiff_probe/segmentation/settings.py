@@ -107,7 +107,7 @@ class ModulationSettings:
                 (
                     "strength",
                     _is_finite(self.strength) and 0 < self.strength <= STRENGTH,
-                    f"a number above 0, up to {STRENGTH:g}",
+                    f"a finite number above 0, up to {STRENGTH:g}",
                 ),
                 ("placement", is_one_of(self.placement, ("after", "before")), "'after', 'before'"),
                 ("injection", listed, "any of 'self', 'cross', 'joint', or () for none"),
@@ -194,7 +194,7 @@ class Settings:
                 (
                     "smoothing",
                     _is_finite(self.smoothing) and 0 <= self.smoothing <= SMOOTHING,
-                    f"a number from 0 to {SMOOTHING:g}",
+                    f"a finite number, 0 or more, up to {SMOOTHING:g}",
                 ),
                 ("sharpen", is_one_of(self.sharpen, SHARPENINGS), ", ".join(map(repr, SHARPENINGS))),
                 ("seed", is_integer(self.seed, 0), f"an integer, 0 or more, up to {LARGEST}"),

@@ -495,7 +495,7 @@ def test_evaluate_counts_broken_images_of_a_folder(run, folder, image_file, tmp_
         (("--data", "moon:3"), "accepted: world, folder"),
         (("--data", "ade20k:nowhere"), "no such folder"),
         (("--steps", "0"), "steps 0"),
-        (("--side", "0"), "side 0"),
+        (("--side", "0"), "'--side': 0 is not in the range 16<=x<=8192"),
         (("--method", "unet", "--data", "world:1,first=500007"), "scene-500007; accepted: none"),
     ],
 )

@@ -14,13 +14,15 @@ LARGE = ("0", str(2**31), str(2**63 - 1))
 """What some take: then it is the model that is not there."""
 CALLS = {
     "segment": ("IMAGE", "--model", "./no-model"),
-    "study": ("strength", "--model", "./no-model"),
+    "study": ("strength", "--data", "world:1", "--model", "./no-model"),
     "evaluate": ("--model", "./no-model"),
     "train": ("--world", "--steps", "1"),
     "train-clip": ("--steps", "1"),
     "world": (),
+    "find": ("car", "IMAGE", "--model", "./no-model"),
+    "layers": ("--model", "./no-model"),
 }
-PLACES = {"segment": "--out", "study": "--store", "evaluate": "--store"}
+PLACES = {"study": ("--store", "place"), "evaluate": ("--store", "place"), "layers": ()}
 COMMANDS = typer.main.get_command(cli.app).commands
 
 
@@ -35,7 +37,7 @@ def numeric_options(verb):
 
 
 def test_every_verb_that_takes_numbers_is_tried():
-    assert {verb for verb in COMMANDS if numeric_options(verb)} <= CALLS.keys()
+    assert {verb for verb in COMMANDS if numeric_options(verb)} == CALLS.keys()
     assert {"--seed", "--strength", "--smoothing", "--feature-draws", "--workers"} <= set(numeric_options("segment"))
     assert {"--width", "--count"} <= set(numeric_options("world"))
 
@@ -47,7 +49,7 @@ def test_a_bad_number_is_one_line_and_leaves_no_folder(monkeypatch, capfd, image
     for option in numeric_options(verb):
         for value in values:
             arguments = [str(image_file) if text == "IMAGE" else text for text in CALLS[verb]]
-            call = [verb, *arguments, PLACES.get(verb, "--out"), "place", option, value]
+            call = [verb, *arguments, *PLACES.get(verb, ("--out", "place")), option, value]
             monkeypatch.setattr(sys, "argv", ["emerdiff-probe", *call])
             began = time.monotonic()
             with pytest.raises(SystemExit) as stop:
@@ -56,7 +58,6 @@ def test_a_bad_number_is_one_line_and_leaves_no_folder(monkeypatch, capfd, image
             assert (stop.value.code, said.out) == (2, ""), call
             assert said.err.startswith("emerdiff-probe: "), call
             assert len(said.err.splitlines()) == 1, call
-            assert len(said.err) < 1000, call
             assert value not in BAD or "no-model" not in said.err, call
             assert time.monotonic() - began < 20, call
             assert not (tmp_path / "place").exists(), call
