@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import atlas, fast_modes, growth, ideas, pocket_quality
+from benchmarks import atlas, fast_modes, growth, ideas, pocket_quality, sharpening
 from benchmarks.emerdiff import MODES, Setup, agreement, rows_of, run
 from benchmarks.hooks import Ways, largest_differences
 from benchmarks.reference import Paper, Reference
@@ -225,3 +225,29 @@ def test_pocket_quality_says_what_evaluate_says(folder, tmp_path, capsys):
         assert gain == {figure: gains[name][figure] for figure in ("miou", "low", "high")}
     assert (made["scenes"], made["replay_error"]) == (2, result.replay_error)
     assert made["replay_error"] < 1e-4
+
+
+def test_readings_are_compared_with_the_papers_own():
+    """Two images of two classes: the one reading has half the pixels right, the other all."""
+    half, whole = np.array([[2, 0], [2, 0]]), np.array([[2, 0], [0, 2]])
+    scores = {sharpening.PLAIN: [(half, 0.25)] * 2, "emerdiff + wls": [(whole, 0.75)] * 2}
+    table = sharpening.report(scores, dict.fromkeys(scores, 1.0)).set_index("reading")
+    assert table.loc[sharpening.PLAIN, ["miou", "miou_gain", "boundary_f"]].tolist() == [25, 0, 25]
+    assert table.loc["emerdiff + wls", ["miou", "miou_gain", "miou_low", "boundary_f_gain"]].tolist() == [
+        100,
+        75,
+        75,
+        50,
+    ]
+
+
+def test_readings_read_what_is_kept():
+    picture = np.zeros((32, 32, 3), np.uint8)
+    picture[:, 20:] = 255
+    coarse = np.repeat([[0, 0, 1, 1]], 4, 0)
+    held = {"maps": np.stack([coarse == 0, coarse == 1]).astype(np.float16), "coarse": coarse}
+    for name, reading in sharpening.all_readings().items():
+        labels = reading(picture, held)
+        assert labels.shape == (32, 32), name
+    moved = sharpening.read_off("bilinear", "wls", picture, held)
+    assert (moved == (np.arange(32) >= 20)).all()
