@@ -32,7 +32,7 @@ from emerdiff_probe.metrics.protocols import (
     average,
     average_difference,
     evaluate,
-    judged,
+    judge,
 )
 
 Table = tuple[str, Sequence[str], list[Sequence[str]]]
@@ -264,7 +264,7 @@ def make_report(result: EvaluationResult, protocols: Sequence[str] = ("majority"
             continue
         light = [_light(overlap) for overlap in images]
         for matching in _matchings(result, method, protocols, images):
-            found = judged(images, matching)
+            found = judge(images, matching)
             found = found._replace(images=light)
             rows.append(Row(line, evaluate(*found), evaluate(*found, "pixel accuracy")))
             scored[found.protocol.name, cell.method, cell.clusters] = found

@@ -22,7 +22,7 @@ from emerdiff_probe.data.summary import LabelSummary
 from emerdiff_probe.errors import InputError, ProbeError
 from emerdiff_probe.evaluation.cost import Cost, measured, on_host, together
 from emerdiff_probe.files import find_damage, list_checksums, seal, unseal, write_whole
-from emerdiff_probe.methods.catalogue import Method, configured, identity
+from emerdiff_probe.methods.catalogue import Method, configure, identity
 from emerdiff_probe.methods.interface import Bounded, Segmenter
 from emerdiff_probe.methods.naming import Naming
 from emerdiff_probe.methods.references import Reference
@@ -112,7 +112,7 @@ class Evaluation:
     resizing: Resizing = field(default_factory=Resizing)
 
     def __post_init__(self) -> None:
-        filled = (configured(method, self.config) for method in self.methods)
+        filled = (configure(method, self.config) for method in self.methods)
         object.__setattr__(self, "methods", tuple(dict.fromkeys(filled)))  # two may be one under these settings
         names = [method.name for method in self.methods]
         if not names or len(set(names)) < len(names):
@@ -298,7 +298,7 @@ class EvaluationJob:
         """Train and bind the methods of some cells: what goes wrong here is wrong for every image."""
         for cell, method in self.evaluation.cells.items():
             if cell in cells and isinstance(method, Reference | Naming) and method.name not in self.ready:
-                bound = method.bound(model) if isinstance(method, Naming) else self._trained(method, model)
+                bound = method.bind(model) if isinstance(method, Naming) else self._trained(method, model)
                 self.ready[method.name] = bound
 
     def _trained(self, method: Reference, model: ProbeModel) -> Segmenter:

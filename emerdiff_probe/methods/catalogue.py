@@ -112,7 +112,7 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def configured(method: Method, config: EmerDiffConfig) -> Method:
+def configure(method: Method, config: EmerDiffConfig) -> Method:
     """The method, if it is EmerDiff or starts from its masks, with these settings for what it leaves open.
 
     What the method was given stays.
@@ -123,9 +123,9 @@ def configured(method: Method, config: EmerDiffConfig) -> Method:
         given = EmerDiffConfig(features=method.features).fill(config.options())
         return replace(method, features=given.features)  # type: ignore[arg-type]
     if isinstance(method, Sharpened):
-        return replace(method, method=configured(method.method, config))  # type: ignore[arg-type]
+        return replace(method, method=configure(method.method, config))  # type: ignore[arg-type]
     if isinstance(method, Naming) and method.masks is not None:
-        return replace(method, masks=configured(method.masks, config))  # type: ignore[arg-type]
+        return replace(method, masks=configure(method.masks, config))  # type: ignore[arg-type]
     return method
 
 

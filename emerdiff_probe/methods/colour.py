@@ -16,7 +16,7 @@ from sklearn.exceptions import ConvergenceWarning
 from emerdiff_probe.arrays import number_in_order
 from emerdiff_probe.checks import is_integer, is_positive, require
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.methods.interface import Counts, Pictured, given, optional
+from emerdiff_probe.methods.interface import Counts, Pictured, check_count, require_count
 from emerdiff_probe.reading.features import k_means_seed
 
 SCALES = (1e-2, 1e6)
@@ -46,7 +46,7 @@ class RgbKMeans:
 
     def segment(self, probed: Pictured, clusters: int | None = None) -> np.ndarray:
         """As `Segmenter.segment`; an image with fewer colours has fewer labels."""
-        count = given(self, clusters)
+        count = require_count(self, clusters)
         height, width, _ = probed.image.shape
         _require_pixels(count, height, width)
         pixels = probed.image.reshape(-1, 3).astype(np.float32)
@@ -79,7 +79,7 @@ class CoordinateKMeans:
 
     def segment(self, probed: Pictured, clusters: int | None = None) -> np.ndarray:
         """As `Segmenter.segment`; only the size of the image counts."""
-        count = given(self, clusters)
+        count = require_count(self, clusters)
         height, width, _ = probed.image.shape
         _require_pixels(count, height, width)
         return _tiles(height, width, count, self.restarts, self.seed).copy()
@@ -127,7 +127,7 @@ class Slic:
 
     def segment(self, probed: Pictured, clusters: int | None = None) -> np.ndarray:
         """As `Segmenter.segment`; the number is only approached."""
-        count = given(self, clusters)
+        count = require_count(self, clusters)
         height, width, _ = probed.image.shape
         _require_pixels(count, height, width)
 
@@ -180,7 +180,7 @@ class Felzenszwalb:
 
     def segment(self, probed: Pictured, clusters: int | None = None) -> np.ndarray:
         """As `Segmenter.segment`; the number is only approached."""
-        count = optional(self, clusters)
+        count = check_count(self, clusters)
         if count is None:
             return self._at(probed.image, self.scale)
         _require_pixels(count, *probed.image.shape[:2])

@@ -15,7 +15,7 @@ from emerdiff_probe.arrays import enlarge
 from emerdiff_probe.checks import is_integer, is_positive, require
 from emerdiff_probe.errors import SiteError
 from emerdiff_probe.methods.choices import feature_sites, native_grid, timestep_near
-from emerdiff_probe.methods.interface import Counts, optional
+from emerdiff_probe.methods.interface import Counts, check_count
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.reading.features import mask_embeddings, upsampled
@@ -73,7 +73,7 @@ class DiffCut:
 
     def segment(self, probed: ProbedImage, clusters: int | None = None) -> np.ndarray:
         """As `Segmenter.segment`; a number asked for is reached by the cheapest cuts, which is ours."""
-        count = optional(self, clusters)
+        count = check_count(self, clusters)
         site = self._site(probed.model)
         features = probed.features(site, timestep_near(probed, self.timestep, TIMESTEP))
         affinity = cosine_affinity(features.numpy(), self.alpha)
@@ -81,7 +81,7 @@ class DiffCut:
         coarse = labels.reshape(probed.grid(site))
         height, width = probed.image.shape[:2]
         if self.assignment == "features":
-            return assigned(features, coarse, height, width)
+            return assign_by_features(features, coarse, height, width)
         return upsampled(coarse, height, width, self.assignment)
 
     def capacity(self, model: ProbeModel) -> int:
@@ -104,7 +104,7 @@ def last_of_encoder(model: ProbeModel) -> Site:
     return sites[-1]
 
 
-def assigned(features: Tensor, low_resolution_masks: np.ndarray, height: int, width: int) -> np.ndarray:
+def assign_by_features(features: Tensor, low_resolution_masks: np.ndarray, height: int, width: int) -> np.ndarray:
     """Every pixel's cluster by its upsampled feature (DiffCut, high-resolution concept assignment).
 
     Features are scaled to unit length, averaged inside every cluster, upsampled bilinearly; a pixel takes the cluster

@@ -17,7 +17,7 @@ from emerdiff_probe.checks import is_integer, is_positive, require
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.methods.attention import WEIGHTINGS, Weighting, aggregated_attention
 from emerdiff_probe.methods.choices import native_grid, self_attention_sites, timestep_near
-from emerdiff_probe.methods.interface import Counts, optional
+from emerdiff_probe.methods.interface import Counts, check_count
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.probe import ProbedImage
 
@@ -68,7 +68,7 @@ class DiffSeg:
 
     def segment(self, probed: ProbedImage, clusters: int | None = None) -> np.ndarray:
         """As `Segmenter.segment`; for a number asked for the nearest proposals are merged one by one, which is ours."""
-        count = optional(self, clusters)
+        count = check_count(self, clusters)
         sites = self_attention_sites(probed.model, self.sites)
         timestep = timestep_near(probed, self.timestep, TIMESTEP)
         grid = max((probed.grid(site) for site in sites), key=lambda sides: sides[0] * sides[1])

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from emerdiff_probe.methods.choices import resolve_for
-from emerdiff_probe.methods.interface import Counts, optional
+from emerdiff_probe.methods.interface import Counts, check_count
 from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.reading.readout import Readout
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig
@@ -42,7 +42,7 @@ class EmerDiff:
 
     def segment(self, probed: ProbedImage, clusters: int | None = None) -> np.ndarray:
         """As `Segmenter.segment`; without a number by the criterion "auto"."""
-        config = resolve_for(probed, self.config.change(clusters=optional(self, clusters) or "auto"))
+        config = resolve_for(probed, self.config.change(clusters=check_count(self, clusters) or "auto"))
         return segment_probed(probed, config).labels
 
 

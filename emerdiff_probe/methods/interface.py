@@ -77,19 +77,19 @@ class Bounded(Protocol):
         ...
 
 
-def given(segmenter: Segmenter, clusters: int | None) -> int:
+def require_count(segmenter: Segmenter, clusters: int | None) -> int:
     """The number of segments of a rival that has no criterion of its own.
 
     Raises:
         InputError: none, or one below 1.
     """
-    checked = optional(segmenter, clusters)
+    checked = check_count(segmenter, clusters)
     if checked is None:
         raise InputError(f"{segmenter.name}: no number of clusters; accepted: an integer, 1 or more")
     return checked
 
 
-def optional(segmenter: Segmenter, clusters: int | None) -> int | None:
+def check_count(segmenter: Segmenter, clusters: int | None) -> int | None:
     """The number of segments of a rival that can also find it itself.
 
     Raises:
@@ -100,7 +100,7 @@ def optional(segmenter: Segmenter, clusters: int | None) -> int | None:
     return clusters
 
 
-def none(segmenter: Segmenter, clusters: int | None) -> None:
+def refuse_count(segmenter: Segmenter, clusters: int | None) -> None:
     """Refuse a number of segments, for a reference that names classes.
 
     Raises:

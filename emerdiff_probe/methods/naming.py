@@ -13,7 +13,7 @@ import torch
 
 from emerdiff_probe.data.dataset import DataSet
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.methods.interface import Counts, Segmenter, none
+from emerdiff_probe.methods.interface import Counts, Segmenter, refuse_count
 from emerdiff_probe.models.clip import Clip, load_clip
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.naming.maskclip import MaskClip
@@ -116,7 +116,7 @@ class Naming:
         seen = {"attention": asdict(self.attention)} if self.clip is None else {"clip": self.clip.fingerprint}
         return {"namer": self.namer, "phrases": [list(phrases) for phrases in self.vocabulary.phrases], **seen}
 
-    def bound(self, model: ProbeModel) -> Named:
+    def bind(self, model: ProbeModel) -> Named:
         """The segmenter, once the model is known.
 
         Raises:
@@ -131,7 +131,7 @@ class Naming:
 
 @dataclass(frozen=True, eq=False)
 class Named:
-    """A segmenter whose labels are classes by their words; from `Naming.bound`.
+    """A segmenter whose labels are classes by their words; from `Naming.bind`.
 
     Attributes:
         naming: how.
@@ -161,6 +161,6 @@ class Named:
         """As `Segmenter.segment`; labels are classes."""
         masks = self.naming.masks
         if masks is None:
-            none(self, clusters)
+            refuse_count(self, clusters)
             return self.scores(probed).pixels(*probed.image.shape[:2])
         return self.scores(probed).named(masks.segment(probed, clusters))

@@ -11,7 +11,7 @@ import torch
 from emerdiff_probe.arrays import number_in_order
 from emerdiff_probe.checks import is_one_of, require
 from emerdiff_probe.methods.emerdiff import EmerDiff
-from emerdiff_probe.methods.interface import Bounded, Counts, Segmenter, given
+from emerdiff_probe.methods.interface import Bounded, Counts, Segmenter, require_count
 from emerdiff_probe.methods.upsampling import Bilinear
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.probe import ProbedImage
@@ -66,7 +66,7 @@ class Sharpened:
             config = self.method.config.change(sharpen=self.sharpen)
             return replace(self.method, config=config).segment(probed, clusters)
         if isinstance(self.method, Bilinear):
-            masks = self.method.low_resolution_masks(probed, given(self, clusters))
+            masks = self.method.low_resolution_masks(probed, require_count(self, clusters))
         else:
             masks = number_in_order(self.method.segment(probed, clusters))
         return read_labels(one_hot_masks(masks).to(torch.float32), probed.image, self.sharpen)[0]

@@ -22,7 +22,7 @@ from emerdiff_probe.checks import is_integer, is_positive, require
 from emerdiff_probe.data.sample import IGNORED
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.methods.choices import feature_sites, resolve_for
-from emerdiff_probe.methods.interface import Counts, Pictured, none
+from emerdiff_probe.methods.interface import Counts, Pictured, refuse_count
 from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig
 from emerdiff_probe.sites import Site
@@ -93,7 +93,7 @@ class LinearProbe:
 
     def segment(self, probed: ProbedImage, clusters: int | None = None) -> np.ndarray:
         """As `Segmenter.segment`; labels are classes."""
-        none(self, clusters)
+        refuse_count(self, clusters)
         height, width = probed.image.shape[:2]
         sites = feature_sites(probed.model, *self.sites)
         probed.capture(sites, self.timestep)
@@ -295,7 +295,7 @@ class SupervisedUNet:
     @torch.no_grad()
     def segment(self, probed: Pictured, clusters: int | None = None) -> np.ndarray:
         """As `Segmenter.segment`; labels are classes."""
-        none(self, clusters)
+        refuse_count(self, clusters)
         device = next(self.network.parameters()).device
         return self.network(_as_tensor(probed.image[None]).to(device))[0].argmax(0).cpu().numpy()
 

@@ -12,7 +12,7 @@ import torch
 from emerdiff_probe.arrays import enlarge
 from emerdiff_probe.checks import is_integer, is_positive, require
 from emerdiff_probe.methods.choices import native_grid, resolve_for
-from emerdiff_probe.methods.interface import Counts, given
+from emerdiff_probe.methods.interface import Counts, require_count
 from emerdiff_probe.methods.refinement import guided_filter
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.probe import ProbedImage
@@ -52,7 +52,7 @@ class Nearest(Clustered):
 
     def segment(self, probed: ProbedImage, clusters: int | None = None) -> np.ndarray:
         """As `Segmenter.segment`."""
-        coarse = self.low_resolution_masks(probed, given(self, clusters))
+        coarse = self.low_resolution_masks(probed, require_count(self, clusters))
         height, width = probed.image.shape[:2]
         return upsampled(coarse, height, width, "nearest")
 
@@ -65,7 +65,7 @@ class Bilinear(Clustered):
 
     def segment(self, probed: ProbedImage, clusters: int | None = None) -> np.ndarray:
         """As `Segmenter.segment`."""
-        coarse = self.low_resolution_masks(probed, given(self, clusters))
+        coarse = self.low_resolution_masks(probed, require_count(self, clusters))
         height, width = probed.image.shape[:2]
         return upsampled(coarse, height, width)
 
@@ -96,7 +96,7 @@ class Guided(Clustered):
 
     def segment(self, probed: ProbedImage, clusters: int | None = None) -> np.ndarray:
         """As `Segmenter.segment`."""
-        coarse = self.low_resolution_masks(probed, given(self, clusters))
+        coarse = self.low_resolution_masks(probed, require_count(self, clusters))
         height, width = probed.image.shape[:2]
         radius = self.radius or max(1, round(half_cell(coarse, height, width)))
         return guided_filter(soft_masks(coarse, height, width), probed.image, radius, self.epsilon).argmax(0)

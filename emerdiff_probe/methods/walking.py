@@ -12,7 +12,7 @@ from emerdiff_probe.checks import is_integer, is_positive, require
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.methods.attention import WEIGHTINGS, Weighting, aggregated_attention
 from emerdiff_probe.methods.choices import native_grid, self_attention_sites, timestep_near
-from emerdiff_probe.methods.interface import Counts, optional
+from emerdiff_probe.methods.interface import Counts, check_count
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.reading.features import Upsampling, upsampled
@@ -76,7 +76,7 @@ class RandomWalk:
 
     def segment(self, probed: ProbedImage, clusters: int | None = None) -> np.ndarray:
         """As `Segmenter.segment`; a number asked for is reached by the cheapest cuts."""
-        count = optional(self, clusters)
+        count = check_count(self, clusters)
         sites = self_attention_sites(probed.model, self.sites)
         timestep = timestep_near(probed, self.timestep, TIMESTEP)
         transition = aggregated_attention(probed, sites, timestep, weighting=self.weighting).numpy()

@@ -257,7 +257,7 @@ class _Assigned:
         return list(self.classes)
 
 
-def judged(images: Sequence[Overlap], protocol: Matching) -> Judged:
+def judge(images: Sequence[Overlap], protocol: Matching) -> Judged:
     """Give segments their classes once, for any number of scores and comparisons."""
     return Judged(images, _Assigned(protocol.name, protocol.assign(images)))
 

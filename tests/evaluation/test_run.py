@@ -20,7 +20,7 @@ from emerdiff_probe.evaluation.cost import measured
 from emerdiff_probe.evaluation.report import make_report
 from emerdiff_probe.evaluation.run import Cell, Evaluation, run_evaluation
 from emerdiff_probe.files import seal, unseal
-from emerdiff_probe.methods.catalogue import METHODS, configured
+from emerdiff_probe.methods.catalogue import METHODS, configure
 from emerdiff_probe.methods.colour import RgbKMeans
 from emerdiff_probe.methods.diffcut import DiffCut
 from emerdiff_probe.methods.emerdiff import EmerDiff
@@ -476,7 +476,7 @@ def test_emerdiff_among_its_rivals_is_segment(model, config, size, name, changes
     image = tiny.picture(*size)
     expected = segment(model, image, config.change(clusters=4, **changes)).labels
     probed = config.probe(model, image)
-    resolved = configured(METHODS[name], config.change(readout=None))
+    resolved = configure(METHODS[name], config.change(readout=None))
     assert np.array_equal(resolved.segment(probed, 4), expected)
     assert np.array_equal(METHODS[name].segment(probed, 4), expected)  # 101 is nearest to 281
     assert resolved.name == METHODS[name].name == name

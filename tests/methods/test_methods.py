@@ -7,7 +7,7 @@ import pytest
 
 from emerdiff_probe.data.sources import open_data
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.methods.catalogue import METHODS, TRAININGS, configured, find_method, find_methods, identity, vary
+from emerdiff_probe.methods.catalogue import METHODS, TRAININGS, configure, find_method, find_methods, identity, vary
 from emerdiff_probe.methods.emerdiff import EmerDiff
 from emerdiff_probe.methods.naming import Words
 from emerdiff_probe.methods.references import Reference
@@ -56,32 +56,32 @@ def test_what_needs_training_asks_for_data_and_nothing_else_does():
 
 def test_settings_reach_emerdiff_and_what_starts_from_its_masks():
     config = EmerDiffConfig().change(feature_sites="up8.cross1.query", feature_timesteps=21, strength=7.0)
-    assert configured(METHODS["emerdiff"], config).config == config
+    assert configure(METHODS["emerdiff"], config).config == config
     for name in ("nearest", "bilinear", "guided filter"):
-        made = configured(METHODS[name], config)
+        made = configure(METHODS[name], config)
         assert made.features == config.features
         assert replace(made, features=FeatureSettings()) == METHODS[name]
-    assert configured(METHODS["diffcut"], config) is METHODS["diffcut"]
+    assert configure(METHODS["diffcut"], config) is METHODS["diffcut"]
 
 
 def test_what_a_method_was_given_is_never_overridden():
     config = EmerDiffConfig().change(feature_sites="up8.cross1.query", feature_timesteps=21, strength=7.0, **FAST)
     given = EmerDiffConfig().change(strength=3.0, readout=Readout())
-    kept = configured(EmerDiff(given), config).config
+    kept = configure(EmerDiff(given), config).config
     assert (kept.modulation.strength, kept.readout) == (3.0, Readout())
     assert kept.features == config.features, "what was left open is filled in"
-    some = configured(Bilinear(FeatureSettings(sites="up16.self0.query")), config)
+    some = configure(Bilinear(FeatureSettings(sites="up16.self0.query")), config)
     assert (some.features.sites, some.features.timesteps) == (("up16.self0.query",), (21,))
-    kept = configured(METHODS["emerdiff without injection"], config.change(injection=("self",))).config
+    kept = configure(METHODS["emerdiff without injection"], config.change(injection=("self",))).config
     assert kept.modulation.injection == ()
 
 
 def test_a_name_follows_from_resolved_settings():
     fast = EmerDiffConfig().change(**FAST)
-    assert configured(METHODS["emerdiff"], fast).name == "emerdiff fast"
-    assert configured(METHODS["emerdiff"], fast.change(skip_after=5)).name == "emerdiff approximate"
-    assert configured(METHODS["emerdiff"], EmerDiffConfig(readout=Readout())).name == "emerdiff"
-    assert configured(METHODS["emerdiff"], EmerDiffConfig().change(injection=())).name == "emerdiff without injection"
+    assert configure(METHODS["emerdiff"], fast).name == "emerdiff fast"
+    assert configure(METHODS["emerdiff"], fast.change(skip_after=5)).name == "emerdiff approximate"
+    assert configure(METHODS["emerdiff"], EmerDiffConfig(readout=Readout())).name == "emerdiff"
+    assert configure(METHODS["emerdiff"], EmerDiffConfig().change(injection=())).name == "emerdiff without injection"
 
 
 def test_every_variant_of_the_settings_is_a_method_of_its_own_name():
@@ -146,5 +146,5 @@ def test_names_with_a_plus_are_not_ambiguous():
 
 def test_sharpened_methods_take_the_settings_of_theirs():
     config = EmerDiffConfig().change(feature_sites="up8.cross1.query", feature_timesteps=21)
-    assert configured(METHODS["bilinear + crf"], config).method == configured(METHODS["bilinear"], config)
-    assert configured(find_method("slic + crf"), config) == find_method("slic + crf")
+    assert configure(METHODS["bilinear + crf"], config).method == configure(METHODS["bilinear"], config)
+    assert configure(find_method("slic + crf"), config) == find_method("slic + crf")

@@ -10,7 +10,7 @@ from emerdiff_probe.data.sources import open_data
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.evaluation.report import make_report
 from emerdiff_probe.evaluation.run import Evaluation, run_evaluation
-from emerdiff_probe.methods.catalogue import METHODS, configured, find_method, find_methods, identity
+from emerdiff_probe.methods.catalogue import METHODS, configure, find_method, find_methods, identity
 from emerdiff_probe.methods.naming import NAMERS, Naming, Words
 from emerdiff_probe.models.clip import load_clip
 from emerdiff_probe.naming.maskclip import PHOTOS, PLAIN, MaskClip
@@ -86,7 +86,7 @@ def test_prompts_speak_of_photos_where_the_clip_knows_them(clip_folder):
 @pytest.mark.parametrize("namer", NAMERS)
 def test_segments_take_the_class_of_their_mean_score_and_pixels_their_own(model, scenes, words, config, namer):
     probed = config.probe(model, scenes[0].pixels())
-    alone, inside = (find(name, words).bound(model) for name in (namer, f"{namer} + rgb k-means"))
+    alone, inside = (find(name, words).bind(model) for name in (namer, f"{namer} + rgb k-means"))
     scores = alone.scores(probed)
     assert np.array_equal(alone.segment(probed), scores.pixels(64, 64))
     segments = METHODS["rgb k-means"].segment(probed, 5)
@@ -105,11 +105,11 @@ def test_maskclip_without_a_clip():
 
 def test_settings_reach_the_masks_and_an_identity_changes_with_every_part(words, scenes, config):
     inside = find("maskclip + emerdiff", words)
-    assert configured(inside, config).masks.config == config
+    assert configure(inside, config).masks.config == config
     other = Words(open_data("world:2", side=64), source=words.source, device="cpu")
     methods = [
         inside,
-        configured(inside, config),
+        configure(inside, config),
         find("maskclip", words),
         find("maskclip", other),
         find("cross-attention", words),
@@ -130,4 +130,4 @@ def test_named_segments_are_scored_by_their_names_and_against_the_namer_alone(mo
     assert ("emerdiff", "bilinear", (2, 3)) in gains
     assert not any(method == "emerdiff" and over.startswith("maskclip") for method, over, _ in gains)
     again = run_evaluation(model, scenes, evaluation, store=tmp_path)
-    assert again.computed == 0
+    assert again.run.computed == 0

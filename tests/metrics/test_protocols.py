@@ -26,7 +26,7 @@ from emerdiff_probe.metrics.protocols import (
     concept_embeddings,
     confusions,
     evaluate,
-    judged,
+    judge,
     region_sums,
     shared_segments,
 )
@@ -300,7 +300,7 @@ def test_the_average_of_differences_is_between_them_and_of_one_pair_is_its_diffe
     rng = np.random.default_rng(0)
     truth = rng.integers(0, CLASSES, (6, 8, 8))
     good, fair, poor = (np.where(rng.random(truth.shape) < share, truth, 0) for share in (0.9, 0.6, 0.3))
-    one, two, three = (judged(made(predicted, truth), Majority()) for predicted in (good, fair, poor))
+    one, two, three = (judge(made(predicted, truth), Majority()) for predicted in (good, fair, poor))
     first, second = (average_difference([(one, other)]) for other in (two, three))
     both = average_difference([(one, two), (one, three)])
     assert first == compare(one.images, two.images, Majority())
@@ -310,7 +310,7 @@ def test_the_average_of_differences_is_between_them_and_of_one_pair_is_its_diffe
     with pytest.raises(InputError, match="of nothing"):
         average_difference([])
     with pytest.raises(InputError, match="one protocol"):
-        average_difference([(one, judged(made(fair, truth), OpenVocabulary()))])
+        average_difference([(one, judge(made(fair, truth), OpenVocabulary()))])
 
 
 def test_a_score_holds_one_confusion_matrix_at_a_time():
@@ -327,4 +327,4 @@ def test_classes_that_are_given_once_score_as_those_given_anew():
     truth, predicted = rng.integers(0, CLASSES, (2, 5, 6, 6))
     images = made(predicted, truth)
     for protocol in (*PROTOCOLS, Supervised()):
-        assert evaluate(*judged(images, protocol)) == evaluate(images, protocol)
+        assert evaluate(*judge(images, protocol)) == evaluate(images, protocol)
