@@ -159,6 +159,8 @@ def require_fitting_parts(pipeline: Any, name: str) -> None:
 def _require_fitting_tokenizer(tokenizer: Any, encoder: Any, name: str) -> None:
     words, known = len(tokenizer), int(encoder.vocab_size)
     longest, places = tokenizer.model_max_length, int(encoder.max_position_embeddings)
+    if not isinstance(encoder.eos_token_id, int):
+        raise ModelError(f"{name}: eos_token_id {encoder.eos_token_id!r} of a text encoder; accepted: a whole number")
     if words > known or not isinstance(longest, int) or not 3 <= longest <= places:
         raise ModelError(
             f"{name}: a tokenizer of {words} tokens, texts of up to {longest}, for a text encoder of {known} tokens, "

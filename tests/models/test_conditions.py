@@ -132,3 +132,11 @@ def test_offloading_is_refused_with_the_way_out(way):
         pipeline.unet._hf_hook = object()  # as accelerate leaves on a module that it moves
     with pytest.raises(ModelError, match=r"unet is offloaded.*enable_model_cpu_offload"):
         load_model(pipeline, device="cpu")
+
+
+@pytest.mark.parametrize("token", [[1], None])
+def test_a_text_encoder_without_an_end_of_texts_is_refused(token):
+    pipeline = tiny.pocket()
+    pipeline.text_encoder.config.eos_token_id = token
+    with pytest.raises(ModelError, match="eos_token_id"):
+        load_model(pipeline, device="cpu")
