@@ -6,6 +6,7 @@ from .interventions import Apply, InjectAttention, Modulate, Noise, Replace, Sca
 from .methods.catalogue import METHODS, TRAININGS, find_method, find_methods
 from .methods.emerdiff import EmerDiff
 from .methods.naming import Words
+from .methods.predictions import Predictions
 from .methods.references import Reference
 from .metrics.overlaps import majority_confusion, mean_iou
 from .metrics.protocols import Majority, Supervised
@@ -36,7 +37,15 @@ from .trajectories.denoise import denoise
 from .trajectories.generate import generate
 from .trajectories.inversion import invert
 from .trajectories.trajectory import Trajectory
-from .viz.figures import difference_figure, report_figure, segmentation_figure, static_pictures, study_figure
+from .viz.figures import (
+    class_figure,
+    confusion_figure,
+    difference_figure,
+    report_figure,
+    segmentation_figure,
+    static_pictures,
+    study_figure,
+)
 from .viz.widgets import compare, explore_layers, explore_modulation, explore_segmentation, explore_study
 
 __all__ = [
@@ -61,6 +70,7 @@ __all__ = [
     "Modulation",
     "ModulationSettings",
     "Noise",
+    "Predictions",
     "ProbeModel",
     "ProbedImage",
     "Readout",
@@ -81,9 +91,11 @@ __all__ = [
     "attention",
     "capture",
     "capture_replayed",
+    "class_figure",
     "cluster",
     "colour_labels",
     "compare",
+    "confusion_figure",
     "contact_sheet",
     "counterfactual_pair",
     "denoise",

@@ -65,6 +65,36 @@ def number_in_order(labels: np.ndarray) -> np.ndarray:
     return np.argsort(np.argsort(first))[inverse].reshape(labels.shape)
 
 
+def match_labels(labels: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """The same labels under the numbers of another map of the same image, so that both can have the same colours.
+
+    Labels and those of the reference are paired one to one so that most pixels agree (the Hungarian method).
+
+    Args:
+        labels: (height, width) integers, 0 or more.
+        reference: (height, width) integers; negative ones are no labels.
+
+    Returns:
+        (height, width) integers: the reference's number for labels that are paired and share a pixel, the lowest
+        numbers that the reference does not have for the others, in order.
+    """
+    from scipy.optimize import linear_sum_assignment  # here, because it takes a while to load
+
+    ours, mine = np.unique(labels, return_inverse=True)
+    theirs, other = np.unique(np.maximum(reference, -1), return_inverse=True)
+    shared = np.bincount(mine.ravel() * len(theirs) + other.ravel(), minlength=len(ours) * len(theirs))
+    shared = shared.reshape(len(ours), len(theirs)) * (theirs >= 0)
+    paired = {
+        row: int(theirs[column])
+        for row, column in zip(*linear_sum_assignment(shared, maximize=True), strict=True)
+        if shared[row, column]
+    }
+    free = (number for number in range(len(ours) + len(theirs)) if number not in theirs)
+    return np.array([paired[row] if row in paired else next(free) for row in range(len(ours))])[mine].reshape(
+        labels.shape
+    )
+
+
 def find_borders(labels: np.ndarray, counted: np.ndarray | None = None) -> np.ndarray:
     """Pixels whose right or lower neighbour has another label; no label is special.
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from emerdiff_probe.arrays import enlarge, enlarge_by_rows, find_borders, number_in_order
+from emerdiff_probe.arrays import enlarge, enlarge_by_rows, find_borders, match_labels, number_in_order
 
 LABELS = arrays.arrays(np.int64, st.tuples(st.integers(1, 6), st.integers(1, 6)), elements=st.integers(0, 3))
 
@@ -46,6 +46,20 @@ def test_axes_before_and_types_stay(shape, dtype):
     assert enlarge(maps, (3, 4)) is maps
     larger = enlarge(maps, (6, 9))
     assert (larger.shape, larger.dtype) == ((*shape[:-2], 6, 9), dtype)
+
+
+def test_matched_labels_have_the_numbers_that_agree_on_most_pixels():
+    reference = np.array([[4, 4, 4, 9], [4, 4, 9, 9], [-1, -1, 9, 9]])
+    labels = np.array([[0, 0, 2, 2], [0, 0, 2, 2], [5, 5, 1, 1]])
+    assert match_labels(labels, reference).tolist() == [[4, 4, 9, 9], [4, 4, 9, 9], [1, 1, 0, 0]]
+
+
+@given(LABELS, st.permutations(range(4)))
+def test_matching_renames_and_undoes_a_permutation(labels, order):
+    permuted = np.array(order)[labels]
+    assert np.array_equal(match_labels(permuted, labels), labels)
+    other = match_labels(labels, np.zeros(labels.shape, int))
+    assert np.array_equal(number_in_order(other), number_in_order(labels)), "segments stay what they are"
 
 
 def test_a_border_is_left_of_and_above_another_label():

@@ -47,7 +47,8 @@ def evaluate(
         str,
         typer.Option(
             help="Names with commas, or 'all' that need no training. 'maskclip' and 'cross-attention' name classes: by "
-            "themselves, or inside segments, as in 'maskclip + emerdiff'."
+            "themselves, or inside segments, as in 'maskclip + emerdiff'. 'predictions:NAME=FOLDER' are label maps of "
+            "another tool, called as the images are (.png, .tif, .npy, .npz)."
         ),
     ] = "all",
     protocol: Annotated[
@@ -56,7 +57,9 @@ def evaluate(
     clusters: Annotated[
         str, typer.Option(help="Numbers of segments with commas; 'auto' is what a method finds itself.")
     ] = "8,12,20",
-    store: Annotated[Path, typer.Option(help="Folder of the records and of the gallery.")] = Path("out/evaluation"),
+    store: Annotated[Path, typer.Option(help="Folder of the records, the tables and the gallery.")] = Path(
+        "out/evaluation"
+    ),
     train_on: Annotated[
         str, typer.Option(help="What linear-probe and unet are trained on, written as --data.")
     ] = "world:200,first=500000",
@@ -104,7 +107,9 @@ def evaluate(
     result = run_evaluation(probed, images, evaluation, store=store, workers=workers, progress=sys.stderr.isatty())
     report = make_report(result, protocols)
     gallery = write_gallery(result, report, store / "gallery.html")
-    print(f"{report}\n\n{gallery}: best, median and worst images")
+    tables = report.save(store / "tables")
+    print(f"{report}\n\n{gallery}: all methods side by side, on images from the best to the worst")
+    print(f"{tables[0].parent}: these tables as Markdown, CSV (unrounded) and LaTeX")
     print(json.dumps(report.to_json()))
 
 

@@ -1,24 +1,30 @@
-"""What an evaluation comes to: tables in which every figure has its protocol and its interval."""
+"""What an evaluation comes to: tables in which every figure has its protocol and its interval, printed and as files."""
 
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from emerdiff_probe.data.summary import LabelSummary
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.evaluation.run import FIGURES, Cell, Evaluation, EvaluationResult
+from emerdiff_probe.files import write_whole
 from emerdiff_probe.methods.catalogue import Method
 from emerdiff_probe.methods.emerdiff import EmerDiff
 from emerdiff_probe.methods.naming import Naming
 from emerdiff_probe.methods.references import Reference
+from emerdiff_probe.methods.sharpening import Sharpened
 from emerdiff_probe.metrics.intervals import IMAGES_FOR_A_VERDICT
-from emerdiff_probe.metrics.overlaps import Overlap
+from emerdiff_probe.metrics.overlaps import Overlap, class_iou
 from emerdiff_probe.metrics.protocols import (
     HungarianPerDataset,
     HungarianPerImage,
@@ -33,12 +39,13 @@ from emerdiff_probe.metrics.protocols import (
     average_difference,
     evaluate,
     judge,
+    total_confusion,
 )
 
 Table = tuple[str, Sequence[str], list[Sequence[str]]]
 """Title, header and rows."""
-OURS = EmerDiff().name
-"""Whose gain over every other method is reported."""
+FOLDED = 10
+"""Rows of a table of classes from which on a notebook shows it folded."""
 
 
 def _per_dataset(result: EvaluationResult, images: Sequence[Overlap]) -> Matching:
@@ -66,7 +73,7 @@ class Line:
         cell: the method and its number of segments.
         figures: a score for each of `FIGURES`.
         segments: how many an image has on average.
-        seconds: an image, the median over images; training is not counted.
+        seconds: an image, the median over images; training is not counted. NaN where another tool did the work.
         peak_mib: the largest of all images; None where unknown.
     """
 
@@ -77,13 +84,25 @@ class Line:
     peak_mib: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Row:
-    """How good a method is under a protocol, in 0 … 1."""
+    """How good a method is under a protocol, in 0 … 1.
+
+    Attributes:
+        line: the method.
+        miou, accuracy: scores.
+        confusion: (class, class + 1) pixels of all images, true class by row; the last column has no class.
+    """
 
     line: Line
     miou: Score
     accuracy: Score
+    confusion: np.ndarray
+
+    @property
+    def iou(self) -> np.ndarray:
+        """Intersection over union of every class, (class,); NaN for one that does not occur."""
+        return class_iou(self.confusion)
 
 
 @dataclass(frozen=True)
@@ -94,8 +113,8 @@ class Gain:
     no gain between them. Words favour none, so that a namer gains inside segments of any number.
 
     Attributes:
-        method: EmerDiff, or a namer inside segments.
-        over: any other method, or the namer by itself.
+        method: EmerDiff in one of its variants, or a namer inside segments.
+        over: a rival, or for EmerDiff's first variant another one too; or the namer by itself.
         clusters: the number, or several of which the gain is the average.
         miou: the difference with its paired interval.
     """
@@ -117,7 +136,7 @@ class Report:
         labels: which classes occur in them, and how much is ignored.
         lines: by method and number of segments.
         rows: by method, number of segments and protocol.
-        gains: of EmerDiff over every other method.
+        gains: of every variant of EmerDiff over its rivals, and of the first over the others.
         judged: segments with their classes by the first protocol, for pictures.
     """
 
@@ -137,13 +156,15 @@ class Report:
         )
 
     def _repr_html_(self) -> str:
-        return "".join(
-            f"<p><b>{html.escape(title)}</b></p>{html_table(header, body)}" for title, header, body in self.tables()
-        )
+        return "".join(show_table(name, table) for name, table in self.named_tables().items())
 
     def tables(self) -> list[Table]:
         """Title, header and body of every table, in percent points where classes are scored."""
-        tables: list[Table] = []
+        return list(self.named_tables().values())
+
+    def named_tables(self) -> dict[str, Table]:
+        """The same by name: "scores", "gains" and "classes" where there are classes, and "segments"."""
+        tables: dict[str, Table] = {}
         title = f"{self.title}: {len(self.images)} images, {len(self.skipped)} skipped; {self.labels}"
         if self.rows:
             header: Sequence[str] = ("method", "K", "mIoU", "95% interval", "pixel accuracy", "protocol", *_COSTS)
@@ -157,7 +178,7 @@ class Report:
                 )
                 for row in self.rows
             ]
-            tables.append((f"{title}; percent, bootstrap over images", header, body))
+            tables["scores"] = f"{title}; percent, bootstrap over images", header, body
         if self.gains:
             body = [
                 (
@@ -173,7 +194,7 @@ class Report:
             header = ("method", "over", "K", "mIoU points", "paired 95% interval", "it is", "protocol")
             unequal = any(line.cell.clusters is None for line in self.lines)
             title = "Gains on the same images, asked for equal numbers of segments"
-            tables.append((title + "; those of K auto are left out" * unequal, header, body))
+            tables["gains"] = title + "; those of K auto are left out" * unequal, header, body
         header = ("method", "K", *FIGURES, *(() if self.rows else _COSTS))
         body = [
             (
@@ -184,8 +205,106 @@ class Report:
             for line in self.lines
         ]
         note = "no classes, nothing matched: means over images with 95% intervals; variation in bits, lower is better"
-        tables.append((note if self.rows else f"{title}; {note}", header, body))
+        tables["segments"] = note if self.rows else f"{title}; {note}", header, body
+        if self.rows:
+            tables["classes"] = self._classes()
         return tables
+
+    def _classes(self) -> Table:
+        shown = list(self.shown().values())
+        columns = [f"{row.line.cell.method}, {_numbers((row.line.cell.clusters,))}" for row in shown]
+        pixels = shown[0].confusion.sum(1)  # of what methods saw, which may be a part of the image
+        shares = pixels / max(int(pixels.sum()), 1)
+        body: list[Sequence[str]] = [
+            (name, f"{100 * share:.1f}", *(f"{100 * row.iou[place]:.1f}" for row in shown))
+            for place, (name, share) in enumerate(zip(self.labels.classes, shares, strict=True))
+            if share
+        ]
+        protocols = ", ".join(dict.fromkeys(row.miou.protocol for row in shown))
+        title = f"IoU of every class that occurs, percent; columns are methods with their K; protocol: {protocols}"
+        return title, ("class", "% of the pixels", *columns), body
+
+    def shown(self) -> dict[str, Row]:
+        """One row a method, where there is no room for all: its first protocol, the middle one of its numbers."""
+        first: dict[Cell, Row] = {}
+        for row in self.rows:
+            first.setdefault(row.line.cell, row)
+        return {cell.method: first[cell] for cell in middle_cells(first)}
+
+    def frames(self) -> dict[str, pd.DataFrame]:
+        """The tables by name with unrounded figures, for programs: shares in 0 … 1, K empty for "auto".
+
+        "classes" has a row for every method, K, protocol and class, and "confusion" one for every assigned class too,
+        of `shown` alone.
+        """
+        frames = {
+            "segments": pd.DataFrame([{**_place(line.cell), **_figures(line), **_costs(line)} for line in self.lines])
+        }
+        if not self.rows:
+            return frames
+        shares = {
+            (row.line.cell, row.miou.protocol): {**_place(row.line.cell), "protocol": row.miou.protocol}
+            for row in self.rows
+        }
+        names = [*self.labels.classes, NO_CLASS]
+        frames["scores"] = pd.DataFrame(
+            {
+                **shares[row.line.cell, row.miou.protocol],
+                **_interval("mIoU", row.miou),
+                **_interval("pixel accuracy", row.accuracy),
+                **_costs(row.line),
+            }
+            for row in self.rows
+        )
+        frames["classes"] = pd.DataFrame(
+            {**shares[row.line.cell, row.miou.protocol], "class": name, "IoU": iou, "pixels": pixels}
+            for row in self.rows
+            for name, iou, pixels in zip(self.labels.classes, row.iou, row.confusion.sum(1), strict=True)
+        )
+        frames["confusion"] = pd.DataFrame(
+            {
+                **shares[row.line.cell, row.miou.protocol],
+                "class": names[true],
+                "assigned": names[assigned],
+                "pixels": pixels,
+            }
+            for row in self.shown().values()
+            for (true, assigned), pixels in np.ndenumerate(row.confusion)
+            if pixels
+        )
+        if self.gains:
+            frames["gains"] = pd.DataFrame(
+                {
+                    "method": gain.method,
+                    "over": gain.over,
+                    "K": _numbers(gain.clusters),
+                    "protocol": gain.miou.protocol,
+                    **_interval("mIoU difference", gain.miou),
+                    "it is": conclusion(gain.miou),
+                }
+                for gain in self.gains
+            )
+        for name in frames.keys() - {"gains"}:
+            frames[name]["K"] = frames[name]["K"].astype("Int64")  # whole numbers, and empty for "auto"
+        return frames
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Write every table as Markdown (report.md), CSV (unrounded, see `frames`) and LaTeX (as printed, booktabs).
+
+        Args:
+            folder: to write to, new or not; files of these names are replaced.
+
+        Returns:
+            What was written.
+        """
+        texts = {"report.md": f"{self}\n"}
+        texts |= {f"{name}.csv": frame.to_csv(index=False) for name, frame in self.frames().items()}
+        texts |= {f"{name}.tex": latex_table(table) for name, table in self.named_tables().items()}
+        written = []
+        for name, text in texts.items():
+            written.append(Path(folder) / name)
+            write_whole(written[-1], partial(_write_text, text))
+        return written
 
     def to_json(self) -> dict[str, Any]:
         """The same as JSON values: scores of classes in percent points, figures without classes as they are."""
@@ -230,9 +349,10 @@ class Report:
 def make_report(result: EvaluationResult, protocols: Sequence[str] = ("majority",)) -> Report:
     """Score the records of an evaluation.
 
-    Methods that name classes are scored by their names, whatever the protocols. EmerDiff is compared with every method
-    of the same number of segments under each protocol, and on average over the numbers, but not where methods choose
-    the number themselves; a namer inside segments with the namer by itself.
+    Methods that name classes are scored by their names, whatever the protocols. EmerDiff, in each of its variants, is
+    compared with every rival of the same number of segments under each protocol, and on average over the numbers, but
+    not where methods choose the number themselves; its first variant with the others; a namer inside segments with
+    the namer by itself.
 
     Args:
         result: from `run_evaluation`.
@@ -266,7 +386,7 @@ def make_report(result: EvaluationResult, protocols: Sequence[str] = ("majority"
         for matching in _matchings(result, method, protocols, images):
             found = judge(images, matching)
             found = found._replace(images=light)
-            rows.append(Row(line, evaluate(*found), evaluate(*found, "pixel accuracy")))
+            rows.append(Row(line, evaluate(*found), evaluate(*found, "pixel accuracy"), total_confusion(*found)))
             scored[found.protocol.name, cell.method, cell.clusters] = found
             pictured.setdefault(cell, found)
     return Report(
@@ -312,12 +432,20 @@ _Scored = Mapping[tuple[str, str, int | None], Judged]
 
 
 def _gains(evaluation: Evaluation, scored: _Scored) -> Iterable[Gain]:
-    """Of EmerDiff over every other method, and of namers inside segments over the same by themselves."""
-    for protocol, method in dict.fromkeys((protocol, method) for protocol, method, _ in scored if method != OURS):
-        yield from _gain(scored, protocol, OURS, method)
+    """Of EmerDiff over its rivals, its first variant over the others, and of namers in segments over those without."""
+    variants = [method.name for method in evaluation.methods if _is_emerdiff(method)]
+    for place, variant in enumerate(variants):
+        known = variants if place else [variant]  # variants are compared with the first alone
+        others = dict.fromkeys((protocol, method) for protocol, method, _ in scored if method not in known)
+        for protocol, method in others:
+            yield from _gain(scored, protocol, variant, method)
     for naming in evaluation.methods:
         if isinstance(naming, Naming) and naming.masks is not None:
             yield from _gain(scored, OpenVocabulary().name, naming.name, naming.namer, whole=True)
+
+
+def _is_emerdiff(method: Method) -> bool:
+    return isinstance(method.method if isinstance(method, Sharpened) else method, EmerDiff)
 
 
 def _gain(scored: _Scored, protocol: str, method: str, over: str, *, whole: bool = False) -> Iterable[Gain]:
@@ -347,12 +475,14 @@ _COSTS = ("segments", "s an image", "peak MiB")
 
 def _cost(line: Line) -> tuple[str, ...]:
     peak = "-" if line.peak_mib is None else f"{line.peak_mib:.0f}"
-    return f"{line.segments:.1f}", f"{line.seconds:.2f}", peak
+    seconds = "-" if math.isnan(line.seconds) else f"{line.seconds:.2f}"
+    return f"{line.segments:.1f}", seconds, peak
 
 
 def _cost_json(line: Line) -> dict[str, float | None]:
     peak = None if line.peak_mib is None else round(line.peak_mib, 1)
-    return {"segments": round(line.segments, 2), "seconds_per_image": round(line.seconds, 4), "peak_mib": peak}
+    seconds = None if math.isnan(line.seconds) else round(line.seconds, 4)
+    return {"segments": round(line.segments, 2), "seconds_per_image": seconds, "peak_mib": peak}
 
 
 def _cell(cell: Cell) -> tuple[str, str]:
@@ -377,6 +507,55 @@ def _points(score: Score, sign: str = "") -> tuple[str, str]:
 def _json(score: Score) -> dict[str, float]:
     figures = {"miou": score.value, "low": score.low, "high": score.high}
     return {name: round(100 * figure, 2) for name, figure in figures.items()}
+
+
+NO_CLASS = "no class"
+"""Column of a confusion for pixels of segments that no class was given to."""
+
+
+def middle_cells(cells: Iterable[Cell]) -> list[Cell]:
+    """One cell a method: that of the middle one of its numbers as they were given, the first of two in the middle."""
+    by_method: dict[str, list[Cell]] = {}
+    for cell in cells:
+        by_method.setdefault(cell.method, []).append(cell)
+    return [some[(len(some) - 1) // 2] for some in by_method.values()]
+
+
+def _place(cell: Cell) -> dict[str, Any]:
+    return {"method": cell.method, "K": cell.clusters}
+
+
+def _interval(name: str, score: Score) -> dict[str, float]:
+    return {name: score.value, f"{name} low": score.low, f"{name} high": score.high}
+
+
+def _figures(line: Line) -> dict[str, float]:
+    return {key: value for score in line.figures for key, value in _interval(score.metric, score).items()}
+
+
+def _costs(line: Line) -> dict[str, float | None]:
+    return dict(zip(_COSTS, (line.segments, line.seconds, line.peak_mib), strict=True))
+
+
+def _write_text(text: str, path: Path) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def show_table(name: str, table: Table) -> str:
+    """A table with its title in HTML; one of many classes is folded."""
+    title, header, body = table
+    whole = html_table(header, body)
+    if name == "classes" and len(body) > FOLDED:
+        return f"<details><summary><b>{html.escape(title)}</b></summary>{whole}</details>"
+    return f"<p><b>{html.escape(title)}</b></p>{whole}"
+
+
+def latex_table(table: Table) -> str:
+    """A table in LaTeX, with its title as a comment; the document needs the package booktabs."""
+    title, header, body = table
+    frame = pd.DataFrame([list(row) for row in body], columns=list(header))
+    lines = frame.to_latex(index=False, escape=True, column_format="l" * len(header))
+    return f"% {' '.join(title.split())}\n{lines}"
 
 
 def html_table(header: Sequence[str], body: Iterable[Sequence[str]]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
@@ -14,6 +15,7 @@ from urllib.parse import quote
 import numpy as np
 from einops import rearrange
 
+from emerdiff_probe.arrays import number_in_order
 from emerdiff_probe.checks import is_integer
 from emerdiff_probe.data.dataset import DataSet
 from emerdiff_probe.data.resizing import Resizing
@@ -25,6 +27,7 @@ from emerdiff_probe.files import find_damage, list_checksums, seal, unseal, writ
 from emerdiff_probe.methods.catalogue import Method, configure, identity
 from emerdiff_probe.methods.interface import Bounded, Segmenter
 from emerdiff_probe.methods.naming import Naming
+from emerdiff_probe.methods.predictions import Predictions
 from emerdiff_probe.methods.references import Reference
 from emerdiff_probe.metrics.overlaps import (
     Overlap,
@@ -62,7 +65,8 @@ class Record:
     Attributes:
         overlap: pixels shared with classes, and embeddings of segments; None where the truth has no classes.
         figures: scores that need no classes.
-        seconds: of the whole work of this method alone, the inversion included where it asks the model.
+        seconds: of the whole work of this method alone, the inversion included where it asks the model; NaN where
+            another tool did it.
         peak_mib: the most memory held meanwhile; None where it cannot be known.
     """
 
@@ -221,7 +225,7 @@ def run_evaluation(
     Raises:
         InputError: data without labels, a store of something else, an image or truth that is another than it was, no
             image that can be used, settings that do not fit the model, more segments than a method's grid has cells, or
-            a trained method that has seen an image.
+            a trained method that has seen an image, or label maps of another tool of which none is of an image.
         SiteError, TimestepError: as `check_config`.
     """
     if not data.labelled:
@@ -232,9 +236,14 @@ def run_evaluation(
     for method in evaluation.methods:
         if isinstance(method, Reference):
             _require_apart(method, data)
+        if isinstance(method, Predictions):
+            method.require_some(data.names)
     _require_capacity(model, evaluation)
     work = EvaluationJob(evaluation, model.device.type, sites, data.classes, Path(store), progress, warn)
-    made = run(model, work, data, store=store, workers=workers, progress=progress, warn=warn)
+    sources: dict[job.Cell, Callable[[str], str]] = {
+        tuple(cell): method.source for cell, method in evaluation.cells.items() if isinstance(method, Predictions)
+    }
+    made = run(model, work, data, store=store, workers=workers, progress=progress, warn=warn, sources=sources)
     return EvaluationResult(evaluation, data, made)
 
 
@@ -331,6 +340,11 @@ class EvaluationJob:
         truth = truth if truth.ndim == 3 else truth[None]
         if (truth == IGNORED).all(axis=(1, 2)).any():
             raise InputError(f"{sample.name}: every pixel is ignored")
+        predicted = {  # what is missing is known before anything is worked out
+            cell: (method.labels(sample.name, *pixels.shape[:2]), method.source(sample.name))
+            for cell, method in self.evaluation.cells.items()
+            if cell in cells and isinstance(method, Predictions)
+        }
         probed, inversion = measured(partial(config.probe, model, resizing.apply(pixels)), device)
         held = probed.features(self.sites, config.resolve(model).features.timesteps)
         features = rearrange(held, "(h w) c -> h w c", h=probed.grid(self.sites)[0]).numpy()
@@ -338,6 +352,12 @@ class EvaluationJob:
             yield IMAGE, self._about(probed, truth, features)
         for cell, method in self.evaluation.cells.items():
             if cell not in cells:
+                continue
+            if isinstance(method, Predictions):
+                labels, source = predicted[cell]
+                labels = number_in_order(resizing.seen(labels))  # what lies outside the window has no number
+                record = self._record(labels, truth, features, Cost(math.nan, None))
+                yield tuple(cell), {**record.arrays(labels), "source": np.asarray(source)}
                 continue
             segmenter = self.ready[method.name] if isinstance(method, Reference | Naming) else method
             try:

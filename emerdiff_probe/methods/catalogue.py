@@ -1,4 +1,4 @@
-"""All methods by name: EmerDiff, its rivals, namers of segments, and the references that have to be trained."""
+"""All methods by name: EmerDiff, its rivals, namers of segments, references to be trained, and what others found."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from emerdiff_probe.methods.diffseg import DiffSeg
 from emerdiff_probe.methods.emerdiff import EmerDiff
 from emerdiff_probe.methods.interface import Segmenter
 from emerdiff_probe.methods.naming import NAMERS, Naming, Words
+from emerdiff_probe.methods.predictions import PREFIX, Predictions, parse_predictions
 from emerdiff_probe.methods.references import Reference
 from emerdiff_probe.methods.sharpening import Sharpened
 from emerdiff_probe.methods.supervised import LinearProbe, ProbeTraining, SupervisedUNet, UNetTraining
@@ -28,7 +29,7 @@ from emerdiff_probe.segmentation.presets import FAST
 from emerdiff_probe.segmentation.settings import OPTIONS
 from emerdiff_probe.segmentation.sharpen import SHARPENINGS
 
-Method = Segmenter | Reference | Naming
+Method = Segmenter | Reference | Naming | Predictions
 
 _ALL: tuple[Segmenter, ...] = (
     EmerDiff(),
@@ -69,14 +70,19 @@ def find_method(name: str, training_data: Callable[[], DataSet] | None = None, w
 
     Args:
         name: in `METHODS`, `TRAININGS` or `NAMERS`; or a method, "+" and what sharpens it, such as "slic + crf", see
-            `Sharpened`; or a namer, "+" and a method whose segments it names, such as "maskclip + emerdiff + crf".
+            `Sharpened`; or a namer, "+" and a method whose segments it names, such as "maskclip + emerdiff + crf"; or
+            "predictions:FOLDER", "predictions:NAME=FOLDER" for label maps of another tool.
         training_data: opens what those of `TRAININGS` are trained on.
         words: what namers need.
 
     Raises:
         InputError: there is none, and the message lists the near ones, or all; no training data for a reference; no
-            words for a namer; or a namer of segments that have names.
+            words for a namer; a namer of segments that have names, or of another tool's label maps; or as
+            `Predictions.open`.
     """
+    predictions = parse_predictions(name)
+    if predictions is not None:
+        return predictions
     known = {_plain(method): method for method in (*METHODS, *TRAININGS, *NAMERS)}
     first, plus, second = name.partition("+")
     found = known.get(_plain(first))
@@ -99,8 +105,10 @@ def find_method(name: str, training_data: Callable[[], DataSet] | None = None, w
     if found in NAMERS:
         if words is None:
             raise InputError(f"{found}: no words to name by; accepted: those of a data set")
+        if second.strip().lower().startswith(f"{PREFIX}:"):
+            raise InputError(f"{name}: label maps of another tool are not named; accepted: {', '.join(METHODS)}")
         masks = find_method(second, training_data, words) if plus else None
-        if isinstance(masks, Reference | Naming):
+        if isinstance(masks, Reference | Naming | Predictions):
             raise InputError(f"{name}: {masks.name} has names already; accepted: {', '.join(METHODS)}")
         return Naming(found, words.vocabulary, masks, words.clip if found == "maskclip" else None)
     if training_data is None:
@@ -162,7 +170,7 @@ def _vary(method: Method, settings: Mapping[str, Any]) -> Method:
 
 def identity(method: Method) -> dict[str, Any]:
     """What must be the same for results of a method to be used again, as JSON values: its parameters."""
-    if isinstance(method, Reference):
+    if isinstance(method, Reference | Predictions):
         return method.identity()
     if isinstance(method, Naming):
         return method.identity() | ({} if method.masks is None else {"masks": identity(method.masks)})

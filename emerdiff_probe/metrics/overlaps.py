@@ -185,6 +185,19 @@ def mean_iou(confusion: np.ndarray) -> np.ndarray:
     return tallied_iou(tallies(confusion))
 
 
+def class_iou(confusion: np.ndarray) -> np.ndarray:
+    """Intersection over union of every class, whose mean over the classes that have one is `mean_iou`.
+
+    Args:
+        confusion: as in `mean_iou`.
+
+    Returns:
+        (..., class) floats in 0 … 1; NaN for a class that does not occur in the truth.
+    """
+    hits, truth, assigned = np.moveaxis(tallies(confusion), -2, 0)
+    return np.where(truth > 0, hits / np.where(truth > 0, truth + assigned - hits, 1), np.nan)
+
+
 def pixel_accuracy(confusion: np.ndarray) -> np.ndarray:
     """Share of the counted pixels that have their true class, in 0 … 1; arguments and result as in `mean_iou`."""
     return tallied_accuracy(tallies(confusion))

@@ -296,6 +296,19 @@ def confusions(images: Sequence[Overlap], protocol: Matching) -> list[np.ndarray
     return list(_confusions(images, protocol))
 
 
+def total_confusion(images: Sequence[Overlap], protocol: Matching) -> np.ndarray:
+    """The one confusion matrix (class, class + 1) over all images that `evaluate` scores.
+
+    Raises:
+        InputError: as `confusions`.
+    """
+    each = _confusions(images, protocol)
+    total = next(each).copy()
+    for confusion in each:
+        total += confusion
+    return total
+
+
 def _confusions(images: Sequence[Overlap], protocol: Matching) -> Iterator[np.ndarray]:
     """One after the other, so that those of many classes are never held together."""
     counts = {overlap.classes for overlap in images}

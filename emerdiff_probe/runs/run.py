@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -18,7 +19,7 @@ from emerdiff_probe.errors import InputError, LabelError
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.runs.executor import Failed, Measured, Task, execute
 from emerdiff_probe.runs.job import Cell, Job
-from emerdiff_probe.runs.store import Known, Store
+from emerdiff_probe.runs.store import Known, Store, brief
 from emerdiff_probe.segmentation.result import package_versions
 
 
@@ -78,6 +79,7 @@ def run(
     resume: bool = True,
     progress: bool = False,
     warn: Callable[[str], None] = write_to_stderr,
+    sources: Mapping[Cell, Callable[[str], str]] = MappingProxyType({}),
 ) -> Run:
     """Measure every cell of a job on every sample, and keep each record as soon as it is known.
 
@@ -97,6 +99,8 @@ def run(
         resume: use records that are there; otherwise they are an error.
         progress: show a progress bar over records.
         warn: told of every sample that is skipped and of every damaged file.
+        sources: for cells that are made of files beside the samples': what tells of the sample of this name whether
+            its file is another. A record says by its "source" what it was made of; others are measured anew.
 
     Raises:
         InputError: a store of something else, a sample that is another than it was, no sample that can be used, or
@@ -109,7 +113,7 @@ def run(
         raise InputError(f"{kept.path} holds a run already; accepted without resume: a new folder")
     kept.require_cells(job.cells)
     with tqdm(total=len(data) * len(job.cells), disable=not progress, desc=job.name, unit="record") as bar:
-        work = _Work(model, job, data, kept, bar, warn)
+        work = _Work(model, job, data, kept, bar, warn, sources)
         return work.run(workers)
 
 
@@ -130,8 +134,16 @@ class _Work:
     """One run: what is missing of which sample, and what became of it."""
 
     def __init__(
-        self, model: ProbeModel, job: Job, data: DataSet, kept: Store, bar: tqdm, warn: Callable[[str], None]
+        self,
+        model: ProbeModel,
+        job: Job,
+        data: DataSet,
+        kept: Store,
+        bar: tqdm,
+        warn: Callable[[str], None],
+        sources: Mapping[Cell, Callable[[str], str]],
     ) -> None:
+        self.sources = sources
         self.model, self.job, self.data, self.kept, self.bar, self.warn = model, job, data, kept, bar, warn
         self.known = {place: kept.known(name) for place, name in enumerate(data.names)}
         self.missing = {place: self._missing(place) for place in self.known}
@@ -196,6 +208,10 @@ class _Work:
         known, cells = self.known[place], []
         for cell in self.job.cells:
             wrong = "" if known is None else self.kept.state(known, cell)
+            if wrong is None and known is not None and cell in self.sources:
+                made_of = str(self.kept.read(known, cell)["source"])
+                if made_of != self.sources[cell](known.name):
+                    wrong = f"{known.name}: what {brief(cell)} is made of changed"
             if wrong is None:
                 continue
             if wrong:

@@ -16,7 +16,7 @@ from PIL import Image
 from plotly.subplots import make_subplots
 
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.evaluation.report import Report, Row
+from emerdiff_probe.evaluation.report import NO_CLASS, Report, Row
 from emerdiff_probe.images import palette
 from emerdiff_probe.segmentation.result import Segmentation
 from emerdiff_probe.studies.run import StudyResult
@@ -27,6 +27,8 @@ PIXELS = 300
 SHADES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999933")
 """Line colours that colour-blind people can tell apart (Okabe and Ito)."""
 MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
+MOST_NUMBERED = 900
+"""Cells of a confusion that have their number written in them; of more, hovering tells."""
 STRIDE = 4
 """Every so many cells of a difference map are drawn: the maps are smooth, and notebooks stay small."""
 
@@ -208,6 +210,97 @@ def report_figure(report: Report) -> go.Figure:
         template="plotly_white",
         showlegend=True,
     )
+
+
+def class_figure(report: Report) -> go.Figure:
+    """The IoU of every class under every method, each in its first protocol and with the middle one of its numbers.
+
+    Classes stand by their mean over methods, the easiest on top; beside a name is its share of the pixels.
+
+    Raises:
+        InputError: the data has no classes to score.
+    """
+    rows = _shown(report)
+    pixels = rows[0].confusion.sum(1)
+    places = [place for place in range(len(pixels)) if pixels[place]]
+    places.sort(key=lambda place: float(np.mean([row.iou[place] for row in rows])))
+    names = [f"{report.labels.classes[place]} ({100 * pixels[place] / pixels.sum():.1f}%)" for place in places]
+    figure = go.Figure()
+    for index, row in enumerate(rows):
+        figure.add_trace(
+            go.Scatter(
+                x=100 * row.iou[places],
+                y=names,
+                name=_method(row),
+                mode="markers",
+                marker={"color": SHADES[index % len(SHADES)], "symbol": MARKERS[index % len(MARKERS)], "size": 8},
+                hovertemplate="%{y}: %{x:.1f}%<extra>%{fullData.name}</extra>",
+            )
+        )
+    protocols = ", ".join(dict.fromkeys(row.miou.protocol for row in rows))
+    return figure.update_layout(
+        title={"text": f"{report.title}<br><sup>{len(report.images)} images, {protocols} protocol</sup>"},
+        xaxis={"title": "IoU (%)", "range": [-2, 102]},
+        yaxis={"title": "class (its share of the pixels)", "categoryorder": "array", "categoryarray": names},
+        width=760,
+        height=180 + 24 * len(names),
+        template="plotly_white",
+        showlegend=True,
+    )
+
+
+def confusion_figure(report: Report, method: str | None = None) -> go.Figure:
+    """Which classes a method takes for which: of the pixels of every class (a row) the share given to every other.
+
+    Args:
+        report: of an evaluation.
+        method: its name; the first when None. It is shown in its first protocol, with the middle one of its numbers.
+
+    Raises:
+        InputError: the data has no classes to score, or no such method.
+    """
+    by_name = {row.line.cell.method: row for row in _shown(report)}
+    row = by_name.get(method or next(iter(by_name)))
+    if row is None:
+        raise InputError(f"no method {method!r} in {report.title}; accepted: {', '.join(by_name)}")
+    pixels = row.confusion.sum(1)
+    true = np.flatnonzero(pixels)
+    assigned = np.flatnonzero(row.confusion.sum(0) + np.append(pixels, 0))
+    names = [*report.labels.classes, NO_CLASS]
+    share = 100 * row.confusion[np.ix_(true, assigned)] / pixels[true, None]
+    figure = go.Figure(
+        go.Heatmap(
+            z=share,
+            x=[names[place] for place in assigned],
+            y=[names[place] for place in true],
+            zmin=0,
+            zmax=100,
+            colorscale="Viridis",
+            colorbar={"title": "% of the<br>true class"},
+            texttemplate="%{z:.0f}" if share.size <= MOST_NUMBERED else None,
+            hovertemplate="%{y} taken for %{x}: %{z:.1f}%<extra></extra>",
+        )
+    )
+    told = f"{_method(row)}, {row.miou.protocol} protocol, {len(report.images)} images"
+    return figure.update_layout(
+        title={"text": f"{report.title}: mIoU {100 * row.miou.value:.1f}%<br><sup>{told}</sup>"},
+        xaxis={"title": "class given", "side": "bottom", "tickangle": -45, "type": "category"},
+        yaxis={"title": "true class", "autorange": "reversed", "type": "category"},
+        width=300 + max(360, 26 * len(assigned)),
+        height=240 + max(260, 26 * len(true)),
+        template="plotly_white",
+    )
+
+
+def _shown(report: Report) -> list[Row]:
+    if not report.rows:
+        raise InputError(f"a figure of {report.title}, which has no classes; accepted: data with classes")
+    return list(report.shown().values())
+
+
+def _method(row: Row) -> str:
+    method, clusters = row.line.cell
+    return method if clusters is None else f"{method}, {clusters} segments"
 
 
 def to_png(figure: go.Figure, path: str | Path, *, scale: float = 2.0) -> Path:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from emerdiff_probe import batch as module
 from emerdiff_probe import cli
 from emerdiff_probe.cli.options import read_settings
+from emerdiff_probe.data.sources import open_data
 from emerdiff_probe.models.loading import load_model
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig
 from emerdiff_probe.segmentation.export import read_npz
@@ -467,6 +468,25 @@ def test_evaluate_ends_with_the_same_json_when_it_is_run_again(run, folder, tmp_
     assert "<h3>" in (tmp_path / "store" / "gallery.html").read_text(encoding="utf-8")
 
 
+def test_evaluate_scores_label_maps_of_other_tools_and_leaves_tables_for_programs(run, folder, tmp_path):
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for sample in open_data("world:2", side=64):
+        Image.fromarray(sample.labels.astype(np.uint8)).save(masks / f"{sample.name}.png")
+    methods = f"slic,predictions:sam={masks},predictions:{masks}"
+    arguments = (*EVALUATE, "--data", "world:2", "--method", methods, "--model", folder)
+    code, out, err = run(*arguments, "--protocol", "majority,concept", "--store", tmp_path / "store")
+    assert (code, err) == (0, "")
+    rows = {(row["method"], row["protocol"]): row for row in json.loads(out.splitlines()[-1])["rows"]}
+    assert len(rows) == 6
+    row = rows["predictions:sam", "majority (oracle)"]
+    assert (row["miou"], row["clusters"], row["seconds_per_image"]) == (100, None, None)
+    assert f"{tmp_path / 'store' / 'tables'}: these tables as Markdown, CSV (unrounded) and LaTeX" in out
+    scores = (tmp_path / "store" / "tables" / "scores.csv").read_text(encoding="utf-8")
+    assert len(scores.splitlines()) == 7
+    assert "predictions:masks" in (tmp_path / "store" / "tables" / "scores.tex").read_text(encoding="utf-8")
+
+
 def test_evaluate_counts_broken_images_of_a_folder(run, folder, image_file, tmp_path):
     data = tmp_path / "data"
     for kind in ("images", "labels"):
@@ -488,6 +508,7 @@ def test_evaluate_counts_broken_images_of_a_folder(run, folder, image_file, tmp_
     ("arguments", "message"),
     [
         (("--method", "emerdif"), "near ones: emerdiff"),
+        (("--method", "predictions:nowhere"), "no such folder"),
         (("--protocol", "oracle"), "accepted: majority, hungarian-per-image"),
         (("--clusters", "many"), "clusters 'many'"),
         (("--clusters", "0"), "integers from 1"),

@@ -5,12 +5,17 @@ import re
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.evaluation.report import PROTOCOLS, conclusion, make_report, markdown_table
+from emerdiff_probe.evaluation.report import PROTOCOLS, conclusion, latex_table, make_report, markdown_table
 from emerdiff_probe.evaluation.run import FIGURES, Cell, EvaluationResult, Record
-from emerdiff_probe.metrics.overlaps import overlaps
+from emerdiff_probe.methods.catalogue import METHODS
+from emerdiff_probe.methods.diffcut import DiffCut
+from emerdiff_probe.methods.emerdiff import EmerDiff
+from emerdiff_probe.methods.upsampling import Bilinear
+from emerdiff_probe.metrics.overlaps import class_iou, mean_iou, overlaps
 from emerdiff_probe.metrics.protocols import (
     HungarianPerDataset,
     HungarianPerImage,
@@ -34,12 +39,14 @@ CELLS = [
 class Stored(EvaluationResult):
     """A result whose records are made here; scores are taken by the code under test."""
 
-    def __init__(self):
+    methods = EmerDiff(), Bilinear(), DiffCut()
+
+    def __init__(self, cells=CELLS):
         rng = np.random.default_rng(0)
         truth = rng.integers(0, CLASSES, (IMAGES, 8, 8))
-        quality = {"emerdiff": 0.9, "bilinear": 0.6, "diffcut": 0.5}
+        quality = {"emerdiff": 0.9, "emerdiff fast": 0.8, "bilinear": 0.6, "diffcut": 0.5}
         self.made = {}
-        for cell in CELLS:
+        for cell in cells:
             right = rng.random(truth.shape) < quality[cell.method]
             labels = np.where(right, truth, rng.integers(0, CLASSES, truth.shape))
             embeddings = np.eye(CLASSES) + rng.normal(0, 0.4, (IMAGES, CLASSES, CLASSES))
@@ -53,8 +60,9 @@ class Stored(EvaluationResult):
                 for i in range(IMAGES)
             ]
         config = type("Config", (), {"seed": 0})()
-        cells = {cell: type("Method", (), {"counts": "either"})() for cell in CELLS}
-        evaluation = type("Evaluation", (), {"cells": cells, "methods": tuple(cells.values()), "config": config})()
+        methods = {method.name: method for method in self.methods}
+        cells = {cell: methods[cell.method] for cell in self.made}
+        evaluation = type("Evaluation", (), {"cells": cells, "methods": tuple(self.methods), "config": config})()
         data = type("Data", (), {"name": "noise", "classes": ("a", "b", "c")})()
         names = tuple(f"image {i}" for i in range(IMAGES))
         samples = tuple(Known(name, "", (), (1, 1, 1, 0)) for name in names)
@@ -193,6 +201,7 @@ def test_what_is_kept_of_segments_fits_their_pixels_and_scores_the_same(result, 
 def test_a_notebook_shows_what_is_printed(report):
     shown = report._repr_html_()
     assert shown.count("<table>") == len(report.tables())
+    assert "<details>" not in shown, "three classes need no folding"
     for title, header, body in report.tables():
         assert all(html.escape(text) in shown for text in (title, *header, *(text for line in body for text in line)))
     odd = replace(report, title="<b>mine</b>")._repr_html_()
@@ -225,3 +234,81 @@ def test_unknown_protocols_are_refused(result, names):
 
 def test_a_markdown_table_lines_up():
     assert markdown_table(("a", "bb"), [("ccc", "d")]).splitlines() == ["| a   | bb |", "| --- | -- |", "| ccc | d  |"]
+
+
+def test_the_iou_of_a_class_by_hand_and_its_mean():
+    confusion = np.array([[6, 2, 0, 0], [1, 0, 0, 3], [0, 0, 0, 0]])
+    assert np.array_equal(class_iou(confusion), [6 / 9, 0, np.nan], equal_nan=True)
+    assert mean_iou(confusion) == pytest.approx(np.nanmean(class_iou(confusion))) == pytest.approx(1 / 3)
+
+
+def test_classes_add_up_to_the_score_of_their_row(result, report):
+    for row in report.rows:
+        assert row.miou.value == pytest.approx(np.nanmean(row.iou))
+        truth = sum(record.overlap.counts.sum(1) for record in result.records(row.line.cell))
+        assert np.array_equal(row.confusion.sum(1), truth)
+    title, header, body = report.named_tables()["classes"]
+    assert "protocol: majority (oracle)" in title
+    assert header == ("class", "% of the pixels", "emerdiff, 4", "bilinear, 2", "diffcut, auto")
+    by_place = {(row.line.cell, row.miou.protocol): row for row in report.rows}
+    for column, cell in ((2, CELLS[1]), (3, CELLS[2]), (4, CELLS[5])):
+        shown = [line[column] for line in body]
+        assert shown == [f"{100 * iou:.1f}" for iou in by_place[cell, "majority (oracle)"].iou]
+
+
+def test_a_class_that_does_not_occur_is_not_in_the_table(report):
+    rows = [replace(row, confusion=np.array([[3, 1, 0, 0], [0] * 4, [0, 0, 2, 0]])) for row in report.rows]
+    table = replace(report, rows=tuple(rows)).named_tables()["classes"]
+    assert [line[:3] for line in table[2]] == [("a", "66.7", "75.0"), ("c", "33.3", "100.0")]
+
+
+def test_every_variant_of_emerdiff_gains_over_rivals_and_the_first_over_the_others():
+    def gains(*methods):
+        made = type("Some", (Stored,), {"methods": tuple(METHODS[name] for name in methods)})
+        cells = [Cell(name, count) for name in methods for count in (2, 4)]
+        return {(gain.method, gain.over) for gain in make_report(made(cells)).gains}
+
+    assert gains("emerdiff fast", "bilinear") == {("emerdiff fast", "bilinear")}
+    assert gains("emerdiff", "emerdiff fast", "bilinear") == {
+        ("emerdiff", "emerdiff fast"),
+        ("emerdiff", "bilinear"),
+        ("emerdiff fast", "bilinear"),
+    }
+
+
+def test_files_hold_every_table_for_programs_and_for_papers(report, tmp_path):
+    written = {path.name for path in report.save(tmp_path / "tables")}
+    names = {"scores", "gains", "segments", "classes"}
+    assert written == {"report.md", "confusion.csv", *(f"{name}.{kind}" for name in names for kind in ("csv", "tex"))}
+    assert (tmp_path / "tables" / "report.md").read_text(encoding="utf-8") == f"{report}\n"
+    scores = pd.read_csv(tmp_path / "tables" / "scores.csv")
+    assert len(scores) == len(report.rows)
+    first, row = scores.iloc[0], report.rows[0]
+    assert (tmp_path / "tables" / "scores.csv").read_text().splitlines()[1].startswith("emerdiff,2,majority")
+    assert (first["method"], first["K"], first["protocol"]) == ("emerdiff", 2, "majority (oracle)")
+    assert (first["mIoU"], first["mIoU low"]) == pytest.approx((row.miou.value, row.miou.low))
+    assert scores["K"].isna().sum() == sum(row.line.cell.clusters is None for row in report.rows)
+    classes = pd.read_csv(tmp_path / "tables" / "classes.csv")
+    means = classes.groupby(["method", "K", "protocol"], dropna=False)["IoU"].mean()
+    assert means["emerdiff", 2, "majority (oracle)"] == pytest.approx(row.miou.value)
+    confusion = pd.read_csv(tmp_path / "tables" / "confusion.csv")
+    assert confusion[confusion["method"] == "emerdiff"]["pixels"].sum() == IMAGES * 64
+    latex = (tmp_path / "tables" / "scores.tex").read_text(encoding="utf-8")
+    assert latex.startswith("% noise: 6 images")
+    assert latex.count("\\\\") == len(report.rows) + 1
+    assert "pixel accuracy" in latex
+    assert "\\toprule" in latex
+
+
+def test_what_latex_would_read_is_escaped():
+    made = latex_table(("a title of\ntwo lines", ("a_b", "% of it"), [("x & y", "1")]))
+    assert made.startswith("% a title of two lines\n")
+    assert "a\\_b & \\% of it" in made
+    assert "x \\& y" in made
+
+
+def test_what_another_tool_took_is_not_told(report):
+    line = replace(report.lines[0], seconds=float("nan"), peak_mib=None)
+    untold = replace(report, lines=(line,), rows=(replace(report.rows[0], line=line),))
+    assert untold.tables()[0][2][0][-2:] == ("-", "-")
+    assert untold.to_json()["rows"][0]["seconds_per_image"] is None

@@ -25,6 +25,7 @@ from emerdiff_probe.methods.colour import RgbKMeans
 from emerdiff_probe.methods.diffcut import DiffCut
 from emerdiff_probe.methods.emerdiff import EmerDiff
 from emerdiff_probe.methods.naming import Naming
+from emerdiff_probe.methods.predictions import Predictions
 from emerdiff_probe.methods.references import Reference
 from emerdiff_probe.methods.supervised import ProbeTraining, UNetTraining
 from emerdiff_probe.methods.upsampling import Bilinear
@@ -493,3 +494,69 @@ def test_a_cost_is_the_time_and_the_peak_of_the_work_alone(model):
     if little.peak_mib is None:
         pytest.skip("this system does not tell the peak of memory anew")
     assert 200 < much.peak_mib - little.peak_mib < 300
+
+
+def test_label_maps_of_another_tool_stand_beside_methods_and_follow_their_files(model, pictures, config, tmp_path):
+    folder, lines = tmp_path / "masks", []
+    folder.mkdir()
+    truth = np.arange(64).repeat(64).reshape(64, 64) // 32
+    for name in "abc":
+        Image.fromarray((truth * 200).astype(np.uint8)).save(folder / f"{name}.png")
+    Image.fromarray(truth[:32].astype(np.uint8)).save(folder / "d.png")
+
+    def run():
+        methods = (RgbKMeans(), Predictions.open(folder, "sam"))
+        evaluation = Evaluation(methods, (2,), config)
+        return run_evaluation(model, pictures, evaluation, store=tmp_path / "store", warn=lines.append)
+
+    first = run()
+    sam = Cell("predictions:sam", None)
+    assert list(first.evaluation.cells) == [Cell("rgb k-means", 2), sam]
+    assert first.images == ("a", "b", "c"), "where one method has nothing, none is scored"
+    assert "d.png: a label map of shape (32, 64) for an image of 64 x 64" in first.skipped["d"]
+    report = make_report(first, EVERY)
+    scores = {(row.line.cell.method, row.miou.protocol): row.miou.value for row in report.rows}
+    assert scores["predictions:sam", "majority (oracle)"] == 1
+    assert scores["predictions:sam", "Hungarian per image"] == 1
+    assert len(scores) == 8, "embeddings are means of the model's features, as for every method"
+    assert np.isnan(first.records(sam)[0].seconds)
+    assert (run().run.computed, run().run.reused) == (0, 9)
+
+    lines.clear()
+    swapped = truth.copy()
+    swapped[0] = 1
+    Image.fromarray(swapped.astype(np.uint8)).save(folder / "b.png")
+    Image.fromarray(truth.astype(np.uint8)).save(folder / "d.png")
+    again = run()
+    assert again.images == ("a", "b", "c", "d")
+    assert again.run.computed == 1 + 3, "b once more, and all of d"
+    assert [line for line in lines if "changed" in line] == [
+        "b: what ('predictions:sam', None) is made of changed; it is measured anew"
+    ]
+    assert np.array_equal(again.labels("b", sam), 1 - swapped), "numbered as they appear"
+    (folder / "c.png").unlink()
+    assert run().images == ("a", "b", "d")
+
+
+def test_label_maps_of_other_images_are_refused_before_anything_is_written(model, pictures, config, tmp_path):
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(folder / "a_mask.png")
+    evaluation = Evaluation((Predictions.open(folder),), (2,), config)
+    with pytest.raises(InputError, match=r"Images: a, b, c, d; label maps: a_mask"):
+        run_evaluation(model, pictures, evaluation, store=tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_label_maps_are_cut_to_what_methods_see(model, config, tmp_path):
+    labels = np.zeros((64, 96), int)
+    labels[:, 16:] = 7
+    labels[:, 80:] = 9
+    truth = (labels == 7).astype(int)
+    (tmp_path / "pictures").mkdir()
+    data = folder_of(tmp_path / "pictures", {"wide": (tiny.picture(width=96), truth)})
+    (tmp_path / "masks").mkdir()
+    np.save(tmp_path / "masks" / "wide.npy", labels)
+    evaluation = Evaluation((Predictions.open(tmp_path / "masks"),), (2,), config, Resizing(64, "crop"))
+    result = run_evaluation(model, data, evaluation, store=tmp_path / "store")
+    assert np.array_equal(result.labels("wide", *result.evaluation.cells), np.zeros((64, 64)))
