@@ -29,11 +29,13 @@ PLACES = ("best", "upper quarter", "median", "lower quarter", "worst")
 """Which images are shown, by rank."""
 _STYLE = """
 :root { color-scheme: light dark; }
-body { font: 15px/1.4 system-ui, sans-serif; margin: 2rem auto; padding: 0 1rem; max-width: 100rem; }
+body { font: 15px/1.4 system-ui, sans-serif; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; font-size: 13px; display: block; overflow-x: auto; }
 th, td { padding: .15rem .6rem; text-align: left; border-bottom: 1px solid #8884; white-space: nowrap; }
-.row { display: flex; flex-wrap: wrap; gap: .6rem; }
-figure { margin: 0 0 .6rem; width: 256px; }
+details { margin: 1rem 0; }
+.row { display: flex; gap: .4rem; overflow-x: auto; }
+figure { margin: 0 0 .6rem; flex: 1 0 200px; max-width: 256px; }
+figure img { max-width: 100%; }
 figcaption { font-size: 13px; overflow-wrap: anywhere; }
 .classes span { display: inline-block; margin-right: .9rem; font-size: 13px; white-space: nowrap; }
 .classes i { display: inline-block; width: .9em; height: .9em; margin-right: .3em; }
