@@ -258,9 +258,12 @@ def heatmap(values: np.ndarray, top: float) -> np.ndarray:
 def contact_sheet(
     pictures: Sequence[np.ndarray], titles: Sequence[str], *, columns: int | None = None, gap: int = 8
 ) -> Image.Image:
-    """Lay pictures (height, width, 3) uint8 of one size in rows, each under its title; one row when columns is None."""
+    """Lay pictures (height, width, 3) uint8 in rows, each under its title; one row when columns is None.
+
+    All are shown as large as the largest: pixels of the others, such as cells of a layer's grid, become blocks.
+    """
     header = 18
-    height, width = pictures[0].shape[:2]
+    height, width = max((picture.shape[:2] for picture in pictures), key=lambda size: size[0] * size[1])
     columns = columns or len(pictures)
     rows = -(-len(pictures) // columns)
     size = (columns * (width + gap) - gap, rows * (height + header))
@@ -269,5 +272,7 @@ def contact_sheet(
     for i, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
         left, top = (i % columns) * (width + gap), (i // columns) * (height + header)
         draw.text((left + 2, top + 2), title, fill="black")
-        sheet.paste(Image.fromarray(picture), (left, top + header))
+        shown = Image.fromarray(picture)
+        whole = shown if shown.size == (width, height) else shown.resize((width, height), Image.Resampling.BOX)
+        sheet.paste(whole, (left, top + header))
     return sheet

@@ -35,3 +35,15 @@ def test_notebooks_reach_into_the_package_by_the_front_door_alone(path):
     for cell in cells:
         imports = [line for line in "".join(cell["source"]).splitlines() if re.match(r"(from|import) ", line)]
         assert len(imports) <= 6
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_first_cell_of_a_notebook_is_all_that_another_model_needs(path):
+    """It names the model in six lines at most, and later cells do not."""
+    cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    first, *later = ("".join(cell["source"]) for cell in cells)
+    assert len([line for line in first.splitlines() if line]) <= 6
+    assert "import emerdiff_probe as ep" in first
+    assert re.search(r"^MODEL\b", first, re.MULTILINE)
+    assert "load_model(MODEL)" in "".join(later)
+    assert not [cell for cell in later if re.search(r"load_model\([\"']", cell)]

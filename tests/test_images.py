@@ -350,6 +350,14 @@ def test_a_contact_sheet_holds_every_picture_unchanged(columns):
         assert np.array_equal(sheet[bottom - 20 : bottom, left : left + 30], picture)
 
 
+def test_a_contact_sheet_enlarges_small_pictures_to_the_largest_in_blocks():
+    """Cells of a layer's grid become blocks, also of a picture that comes first; the largest is unchanged."""
+    cells = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
+    sheet = np.array(contact_sheet([cells, RGB], ["cells", "picture"], gap=4))
+    assert np.array_equal(sheet[-20:, 34:64], RGB)
+    assert np.array_equal(sheet[-20:, :30], cells.repeat(10, 0).repeat(10, 1))
+
+
 def test_a_heat_map_is_one_scale_for_all_values():
     """The same value has the same colour in every map, and more is lighter."""
     values = np.linspace(0, 2, 12).reshape(3, 4)
