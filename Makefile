@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 PHOTOGRAPH = $(shell $(BIN)/python -c "from sklearn.datasets import images; print(images.__path__[0])")/china.jpg
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test unit notebooks browser lab lint
+.PHONY: demo test unit notebooks browser lab lint docs
 
 demo: $(INSTALLED)
 	$(BIN)/emerdiff-probe segment emerdiff_probe/pocket/assets/scene.png "$(PHOTOGRAPH)" --out out
@@ -37,3 +37,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
+
+docs: $(INSTALLED)  # the documentation site, in docs/_build; every page's code is run
+	$(BIN)/sphinx-build --fail-on-warning --keep-going -q -b html docs docs/_build
