@@ -38,5 +38,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-docs: $(INSTALLED)  # the documentation site, in docs/_build; every page's code is run
-	$(BIN)/sphinx-build --fail-on-warning --keep-going -q -b html docs docs/_build
+docs: $(INSTALLED)  # the documentation site, in docs/_build/html; every page's code is run
+	$(BIN)/sphinx-build --fail-on-warning --keep-going -q -b html docs docs/_build/html

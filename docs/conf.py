@@ -1,8 +1,8 @@
 """How the documentation is built: `make docs`."""
 
+import importlib.metadata
 import os
 import shutil
-from importlib.metadata import version
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -12,7 +12,7 @@ os.environ.setdefault("PLOTLY_RENDERER", "plotly_mimetype")
 project = "emerdiff_probe"
 author = "the emerdiff_probe developers"
 copyright = "the emerdiff_probe developers, Apache-2.0"
-release = version("emerdiff_probe")
+release = version = importlib.metadata.version("emerdiff_probe")
 
 extensions = [
     "myst_nb",
@@ -64,6 +64,7 @@ nb_execution_excludepatterns = ["notebooks/*"]
 nb_execution_timeout = 600
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+suppress_warnings = ["mystnb.unknown_mime_type"]  # interactive figures; their pictures stand beside them
 
 
 def copy_notebooks(*_: object) -> None:
