@@ -13,6 +13,7 @@ from einops import rearrange
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from emerdiff_probe.arrays import enlarge, number_in_order
@@ -188,7 +189,8 @@ def cluster(features: Tensor, clusters: int, grid: tuple[int, int], *, seed: int
         raise InputError(f"{clusters} clusters of {cells} cells; accepted: 1 to {cells}")
     if not torch.isfinite(features).all():
         raise InputError("the features hold NaN or infinite values: the denoiser overflowed; use float32")
-    with warnings.catch_warnings():
+    # Of several threads the order in which sums are taken is chance, and so are the last bits.
+    with warnings.catch_warnings(), threadpool_limits(1, "openmp"):
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct cells than K: documented above
         labels = KMeans(clusters, n_init=10, random_state=k_means_seed(seed)).fit_predict(features.double().numpy())
     return number_in_order(labels.reshape(grid))
