@@ -59,6 +59,7 @@ def main(
     model: Annotated[str, typer.Option(help="A model of the world's scenes.")] = "pocket",
     steps: Annotated[int | None, typer.Option(help="Of the scheduler's grid.")] = None,
     modulate_at: Annotated[int | None, typer.Option(help="On that grid.")] = None,
+    sharpen: Annotated[str, typer.Option(help="How EmerDiff's labels take borders; others' do not.")] = "none",
     device: Annotated[str | None, typer.Option()] = None,
     precision: Annotated[str | None, typer.Option()] = "float32",
     store: Annotated[Path, typer.Option(help="Where finished scenes are kept.")] = Path("out/pocket_quality"),
@@ -66,7 +67,7 @@ def main(
     """Print the table and, as the last line, one JSON object."""
     counts = tuple(int(count) for count in clusters.split(","))
     probed = load_model(model, device=device, dtype=precision)
-    given = {"steps": steps, "modulate_at": modulate_at}
+    given = {"steps": steps, "modulate_at": modulate_at, "sharpen": sharpen}
     config = EmerDiffConfig.for_model(probed, **{name: value for name, value in given.items() if value is not None})
     evaluation = Evaluation(tuple(METHODS[name] for name in SHOWN), counts, config)
     world = open_data(f"world:{scenes},first={seed}", side=256)
