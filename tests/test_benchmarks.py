@@ -216,7 +216,7 @@ def test_pocket_quality_says_what_evaluate_says(folder, tmp_path, capsys):
     config = EmerDiffConfig.for_model(model, steps=10, modulate_at=301, sharpen="none")  # as its rivals
     (store,) = tmp_path.glob("*/records")
     result = run_evaluation(model, open_data("world:2", side=256), Evaluation(methods, (2, 3), config), store=store)
-    assert result.computed == 0
+    assert result.run.computed == 0
     expected = make_report(result).to_json()
     figures = {(row["method"], row["clusters"]): (row["miou"], row["low"], row["high"]) for row in expected["rows"]}
     assert {(row["method"], row["clusters"]): (row["miou"], row["low"], row["high"]) for row in made["rows"]} == figures
