@@ -40,7 +40,7 @@ def summary(result: EvaluationResult) -> dict[str, Any]:
         for row in made["rows"]
         if row["clusters"] == count
     ]
-    gains = [gain for gain in made["gains"] if gain["over"] == "bilinear"]
+    gains = [gain for gain in made["gains"] if (gain["method"], gain["over"]) == ("emerdiff", "bilinear")]
     figures = [{name: gain[name] for name in FIGURES} for gain in gains]
     by_clusters = zip(result.evaluation.clusters, figures, strict=False)  # the average, where there is one, is the last
     return {
