@@ -139,7 +139,7 @@ BAD = {
     "list": (["@nowhere.txt"], "nowhere.txt: cannot be read as a list"),
     "strict": (["nothing.png", "IMAGE", "--strict"], "nothing.png: no such image file"),
     "none of several": (["nothing.png", "gone.png", "--strict"], "nothing.png: no such image file"),
-    "workers": (["IMAGE", "--workers", "0"], "0 workers; accepted: 1 or more"),
+    "workers": (["IMAGE", "--workers", "0"], "'--workers'"),  # the wording is typer's
 }
 
 
@@ -516,7 +516,7 @@ def test_evaluate_counts_broken_images_of_a_folder(run, folder, image_file, tmp_
         (("--data", "moon:3"), "accepted: world, folder"),
         (("--data", "ade20k:nowhere"), "no such folder"),
         (("--steps", "0"), "steps 0"),
-        (("--side", "0"), "'--side': 0 is not in the range 16<=x<=8192"),
+        (("--side", "0"), "'--side'"),
         (("--method", "unet", "--data", "world:1,first=500007"), "scene-500007; accepted: none"),
     ],
 )
