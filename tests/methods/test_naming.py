@@ -54,7 +54,7 @@ def test_a_namer_is_found_alone_and_with_any_method_that_has_no_names(words):
     assert (alone.counts, inside.counts) == ("own", METHODS["diffcut"].counts)
     with pytest.raises(InputError, match="maskclip: no words"):
         find_method("maskclip")
-    with pytest.raises(InputError, match="no method 'emerdiff \\+ maskclip'"):
+    with pytest.raises(InputError, match="no sharpening 'maskclip'"):
         find("emerdiff + maskclip", words)
     with pytest.raises(InputError, match="names already"):
         find("maskclip + cross-attention", words)

@@ -21,7 +21,6 @@ from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.reading.features import upsampled
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig, find_feature_sites
 from emerdiff_probe.segmentation.settings import FeatureSettings
-from emerdiff_probe.sites import find_site
 
 SIZES = {"square": (64, 64), "wide": (70, 101)}
 FROM_MODEL = (
@@ -118,16 +117,25 @@ def test_a_guided_filter_changes_bilinear_masks_little(probed):
     assert np.mean(Guided().segment(probed, 4) == Bilinear().segment(probed, 4)) > 0.5
 
 
-def planted(probed, sites, labels, monkeypatch):
-    """Make cells of some sites hold one direction a label."""
+def plant(probed, labels, monkeypatch):
+    """Make cells of each label hold one direction, and attend to one another alone."""
     directions = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(0)))[0]
-    for site in sites:
+
+    def by_cell(site):
         height, width = probed.grid(site)
         rows, columns = np.linspace(0, labels.shape[0] - 1, height).round(), np.linspace(0, labels.shape[1] - 1, width)
-        cells = labels[np.ix_(rows.astype(int), columns.round().astype(int))].ravel()
-        for timestep in probed.trajectory.timesteps:
-            values = directions[torch.from_numpy(cells)][:, : site.channels] * 40
-            monkeypatch.setitem(probed._features, (site, timestep), values)
+        return torch.from_numpy(labels[np.ix_(rows.astype(int), columns.round().astype(int))].ravel())
+
+    def attentions(sites, timestep):
+        for site in sites:
+            alike = (by_cell(site)[:, None] == by_cell(site)[None]).float()
+            yield site, alike / alike.sum(1, keepdim=True)
+
+    site = last_of_encoder(probed.model)
+    for timestep in probed.trajectory.timesteps:
+        values = directions[by_cell(site)][:, : site.channels] * 40
+        monkeypatch.setitem(probed._features, (site, timestep), values)
+    monkeypatch.setattr(probed, "attentions", attentions)
 
 
 @pytest.mark.parametrize("clusters", [None, 2])
@@ -135,8 +143,7 @@ def test_graph_rivals_find_two_clearly_separate_clusters(probed, clusters, monke
     truth = np.zeros(probed.image.shape[:2], int)
     truth[:, truth.shape[1] // 2 :] = 1
     names = [f"up16.self0.{part}" for part in ("query", "key")]
-    planted(probed, [find_site(probed.model, name) for name in names], truth, monkeypatch)
-    planted(probed, [last_of_encoder(probed.model)], truth, monkeypatch)
+    plant(probed, truth, monkeypatch)
     rivals = [
         DiffCut(),
         DiffSeg(sites=(names[0],)),
