@@ -33,7 +33,7 @@ class Found:
         concept: the word or phrase.
         mask: (height, width) booleans: pixels that answer more to a chosen mask than to any other.
         score: (height, width) float32 in 0 … 1: the strongest answer to a chosen mask as a share of it and of the
-            strongest to another; above one half inside `mask`.
+            strongest to another, before sharpening; without it above one half inside `mask`, and there alone.
         attention: (mask,) mean attention of each low-resolution mask to the concept, or its mean cosine for a CLIP.
         chosen: (mask,) booleans, the masks that attend to it.
         separation: share of the variance of that over cells that the choice explains (Otsu's criterion), in 0 … 1.

@@ -314,7 +314,7 @@ def test_layers_and_timesteps_that_are_not_there(probed):
 
 @pytest.fixture(scope="module", params=[(64, 64), (64, 100)], ids=["square", "wide"])
 def segmented(request, model):
-    config = EmerDiffConfig.for_model(model, clusters=4, steps=10, modulate_at=301)
+    config = EmerDiffConfig.for_model(model, clusters=4, steps=10, modulate_at=301, sharpen="none")
     return segment(model, tiny.picture(*request.param), config)
 
 
