@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emerdiff_probe.checks import is_integer
+from emerdiff_probe.checks import LARGEST, is_integer
 from emerdiff_probe.errors import InputError
 
 
@@ -19,7 +19,7 @@ def noise(seed: int, timestep: int, shape: Sequence[int], *, draw: int = 0) -> T
     and one from 281 down hold the same noise where they meet (as k-diffusion's `BrownianTreeNoiseSampler`).
 
     Args:
-        seed: 0 or more, of any size.
+        seed: 0 to 2^63 - 1.
         timestep: of the model's schedule; 0 stands for the image itself.
         shape: (channel, latent_height, latent_width).
         draw: which of many independent draws under one seed, 0 or more.
@@ -28,11 +28,11 @@ def noise(seed: int, timestep: int, shape: Sequence[int], *, draw: int = 0) -> T
         Of this shape, float32 on the CPU: the same on every device.
 
     Raises:
-        InputError: a seed, timestep or draw below 0 or that is no integer.
+        InputError: a seed, timestep or draw that is no integer from 0 to 2^63 - 1.
     """
     for name, value in (("seed", seed), ("timestep", timestep), ("draw", draw)):
         if not is_integer(value, 0):
-            raise InputError(f"noise: {name} {value!r}; accepted: an integer, 0 or more")
+            raise InputError(f"noise: {name} {value!r}; accepted: an integer from 0 to {LARGEST}")
     # as a spawn key, so that no other seed, timestep and draw give the same words
     words = np.random.SeedSequence(int(seed), spawn_key=(int(timestep), int(draw))).generate_state(1, np.uint64)
     return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(int(words[0])))
