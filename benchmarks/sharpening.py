@@ -1,7 +1,7 @@
 """What sharpening is worth: EmerDiff's difference maps and bilinear masks read off in every way, beside superpixels.
 
     python -m benchmarks.sharpening --data world:200,first=700000 --clusters 12
-    python -m benchmarks.sharpening --data folder:../shared/photos/test --model ../shared/photo-start --clusters 10
+    python -m benchmarks.sharpening --data folder:PHOTOS --model FOLDER --clusters 10
 
 Majority protocol; intervals by bootstrap over images, gains on the same images. Difference maps are kept in the store,
 so that a run that was stopped goes on and another reading takes seconds.
