@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from emerdiff_probe.checks import is_integer
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.images import save_labels
 from emerdiff_probe.pocket.drawing import (
@@ -719,11 +720,11 @@ def caption_vocabulary() -> tuple[str, ...]:
 
 
 def _check(seed: int, height: int, width: int) -> None:
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise InputError(f"seed: given {seed!r}, accepted: an integer of 0 or more")
+    if not is_integer(seed, 0):
+        raise InputError(f"seed: given {seed!r}, accepted: an integer of 0 or more, below 2^63")
     for name, value in (("height", height), ("width", width)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < SMALLEST:
-            raise InputError(f"scene {name}: given {value!r}, accepted: an integer of {SMALLEST} or more (pixels)")
+        if not is_integer(value, SMALLEST, LARGEST):
+            raise InputError(f"scene {name}: given {value!r}, accepted: an integer of {SMALLEST} to {LARGEST} (pixels)")
 
 
 def _paint(plan: Plan, look: Look, factors: Factors, height: int, width: int) -> Scene:
@@ -862,8 +863,8 @@ def write_world(
     For each scene NAME.png, NAME.parts.png and NAME.objects.png (8-bit indexed PNG), and for all of them captions.json
     ({NAME: caption}) and classes.json (names by index). Raises InputError for a count under 1 or as `draw_scene` does.
     """
-    if count < 1:
-        raise InputError(f"count of scenes: given {count!r}, accepted: 1 or more")
+    if not is_integer(count, 1, MOST):
+        raise InputError(f"count of scenes: given {count!r}, accepted: 1 or more, up to {MOST:,}")
     _check(seed, height, width)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

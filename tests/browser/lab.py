@@ -126,7 +126,7 @@ class Shown:
     def control(self, description):
         """The box of a control, by its description."""
         label = self.place.page.locator(".widget-label", has_text=re.compile(f"^{re.escape(description)}$"))
-        return self.place.locator(".jupyter-widgets", has=label).last
+        return self.place.locator(".jupyter-widgets, .widget-inline-hbox", has=label).last
 
     def slider(self, description):
         """The handle of a slider; takes the keyboard."""

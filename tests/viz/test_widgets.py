@@ -347,7 +347,7 @@ def test_segments_are_named_merged_undone_and_exported(model, atlas, config, tmp
     click(explorer, 2, int(column), int(row))
     assert explorer.segment.value == second
     assert (explorer.row.value, explorer.column.value) == (row, column)
-    assert np.array_equal(np.isnan(explorer.figure.data[-1].z), masks == second)
+    assert np.array_equal(explorer.figure.data[-1].z == 0, masks == second)
     hover(explorer, 0, *(int(place) for place in np.argwhere(masks == first)[0][::-1]))
     assert explorer.segment.value == second, "hovering only previews"
     explorer.name.value = "sky"

@@ -245,7 +245,7 @@ class SegmentationExplorer(Explorer):
     def _show_chosen(self) -> None:
         """Shade what is not in the chosen segment, once one has been chosen."""
         outside = self.naming.apply(self.labels) != self.segment.value
-        self.figure.data[-1].z = np.where(outside & self._chosen, 1.0, np.nan)
+        self.figure.data[-1].z = (outside & self._chosen).astype(np.uint8)
 
     def _show_name(self) -> None:
         self.name.value = self.naming.segments.get(self.segment.value, "")
@@ -324,10 +324,10 @@ def _made_with(atlas: ResponseAtlas) -> str:
 
 
 def _shade(height: int, width: int) -> go.Heatmap:
-    """A trace that darkens pixels of value 1 and leaves others as they are."""
+    """A trace that darkens pixels of value 1 and leaves those of value 0 as they are."""
     return go.Heatmap(
-        z=np.full((height, width), np.nan), zmin=0, zmax=1, colorscale=[[0, "#000000"], [1, "#000000"]], opacity=0.6,
-        showscale=False, hoverinfo="skip",
+        z=np.zeros((height, width), np.uint8), zmin=0, zmax=1, showscale=False, hoverinfo="skip",
+        colorscale=[[0, "rgba(0,0,0,0)"], [1, "rgba(0,0,0,0.6)"]],
     )  # fmt: skip
 
 
