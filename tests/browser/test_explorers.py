@@ -175,7 +175,7 @@ def test_clicks_choose_the_cells_that_are_pushed(notebook, probed, config):
     minus, plus = modulated_images(probed.model, probed.trajectory, mask, resolve_modulation(probed.model, config))
     assert np.allclose(shown.values(3), difference_map(minus, plus)[0], atol=1e-3)
     shown.click(1, 4 * 8 + 3.5, 2 * 8 + 3.5)
-    shown.until("gd.layout.annotations[0].text.endsWith(': 1')")
+    shown.until(f"gd._fullData[4].marker.color[{2 * 8 + 4}] === '#e69f00'")
     assert orange(shown) == [2 * 8 + 4]
     shown.click(1, 5 * 8 + 3.5, 2 * 8 + 3.5, modifiers=("Shift",))
     shown.until("gd.layout.annotations[0].text.endsWith(': 2')")
