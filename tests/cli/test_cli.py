@@ -27,23 +27,6 @@ from emerdiff_probe.sites import list_sites
 FAST = ("--clusters", "3", "--modulate-at", "101", "--device", "cpu")
 
 
-@pytest.fixture
-def run(monkeypatch, capfd):
-    """Run the command; gives exit code, standard output and standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["emerdiff-probe", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        output = capfd.readouterr()
-        return code, output.out, output.err
-
-    return run
-
-
 def test_segment_writes_the_documented_files(run, folder, image_file, tmp_path):
     other = tmp_path / "other.jpg"
     Image.fromarray(tiny.picture(40, 72)).save(other)

@@ -1,30 +1,12 @@
 """Options of the model, which every verb that loads one takes."""
 
 import shutil
-import sys
 
 import pytest
 import typer
 
 from emerdiff_probe import cli
 from emerdiff_probe.cli.models import OPTIONS
-
-
-@pytest.fixture
-def run(monkeypatch, capfd):
-    """Run the command; gives exit code, standard output and standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["emerdiff-probe", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        output = capfd.readouterr()
-        return code, output.out, output.err
-
-    return run
 
 
 def test_every_verb_that_takes_a_model_takes_all_of_its_options():

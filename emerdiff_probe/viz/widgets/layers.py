@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -97,7 +96,8 @@ class LayersExplorer(Explorer):
 
     @cached_property
     def _probed(self) -> ProbedImage:
-        return self._config.probe(self._model, self._image, start=self._start)
+        with MODELS_IN_USE:
+            return self._config.probe(self._model, self._image, start=self._start)
 
     def _fit_sliders(self) -> None:
         rows, columns = self._grid
@@ -113,8 +113,7 @@ class LayersExplorer(Explorer):
 
     def _answer(self, asked: _Asked) -> _Answer:
         site = find_site(self._model, asked.site)
-        with MODELS_IN_USE if "_probed" not in vars(self) else nullcontext():
-            probed = self._probed
+        probed = self._probed
         hold_features(probed, [site], [asked.timestep])
         grid, features = probed.grid(site), probed.features(site, asked.timestep)
         cell = min(asked.cell[0], grid[0] - 1) * grid[1] + min(asked.cell[1], grid[1] - 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -143,12 +142,12 @@ class SegmentationExplorer(Explorer):
 
     @cached_property
     def _probed(self) -> ProbedImage:
-        return self._config.probe(self._model, self._image)
+        with MODELS_IN_USE:
+            return self._config.probe(self._model, self._image)
 
     def _make_atlas(self) -> ResponseAtlas:
         """The answers to all cells, a few at a time, so that other questions are answered between."""
-        with MODELS_IN_USE:
-            trajectory = self._probed.trajectory
+        trajectory = self._probed.trajectory
         modulation = resolve_modulation(self._model, self._config.change(readout=Readout()))
         report = partial(self._maker.hand_over, self._count)
         return response_atlas(
@@ -204,8 +203,7 @@ class SegmentationExplorer(Explorer):
         self._ask(lambda: self._answer(clusters, smoothing), self._show)
 
     def _answer(self, clusters: int, smoothing: float) -> _Answer:
-        with MODELS_IN_USE if "_probed" not in vars(self) else nullcontext():
-            probed = self._probed
+        probed = self._probed
         timesteps, atlas = self._config.features.timesteps, self.atlas
         hold_features(probed, self._sites, timesteps)
         coarse = probed.low_resolution_masks(self._sites, clusters, timesteps)
