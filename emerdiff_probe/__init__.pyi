@@ -32,6 +32,7 @@ from .segmentation.segment import segment, segment_all
 from .segmentation.settings import FeatureSettings, InversionSettings, ModulationSettings
 from .sites import Site, find_site, list_sites
 from .studies.catalogue import STUDIES, make_study
+from .studies.portable import read_result, write_result
 from .studies.run import run_study
 from .trajectories.denoise import denoise
 from .trajectories.generate import generate
@@ -46,6 +47,7 @@ from .viz.figures import (
     static_pictures,
     study_figure,
 )
+from .viz.forest import forest_figure
 from .viz.widgets import compare, explore_layers, explore_modulation, explore_segmentation, explore_study
 
 __all__ = [
@@ -113,6 +115,7 @@ __all__ = [
     "find_method",
     "find_methods",
     "find_site",
+    "forest_figure",
     "generate",
     "heatmap",
     "invert",
@@ -129,6 +132,7 @@ __all__ = [
     "one_hot_masks",
     "open_data",
     "pca_view",
+    "read_result",
     "report_figure",
     "resolve_modulation",
     "response_atlas",
@@ -143,4 +147,5 @@ __all__ = [
     "train",
     "upsampled",
     "write_names",
+    "write_result",
 ]

@@ -281,6 +281,7 @@ class Report:
                     "protocol": gain.miou.protocol,
                     **_interval("mIoU difference", gain.miou),
                     "it is": conclusion(gain.miou),
+                    "images": gain.miou.images,
                 }
                 for gain in self.gains
             )

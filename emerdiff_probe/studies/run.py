@@ -33,6 +33,8 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 """Figures (draw,) from weights (draw, image), how often each image was drawn."""
 SETTING_OF = {"site": "feature_sites", "timestep": "feature_timesteps"}
 """Option names of axes that have names of their own."""
+FOLDED = 10
+"""Rows of a table from which on a notebook shows it folded."""
 PROTOCOL = "majority (the paper: modified)"
 """What stands beside verdicts on mIoU."""
 
@@ -75,8 +77,46 @@ class StudyResult:
         values, others = self._values(measure, first), self._values(measure, second)
         if self.study.measures[measure].kind == "mean":
             return bootstrap(self._mean(values - others), self.images)
-        one, other = self._miou(values), self._miou(others)
-        return bootstrap(lambda weights: one(weights) - other(weights), self.images, within=(-100, 100))
+        return self._miou_difference(values, others)
+
+    def compare(self, measure: str, over: str) -> pd.DataFrame:
+        """How much higher one measure is than another in every cell of the grid, on the same images: EmerDiff, say.
+
+        Returns:
+            A row a cell: `label`, the cell in words; `difference`, `low`, `high`; `images`, those where both are
+            finite; `units`; and `verdict`: "better", "worse" or "not resolved" for the first.
+
+        Raises:
+            InputError: no such measures, or of different kinds or units.
+        """
+        for name in (measure, over):
+            if name not in self.study.measures:
+                raise InputError(f"measure {name!r} in study {self.study.name}; accepted: {list(self.study.measures)}")
+        one, other = self.study.measures[measure], self.study.measures[over]
+        if (one.kind, one.units) != (other.kind, other.units):
+            raise InputError(f"{measure} compared with {over}; accepted: measures of one kind and one unit")
+        rows = []
+        for place in self.study.places():
+            ours, theirs = self._values(measure, place), self._values(over, place)
+            if one.kind == "mean":
+                found = bootstrap(self._mean(ours - theirs), self.images)
+            else:
+                found = self._miou_difference(ours, theirs)
+            images = int((ours - theirs).notnull().sum("image").min())
+            resolved = images >= IMAGES_FOR_A_VERDICT and (found.low > 0 or found.high < 0)
+            ahead = (found.low > 0) != (one.higher_is_better is False)
+            rows.append(
+                {
+                    "label": ", ".join(f"{name} {value}" for name, value in place.items()),
+                    "difference": found.value,
+                    "low": found.low,
+                    "high": found.high,
+                    "images": images,
+                    "units": "percentage points" if one.units == "%" else one.units,
+                    "verdict": ("better" if ahead else "worse") if resolved else "not resolved",
+                }
+            )
+        return pd.DataFrame(rows)
 
     def within(self, place: Mapping[str, Value]) -> StudyResult:
         """The part of the result at some values of axes; those axes are gone, and with them the paper's directions.
@@ -98,8 +138,7 @@ class StudyResult:
     def table(self, measures: Sequence[str] | None = None) -> pd.DataFrame:
         """A row for every grid cell: its axis values, and value, low and high of every measure."""
         rows = []
-        for index in np.ndindex(*self.study.shape):
-            place = {name: axis.values[i] for i, (name, axis) in zip(index, self.study.axes.items(), strict=True)}
+        for place in self.study.places():
             row: dict[str, Any] = dict(place)
             for measure in measures or self.study.measures:
                 found = self.interval(measure, place)
@@ -161,6 +200,10 @@ class StudyResult:
     def _values(self, measure: str, place: Mapping[str, Value]) -> xr.DataArray:
         return self.dataset[measure].sel(dict(place), drop=True)
 
+    def _miou_difference(self, values: xr.DataArray, others: xr.DataArray) -> Interval:
+        one, other = self._miou(values), self._miou(others)
+        return bootstrap(lambda weights: one(weights) - other(weights), self.images, within=(-100, 100))
+
     @staticmethod
     def _miou(values: xr.DataArray) -> Statistic:
         confusions = values.transpose("image", ...).to_numpy()
@@ -197,7 +240,11 @@ class StudyResult:
     def _repr_html_(self) -> str:
         title = f"<b>{html.escape(self.study.question)}</b><br>{'<br>'.join(map(html.escape, self.heading))}"
         verdicts = self.verdicts().round(2).to_html(index=False) if self.study.directions else ""
-        return f"{title}{self.table().round(2).to_html(index=False)}{verdicts}"
+        table = self.table().round(2)
+        shown = table.to_html(index=False)
+        if len(table) > FOLDED:
+            shown = f"<details><summary>all {len(table)} places of the grid</summary>{shown}</details>"
+        return f"{title}{shown}{verdicts}"
 
 
 def verdict(direction: Direction, found: Interval, images: int) -> Verdict:
@@ -309,7 +356,7 @@ def run_study(
         study, _dataset(study, made), Path(store), made.computed, made.reused, made.skipped, tuple(notes)
     )
     if made.computed or not (Path(store) / ZARR).exists():
-        _write_zarr(result.dataset, Path(store) / ZARR)
+        write_zarr(result.dataset, Path(store) / ZARR)
     return result
 
 
@@ -317,7 +364,7 @@ ZARR = "study.zarr"
 """In a study's store: what `open_study` gives, for other tools; made anew from the records by every run."""
 
 
-def _write_zarr(dataset: xr.Dataset, path: Path) -> None:
+def write_zarr(dataset: xr.Dataset, path: Path) -> None:
     """As a Zarr group, every chunk with a checksum."""
     checked = {"compressors": (zarr.codecs.ZstdCodec(), zarr.codecs.Crc32cCodec())}
     encoding = {name: checked for name, array in dataset.items() if array.dtype.kind in "fiu"}
@@ -387,7 +434,15 @@ def stored_study(path: str | Path) -> Study:
         InputError: no study there.
     """
     kept = Store.open(path)
-    identity, shown = kept.identity, kept.description
+    return restore_study(kept.identity, kept.description, path)
+
+
+def restore_study(identity: Mapping[str, Any], shown: Mapping[str, Any], path: str | Path) -> Study:
+    """A study from its `identity` and what `StudyJob.describe` gave, to be shown.
+
+    Raises:
+        InputError: they are of no study; `path` says where they stood.
+    """
     try:
         return Study(
             name=identity["study"],

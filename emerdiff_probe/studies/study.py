@@ -166,6 +166,11 @@ class Study:
         """Axes that are measured one value at a time."""
         return tuple(name for name in self.axes if name not in self.together)
 
+    def places(self) -> list[dict[str, Value]]:
+        """Values of every axis for every cell of the grid, in order."""
+        values = itertools.product(*(axis.values for axis in self.axes.values()))
+        return [dict(zip(self.axes, place, strict=True)) for place in values]
+
     def units(self) -> list[dict[str, Value]]:
         """Values of the axes `apart` for every unit of work, in order."""
         return [

@@ -6,6 +6,7 @@ import base64
 import io
 import os
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,56 +102,64 @@ def difference_figure(result: Segmentation) -> go.Figure:
     return _bare(figure, 2)
 
 
-def study_figure(result: StudyResult, measure: str | None = None, along: str | None = None) -> go.Figure:
+def study_figure(
+    result: StudyResult, measure: str | Sequence[str] | None = None, along: str | None = None
+) -> go.Figure:
     """A measure of a study over its grid, every point with its 95% interval over images.
 
     Args:
-        result: of `run_study` or `load_result`.
-        measure: its name; the study's first when None.
+        result: of `run_study`, `load_result` or `read_result`.
+        measure: its name; the study's first when None, or several of the same units, such as EmerDiff and its
+            baseline, which are told apart by their markers.
         along: the axis that runs to the right; the one with the most values when None. The other axes are told apart
             by colour and marker.
 
     Raises:
-        InputError: the study has no such measure or axis.
+        InputError: the study has no such measure or axis, or measures of different units.
     """
     study = result.study
-    measure = measure or next(iter(study.measures))
+    measures = [measure or next(iter(study.measures))] if measure is None or isinstance(measure, str) else list(measure)
     along = along or max(study.axes, key=lambda name: len(study.axes[name].values))
-    for given, accepted in ((measure, study.measures), (along, study.axes)):
+    for given, accepted in (*((name, study.measures) for name in measures), (along, study.axes)):
         if given not in accepted:
             raise InputError(f"{given!r} in a figure of study {study.name}; accepted: {', '.join(accepted)}")
-    about, axis = study.measures[measure], study.axes[along]
+    abouts, axis = [study.measures[name] for name in measures], study.axes[along]
+    if len({about.units for about in abouts}) != 1:
+        raise InputError(f"measures {', '.join(measures)} in one figure; accepted: one or more, of the same units")
     others = [name for name in study.axes if name != along]
-    table = result.table([measure])
+    table = result.table(measures)
     figure = go.Figure()
     groups = table.groupby(others, sort=False) if others else [((), table)]
-    for index, (values, rows) in enumerate(groups):
+    drawn = [(name, values, rows) for values, rows in groups for name in measures]
+    for index, (name, values, rows) in enumerate(drawn):
+        said = [_named(study.axes[other], value) for other, value in zip(others, values, strict=True)]
         figure.add_trace(
             go.Scatter(
                 x=_places(axis, rows[along].tolist()),
-                y=rows[measure],
+                y=rows[name],
                 error_y={
                     "type": "data",
-                    "array": rows[f"{measure} high"] - rows[measure],
-                    "arrayminus": rows[measure] - rows[f"{measure} low"],
+                    "array": rows[f"{name} high"] - rows[name],
+                    "arrayminus": rows[name] - rows[f"{name} low"],
                 },
-                name=", ".join(_named(study.axes[name], value) for name, value in zip(others, values, strict=True)),
+                name=", ".join([*([wrap(study.measures[name].description)] if len(measures) > 1 else []), *said]),
                 mode="lines+markers" if _is_numeric(axis) else "markers",
                 marker={"color": SHADES[index % len(SHADES)], "symbol": MARKERS[index % len(MARKERS)], "size": 8},
                 hovertemplate="%{x}: %{y:.2f}<extra>%{fullData.name}</extra>",
             )
         )
-    units = f" ({about.units})" if about.units else ""
+    units = f" ({abouts[0].units})" if abouts[0].units else ""
     images = f"{result.images} images, bars: 95% bootstrap intervals"
+    shown = wrap(abouts[0].description) if len(measures) == 1 else wrap(" and ".join(measures))
     figure.update_layout(
-        title={"text": f"{_wrapped(study.question, 64)}<br><sup>{images}</sup>"},
-        yaxis={"title": _wrapped(about.description) + units, "rangemode": "tozero"},
+        title={"text": f"{wrap(study.question, 64)}<br><sup>{images}</sup>"},
+        yaxis={"title": shown + units, "rangemode": "tozero"},
         xaxis={"title": axis.description + (f" ({axis.units})" if axis.units not in {"", "timestep"} else "")},
         margin={"t": 110},
         width=max(720, 24 * len(axis.values)),
         height=460,
         template="plotly_white",
-        showlegend=bool(others),
+        showlegend=len(drawn) > 1,
     )
     if _is_numeric(axis) and _spans_decades(axis):
         figure.update_xaxes(type="log")
@@ -357,7 +366,8 @@ def _named(axis: Axis, value: Value) -> str:
     return f"{axis.units} {value}" if axis.units else str(value)
 
 
-def _wrapped(text: str, columns: int = 36) -> str:
+def wrap(text: str, columns: int = 36) -> str:
+    """Text in lines of so many characters at most, for figures."""
     return "<br>".join(textwrap.wrap(text, columns))
 
 
