@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import tiny
 import torch
 
-from benchmarks import atlas, fast_modes, growth, ideas, pocket_quality, sharpening
+from benchmarks import atlas, fast_modes, features, growth, ideas, pocket_quality, sharpening
 from benchmarks.emerdiff import MODES, Setup, agreement, rows_of, run
 from benchmarks.hooks import Ways, largest_differences
 from benchmarks.reference import Paper, Reference
@@ -252,3 +253,15 @@ def test_readings_read_what_is_kept():
         assert labels.shape == (32, 32), name
     moved = sharpening.read_off("bilinear", "wls", picture, held)
     assert (moved == (np.arange(32) >= 20)).all()
+
+
+def test_candidate_features_name_sites_and_the_preset_is_the_configurations_own(model):
+    config = EmerDiffConfig.fast(model, clusters=3)
+    picture = features.Picture(model, config, tiny.picture(64, 80))
+    assert all(picture.sites(candidate) for candidate in features.CANDIDATES.values())
+    stage = picture.sites(features.CANDIDATES["stage"])
+    assert {site.part for site in stage} == set(features.PARTS)
+    assert {(site.stage, site.resolution, site.holds_cells) for site in stage} == {("up", 8, True)}
+    own = features.Candidate(config.features.sites, config.features.timesteps, config.features.draws)
+    expected = config.probe(model, picture.image).low_resolution_masks(picture.sites(own), 3, config.features.timesteps)
+    assert np.array_equal(picture.masks(own, 3)["coarse"], expected)

@@ -7,6 +7,7 @@ Confusion matrices of images are added up before a score is taken: there is one 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -275,6 +276,47 @@ def adjusted_rand(predicted: np.ndarray, truth: np.ndarray, *, ignore_index: int
     """
     ours, theirs = _some_pixels(predicted, truth, ignore_index)
     return float(adjusted_rand_score(theirs, ours))
+
+
+def consensus(partitions: Sequence[np.ndarray]) -> np.ndarray:
+    """Mean adjusted Rand index of every label map of one image with all the others.
+
+    Which of many features to cluster can be told by it without labels: what most of them agree on is in the image.
+
+    Args:
+        partitions: (height, width) integers each, any numbering and any sizes; they are compared at the largest size,
+            by nearest neighbour.
+
+    Returns:
+        (partition,) as `adjusted_rand`; NaN where there is but one.
+    """
+    if len(partitions) < 2:
+        return np.full(len(partitions), np.nan)
+    height, width = max((labels.shape for labels in partitions), key=math.prod)
+    flat = []
+    for labels in partitions:
+        rows, columns = (
+            (2 * np.arange(large) + 1) * small // (2 * large)
+            for large, small in zip((height, width), labels.shape, strict=True)
+        )
+        flat.append(np.unique(labels[np.ix_(rows, columns)], return_inverse=True)[1].ravel())
+    sizes = [int(labels.max()) + 1 for labels in flat]
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    pixels = np.arange(height * width)
+    belongs = np.zeros((height * width, sum(sizes)), np.float32)
+    for labels, start in zip(flat, starts, strict=True):
+        belongs[pixels, start + labels] = 1
+    # A row of pairs of pixels that both treat alike at a time: one product gives a map's tables with all the others.
+    alike = np.empty((len(flat), len(flat)))
+    for row, (start, size) in enumerate(zip(starts, sizes, strict=True)):
+        table = (belongs[:, start : start + size].T @ belongs).astype(np.float64)
+        alike[row] = np.add.reduceat((table * (table - 1) / 2).sum(0), starts)
+    own = np.diagonal(alike)
+    expected = np.outer(own, own) / max(len(pixels) * (len(pixels) - 1) / 2, 1)
+    most = (own[:, None] + own) / 2
+    same = most == expected  # one segment each, or every pixel its own
+    found = np.where(same, 1.0, (alike - expected) / np.where(same, 1, most - expected))
+    return (found.sum(1) - np.diagonal(found)) / (len(flat) - 1)
 
 
 class Variation(NamedTuple):

@@ -189,10 +189,13 @@ def cluster(features: Tensor, clusters: int, grid: tuple[int, int], *, seed: int
         raise InputError(f"{clusters} clusters of {cells} cells; accepted: 1 to {cells}")
     if not torch.isfinite(features).all():
         raise InputError("the features hold NaN or infinite values: the denoiser overflowed; use float32")
+    points = features.double()
+    if points.shape[1] > cells:  # turned so that no more channels are left than cells, their distances as they were
+        points = torch.linalg.qr(points.T, mode="r").R.T
     # Of several threads the order in which sums are taken is chance, and so are the last bits.
     with warnings.catch_warnings(), threadpool_limits(1, "openmp"):
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct cells than K: documented above
-        labels = KMeans(clusters, n_init=10, random_state=k_means_seed(seed)).fit_predict(features.double().numpy())
+        labels = KMeans(clusters, n_init=10, random_state=k_means_seed(seed)).fit_predict(points.numpy())
     return number_in_order(labels.reshape(grid))
 
 

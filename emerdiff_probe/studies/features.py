@@ -19,6 +19,7 @@ from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.reading.correspondence import Readout
 from emerdiff_probe.reading.features import upsampled
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig, find_feature_sites
+from emerdiff_probe.segmentation.segment import segment_probed
 from emerdiff_probe.sites import Part, Site, find_site, list_sites
 from emerdiff_probe.studies.study import (
     Axis,
@@ -33,6 +34,10 @@ from emerdiff_probe.studies.study import (
     probed_block,
 )
 from emerdiff_probe.studies.truth import Truth, one_truth, over_people, require_disjoint
+
+CONSENSUS = Measure("agreement of the low-resolution masks with those of all other cells of the study", "adjusted Rand "
+                    "index", "consensus", True)  # fmt: skip
+"""Which says without labels which features are good ones: what most of them find is in the picture."""
 
 
 def cell_sites(model: ProbeModel) -> list[Site]:
@@ -74,11 +79,12 @@ def layers(
     if probes.data is not None:
         require_disjoint(probes.data, data, "study layers")
 
-    def clustered(subject: Subject, site: Site | Sequence[Site], timestep: int | Sequence[int]) -> np.ndarray:
+    def masks(subject: Subject, site: Site | Sequence[Site], timestep: int | Sequence[int]) -> np.ndarray:
         rows, columns = subject.probed.grid(site)
-        clusters = min(config.given_clusters, rows * columns)
-        coarse = subject.probed.low_resolution_masks(site, clusters, timestep)
-        return upsampled(coarse, *subject.image.shape[:2])
+        return subject.probed.low_resolution_masks(site, min(config.given_clusters, rows * columns), timestep)
+
+    def clustered(subject: Subject, site: Site | Sequence[Site], timestep: int | Sequence[int]) -> np.ndarray:
+        return upsampled(masks(subject, site, timestep), *subject.image.shape[:2])
 
     def measure(subject: Subject, unit: Mapping[str, Any]) -> dict[Cell, Measured]:
         timestep = unit["timestep"]
@@ -90,6 +96,7 @@ def layers(
         features, labels = subject.probed.features(site, timestep).numpy(), clustered(subject, site, timestep)
         found: dict[str, Any] = {
             **truth.measure_score("clusters", labels, sample),
+            "consensus": masks(subject, site, timestep).astype(np.uint16),
             **truth.measure_alone(
                 labels,
                 subject.image,
@@ -127,7 +134,7 @@ def layers(
 
 def _layer_measures(truth: Truth, *, fitted: bool) -> tuple[dict[str, Measure], dict[str, str]]:
     """What is measured of every site, and what is left out, and why."""
-    measures = truth.score("clusters", "the low-resolution masks, upsampled") | truth.alone()
+    measures = truth.score("clusters", "the low-resolution masks, upsampled") | {"consensus": CONSENSUS} | truth.alone()
     left_out = truth.left_out("clusters", "adjusted_rand")
     if truth.labelled:
         measures["adjusted_rand"] = Measure("adjusted Rand index of clusters and labels", "", "mean", True)
@@ -282,16 +289,16 @@ def _segmented(
     directions: Sequence[Direction],
 ) -> Study:
     """A study whose axes are settings of the clustering, scored before and after modulated denoising."""
-    truth = Truth.of(data)
+    truth, agree = Truth.of(data), "clusters" not in axes  # other numbers of masks cannot agree
 
     def measure(subject: Subject, unit: Mapping[str, Any]) -> dict[Cell, Measured]:
-        asked, sample = config.change(**unit), subject.sample
-        labels, found = subject.segment(unit), dict[str, Any]()
+        sample, found = subject.sample, dict[str, Any]()
+        segments = segment_probed(subject.probed, config.change(**unit))
+        labels, coarse = segments.labels, segments.low_resolution_masks
         if truth.labelled:
-            coarse = subject.probed.low_resolution_masks(
-                find_feature_sites(model, asked), asked.given_clusters, asked.features.timesteps
-            )
             found |= truth.measure_score("bilinear", upsampled(coarse, *subject.image.shape[:2]), sample)
+        if agree:
+            found["consensus"] = coarse.astype(np.uint16)
         found |= truth.measure_score("emerdiff", labels, sample)
         found |= truth.measure_alone(
             labels, subject.image, lambda: subject.segments, lambda: subject.reseeded.segment(unit)
@@ -305,6 +312,7 @@ def _segmented(
         axes=axes,
         measures=truth.score("bilinear", "the low-resolution masks, upsampled bilinearly")
         | truth.score("emerdiff", "EmerDiff")
+        | ({"consensus": CONSENSUS} if agree else {})
         | truth.alone(),
         config=config,
         measure=measure,

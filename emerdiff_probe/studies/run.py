@@ -18,7 +18,7 @@ from emerdiff_probe.data.sample import Sample
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.files import write_folder
 from emerdiff_probe.metrics.intervals import IMAGES_FOR_A_VERDICT, Interval, bootstrap
-from emerdiff_probe.metrics.overlaps import tallied_iou, tallies
+from emerdiff_probe.metrics.overlaps import consensus, tallied_iou, tallies
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.runs.job import Cell
 from emerdiff_probe.runs.run import Run, run, stored, write_to_stderr
@@ -75,7 +75,7 @@ class StudyResult:
     def difference(self, measure: str, first: Mapping[str, Value], second: Mapping[str, Value]) -> Interval:
         """How much higher a measure is at one place than at another, over the images where both are finite."""
         values, others = self._values(measure, first), self._values(measure, second)
-        if self.study.measures[measure].kind == "mean":
+        if self.study.measures[measure].kind != "confusion":
             return bootstrap(self._mean(values - others), self.images)
         return self._miou_difference(values, others)
 
@@ -372,15 +372,20 @@ def write_zarr(dataset: xr.Dataset, path: Path) -> None:
 
 
 def _dataset(study: Study, made: Run) -> xr.Dataset:
-    """Records of complete samples as arrays with names."""
+    """Records of complete samples as arrays with names; of labels kept for a consensus, what they agree."""
     shape = tuple(len(axis.values) for axis in study.axes.values())
     cells = [cell for unit in study.units() for cell in study.cells(unit).values()]
     places = {cell: tuple(axis.values.index(value) for axis, value in zip(study.axes.values(), cell, strict=True))
               for cell in cells}  # fmt: skip
     arrays: dict[str, np.ndarray] = {}
     for number, sample in enumerate(made.samples):
+        held = {cell: dict(made.store.read(sample, cell)) for cell in cells}
+        for name in (name for name, measure in study.measures.items() if measure.kind == "consensus"):
+            agreement = consensus([held[cell][name] for cell in cells])
+            for cell, value in zip(cells, agreement, strict=True):
+                held[cell][name] = value
         for cell, place in places.items():
-            for name, value in made.store.read(sample, cell).items():
+            for name, value in held[cell].items():
                 if name not in arrays:
                     arrays[name] = np.empty((len(made.samples), *shape, *value.shape), value.dtype)
                 arrays[name][(number, *place)] = value

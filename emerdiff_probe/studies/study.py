@@ -48,14 +48,16 @@ class Measure:
     Attributes:
         description: what it is, for titles.
         units: of the figure that is reported.
-        kind: "mean", one number a sample, averaged over the samples where it is finite; or "confusion", (class,
-            class) pixel counts of the majority protocol, added up over the samples and reported as mIoU in percent.
+        kind: "mean", one number a sample, averaged over the samples where it is finite; "confusion", (class, class)
+            pixel counts of the majority protocol, added up over the samples and reported as mIoU in percent; or
+            "consensus", labels (height, width) of any size, reported as their mean adjusted Rand index with those of
+            all other cells of the study, which is averaged over the samples.
         higher_is_better: so that figures can say which way is up; None where neither is.
     """
 
     description: str
     units: str = ""
-    kind: Literal["mean", "confusion"] = "mean"
+    kind: Literal["mean", "confusion", "consensus"] = "mean"
     higher_is_better: bool | None = None
 
 

@@ -21,6 +21,7 @@ from emerdiff_probe.metrics.overlaps import (
     adjusted_rand,
     assigned_confusion,
     boundary_f,
+    consensus,
     covering,
     majority_confusion,
     mean_iou,
@@ -118,6 +119,19 @@ def test_adjusted_rand_agrees_with_its_definition(predicted, truth):
     if highest != expected:
         by_definition = ((ours & theirs).sum() - expected) / (highest - expected)
         assert np.isclose(adjusted_rand(predicted, truth), by_definition)
+
+
+def test_consensus_is_the_mean_adjusted_rand_index_with_the_others_at_the_largest_size():
+    rng = np.random.default_rng(0)
+    fine, other, coarse = rng.integers(0, 4, (8, 12)), rng.integers(3, 9, (8, 12)), rng.integers(0, 3, (4, 6))
+    large = coarse.repeat(2, 0).repeat(2, 1)
+    pairs = [[adjusted_rand(one, two) for two in (fine, other, large)] for one in (fine, other, large)]
+    expected = (np.sum(pairs, axis=1) - 1) / 2
+    assert consensus([fine, other, coarse]) == pytest.approx(expected)
+    assert consensus([fine, fine, fine + 7]).tolist() == [1, 1, 1]
+    whole = np.zeros((8, 12), int)
+    assert consensus([whole, whole, fine]) == pytest.approx([0.5, 0.5, 0])
+    assert np.isnan(consensus([fine])).all()
 
 
 def test_adjusted_rand_follows_scikit_images_error_and_counts_label_0():

@@ -16,7 +16,7 @@ from emerdiff_probe.data.sample import IGNORED, Sample
 from emerdiff_probe.data.sources import open_data
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.metrics.intervals import Interval
-from emerdiff_probe.metrics.overlaps import majority_confusion, mean_iou
+from emerdiff_probe.metrics.overlaps import consensus, majority_confusion, mean_iou
 from emerdiff_probe.models.loading import load_model
 from emerdiff_probe.pocket.world import draw_scene
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig
@@ -351,6 +351,27 @@ def test_small_parts_needs_classes(model, pictures, config):
     with pytest.raises(InputError, match="study small_parts needs labels with classes"):
         make_study("small_parts", model, pictures["bare"], config)
     assert "emerdiff" in make_study("small_parts", model, pictures["labelled"], config).measures
+
+
+def test_a_consensus_is_of_all_cells_however_often_the_study_was_stopped(model, pictures, config, tmp_path):
+    study = make_study("layers", model, pictures["bare"], config.change(feature_timesteps=(1, 101)), quick=True)
+    assert study.measures["consensus"].kind == "consensus"
+    once = run_study(model, study, pictures["bare"], store=tmp_path / "once")
+    run_study(model, study, pictures["bare"][:1], store=tmp_path / "twice")
+    for record in list((tmp_path / "twice" / "samples").glob("*/*.npz"))[::2]:
+        record.unlink()
+    again = run_study(model, study, pictures["bare"], store=tmp_path / "twice")
+    assert again.reused > 0
+    assert again.dataset.equals(once.dataset)
+    first, probed = pictures["bare"][0], config.probe(model, pictures["bare"][0].pixels(), start=study.start)
+    cells = [(site, timestep) for site in study.axes["site"].values for timestep in study.axes["timestep"].values]
+    masks = [probed.low_resolution_masks(find_site(model, site), 3, timestep) for site, timestep in cells]
+    shown = [
+        float(once.dataset["consensus"].sel(image=first.name, site=site, timestep=timestep)) for site, timestep in cells
+    ]
+    assert shown == pytest.approx(consensus(masks))
+    measure, best = once.find_best()
+    assert (measure, set(best)) == ("consensus", {"feature_sites", "feature_timesteps"})
 
 
 def test_linear_probes_are_fitted_on_other_samples_of_the_same_classes(model, pictures, scenes, config):
