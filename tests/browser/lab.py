@@ -93,7 +93,9 @@ class NotebookPage:
         self.page.get_by_role("menuitem", name="Run", exact=True).click()
         self.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
         prompts = self.page.locator(".jp-CodeCell .jp-InputPrompt")
-        expect(prompts.last).to_have_text(re.compile(r"\[\d+\]:"))
+        expect(prompts.last).to_have_text(
+            re.compile(r"\[\d+\]:"), timeout=4 * PATIENCE
+        )  # torch is imported, models run
 
     def save(self, path):
         """Save by the button, and wait until the file has what the cells show."""
@@ -189,15 +191,19 @@ class Shown:
         left, top = self.spot(panel, x, y, figure)
         self.page.mouse.move(left + 60, top + 5, steps=5)
 
-    def drag(self, panel, places, figure=0):
+    def drag(self, panel, places, figure=0, modifiers=()):
         """Draw through places in a panel with the button down."""
         spots = [self.spot(panel, x, y, figure) for x, y in places]
         self.page.mouse.move(*spots[0])
         self.page.wait_for_timeout(400)  # plotly takes a press soon after a click for half of a double click
+        for key in modifiers:
+            self.page.keyboard.down(key)
         self.page.mouse.down()
         for left, top in spots[1:]:
             self.page.mouse.move(left, top, steps=4)
         self.page.mouse.up()
+        for key in modifiers:
+            self.page.keyboard.up(key)
 
     def screenshot(self, path):
         """A picture of it."""

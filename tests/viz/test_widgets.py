@@ -33,7 +33,7 @@ from emerdiff_probe.viz.figures import study_figure
 from emerdiff_probe.viz.naming import Naming
 from emerdiff_probe.viz.widgets.explorer import data_uri
 from emerdiff_probe.viz.widgets.figure import PANEL, Page, arrange, columns_that_fit, panels
-from emerdiff_probe.viz.widgets.modulation import require_finite
+from emerdiff_probe.viz.widgets.modulation import PUSHED, require_finite
 from emerdiff_probe.viz.widgets.worker import MODELS_IN_USE, Worker, _Cell
 
 SOON = 60
@@ -103,9 +103,14 @@ def click(explorer, panel, x, y, shift=False):
     page_of(explorer)._handle_custom_msg({"click": {"panel": panel, "x": x, "y": y, "shift": shift}}, [])
 
 
+def draw(explorer, panel, x, y, shift=False):
+    """What the explorer's page sends for an outline."""
+    page_of(explorer)._handle_custom_msg({"outline": {"panel": panel, "x": x, "y": y, "shift": shift}}, [])
+
+
 def pushed(explorer):
     """Numbers of the cells that are orange."""
-    return np.flatnonzero(np.array(explorer.figure.data[-1].marker.color) == "#e69f00").tolist()
+    return np.flatnonzero(np.array(explorer.figure.data[-1].marker.color) == PUSHED).tolist()
 
 
 class Reports(list):
@@ -223,26 +228,26 @@ def test_sites_that_hold_tokens_are_not_offered(model, config):
     assert "up8.cross0.key" not in offered
 
 
-@pytest.mark.parametrize(
-    "outline", [{"path": "M20,4L60,4L60,32L20,32Z"}, {"x0": 60, "x1": 20, "y0": 32, "y1": 4}], ids=["lasso", "box"]
-)
-def test_cells_inside_what_was_drawn_are_pushed(model, config, outline):
+def test_cells_inside_what_was_drawn_are_pushed_and_with_shift_added(model, config):
     explorer = answered(explore_modulation(model, tiny.picture(), config=config))
-    before = explorer.cells
-    explorer.figure._js2py_relayout = {"relayout_data": {"selections": [outline]}, "source_view_id": "page"}
-    rows, columns = explorer._grid
-    side = 64 / rows
-    centres = side / 2 - 0.5 + side * np.arange(rows)
-    expected = [
-        row * columns + column
-        for row in range(rows)
-        for column in range(columns)
-        if 4 < centres[row] < 32 and 20 < centres[column] < 60
-    ]
-    assert list(explorer.cells) == pushed(explorer) == expected
-    assert expected != list(before)
-    explorer.figure._js2py_relayout = {"relayout_data": {"dragmode": "zoom"}, "source_view_id": "page"}
-    assert list(answered(explorer).cells) == expected
+    first = [row * 8 + column for row in (0, 1, 2, 3) for column in (3, 4, 5, 6)]
+    draw(explorer, 1, [20, 58, 58, 20], [3, 3, 32, 32])
+    assert list(explorer.cells) == pushed(explorer) == first
+    draw(explorer, 1, [0, 7, 7, 0], [56, 56, 63, 63], shift=True)
+    assert list(answered(explorer).cells) == pushed(explorer) == [*first, 56]
+    assert explorer.figure.layout.annotations[0].text == "cells to push: 17"
+    for panel, side in ((1, 0.5), (2, 60)):  # no cell's centre in it, and another panel
+        draw(explorer, panel, [1, 1 + side, 1 + side, 1], [1, 1, 1 + side, 1 + side])
+        assert list(explorer.cells) == [*first, 56]
+
+
+def test_plotlys_own_outline_is_taken_off_the_page(model, config, monkeypatch):
+    explorer = answered(explore_modulation(model, tiny.picture(), config=config))
+    sent = []
+    monkeypatch.setattr(explorer.figure, "_send_relayout_msg", lambda layout, *_, **__: sent.append(layout))
+    for told, cleared in (({"dragmode": "zoom"}, False), ({"selections": [{"path": "M20,4L60,4L60,32Z"}]}, True)):
+        explorer.figure._js2py_relayout = {"relayout_data": told, "source_view_id": "page"}
+        assert ({"selections": []} in sent) == cleared
 
 
 def test_the_modulation_explorer_shows_what_the_model_paints(model, config, probed):

@@ -21,7 +21,7 @@ from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig
 from emerdiff_probe.sites import Site
 from emerdiff_probe.viz.figures import label_colours
-from emerdiff_probe.viz.widgets.figure import EXPLORER, Click, Figure, Look, Page, arrange, columns_that_fit
+from emerdiff_probe.viz.widgets.figure import EXPLORER, Click, Figure, Look, Outline, Page, arrange, columns_that_fit
 from emerdiff_probe.viz.widgets.worker import MODELS_IN_USE, Progress, Worker
 
 STEPS, MODULATE_AT = 20, 301
@@ -51,7 +51,12 @@ class Explorer(widgets.VBox):
         """Wait until the work is done; False when that takes longer than `timeout` seconds."""
         return self._worker.wait(timeout)
 
-    def _page(self, figure: Figure, on_click: Callable[[Click], None] | None = None) -> Page:
+    def _page(
+        self,
+        figure: Figure,
+        on_click: Callable[[Click], None] | None = None,
+        on_outline: Callable[[Outline], None] | None = None,
+    ) -> Page:
         """The page's half of an explorer with this figure, which follows the page's room and theme."""
 
         def fit(look: Look) -> None:
@@ -62,7 +67,7 @@ class Explorer(widgets.VBox):
                     )
                 arrange(figure, columns_that_fit(figure, look.width))
 
-        return Page(on_click, fit)
+        return Page(fit, on_click, on_outline)
 
     def _pictures(self) -> tuple[Sequence[np.ndarray], Sequence[str]]:
         """What is shown, as pictures of one size under titles, for readers of a saved notebook; may be none."""

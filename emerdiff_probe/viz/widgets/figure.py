@@ -172,6 +172,15 @@ class Click(NamedTuple):
     shift: bool = False
 
 
+class Outline(NamedTuple):
+    """What was drawn in a figure by lasso or box: number of the panel, its corners in the panel's own units, Shift."""
+
+    panel: int
+    x: Sequence[float]
+    y: Sequence[float]
+    shift: bool = False
+
+
 class Look(NamedTuple):
     """What a page looks like: room in pixels, and its theme's colours (empty outside JupyterLab)."""
 
@@ -181,35 +190,51 @@ class Look(NamedTuple):
 
 
 class Page(anywidget.AnyWidget):
-    """What the page tells of itself: clicks in the figure, its room and theme; and it says so when the kernel is gone.
+    """What the page tells of itself: clicks and outlines in the figure, its room and theme, a kernel that is gone.
 
-    A click is a press and a release at one place, read from the pointer itself. Plotly's own clicks are those of the
-    place that was hovered last, which on a busy page is another, and none while the figure is being drawn anew.
+    Both are read from the pointer itself. A click is a press and a release between which the pointer stayed at one
+    place; an outline may well end where it began. Plotly's own clicks are those of the place that was hovered last,
+    which on a busy page is another, and none while the figure is being drawn anew; and it forgets an outline when the
+    figure changes before it has reported it.
     """
 
     _esm = rf"""
     function render({{ model, el }}) {{
       const SLACK = 4;  // pixels that a hand moves during a click
       let figure, explorer, pressed, told, waiting;
-      const spot = (event) => {{
+      const place = ({{ xaxis, yaxis }}, event) => {{
         const box = figure.getBoundingClientRect();
-        const plots = figure._fullLayout._plots;
-        for (const [name, {{ xaxis, yaxis }}] of Object.entries(plots)) {{
-          const x = event.clientX - box.left - xaxis._offset, y = event.clientY - box.top - yaxis._offset;
-          if (x >= 0 && y >= 0 && x <= xaxis._length && y <= yaxis._length)
-            return {{ panel: Number(/^x(\d*)/.exec(name)[1] || 1), x: xaxis.p2d(x), y: yaxis.p2d(y) }};
-        }}
+        return {{ x: event.clientX - box.left - xaxis._offset, y: event.clientY - box.top - yaxis._offset }};
       }};
+      const panel = (event) =>
+        Object.values(figure._fullLayout._plots).find((plot) => {{
+          const {{ x, y }} = place(plot, event);
+          return x >= 0 && y >= 0 && x <= plot.xaxis._length && y <= plot.yaxis._length;
+        }});
       const press = (event) => {{
         const aside = event.button !== 0 || event.target.closest(".modebar, .slider-container");
-        pressed = aside ? undefined : {{ x: event.clientX, y: event.clientY, spot: spot(event) }};
+        const plot = aside ? undefined : panel(event);
+        pressed = plot && {{ plot, event, far: 0, places: [place(plot, event)] }};
+      }};
+      const move = (event) => {{
+        if (!pressed) return;
+        const away = Math.hypot(event.clientX - pressed.event.clientX, event.clientY - pressed.event.clientY);
+        pressed.far = Math.max(pressed.far, away);
+        pressed.places.push(place(pressed.plot, event));
       }};
       const release = (event) => {{
-        const from = pressed;
+        if (!pressed) return;
+        move(event);
+        const {{ plot: {{ xaxis, yaxis }}, far, places }} = pressed;
         pressed = undefined;
-        if (!from?.spot || Math.hypot(event.clientX - from.x, event.clientY - from.y) > SLACK) return;
-        model.send({{ click: {{ ...from.spot, shift: event.shiftKey }} }});
+        const told = {{ panel: Number(xaxis._id.slice(1) || 1), shift: event.shiftKey }};
+        const drawn = {{ lasso: places, select: box(places[0], places.at(-1)) }}[figure._fullLayout.dragmode];
+        const x = (at) => xaxis.p2d(at.x), y = (at) => yaxis.p2d(at.y);
+        if (far <= SLACK) model.send({{ click: {{ ...told, x: x(places[0]), y: y(places[0]) }} }});
+        else if (drawn) model.send({{ outline: {{ ...told, x: drawn.map(x), y: drawn.map(y) }} }});
       }};
+      const box = (one, other) => [one, {{ x: other.x, y: one.y }}, other, {{ x: one.x, y: other.y }}];
+      const drop = () => (pressed = undefined);
       const look = () => {{
         const style = getComputedStyle(explorer);
         const now = {{
@@ -231,7 +256,9 @@ class Page(anywidget.AnyWidget):
           return;
         }}
         figure.addEventListener("pointerdown", press, true);
+        window.addEventListener("pointermove", move, true);
         window.addEventListener("pointerup", release, true);
+        window.addEventListener("pointercancel", drop, true);
         model.on("comm_live_update", gone);
         waiting = setTimeout(() => {{  // plotly attaches no handlers to a figure that changes while it is first drawn
           look();
@@ -245,20 +272,29 @@ class Page(anywidget.AnyWidget):
         resized.disconnect();
         themed.disconnect();
         figure?.removeEventListener("pointerdown", press, true);
+        window.removeEventListener("pointermove", move, true);
         window.removeEventListener("pointerup", release, true);
+        window.removeEventListener("pointercancel", drop, true);
         model.off("comm_live_update", gone);
       }};
     }}
     export default {{ render }};
     """
 
-    def __init__(self, on_click: Callable[[Click], None] | None, on_look: Callable[[Look], None]) -> None:
+    def __init__(
+        self,
+        on_look: Callable[[Look], None],
+        on_click: Callable[[Click], None] | None,
+        on_outline: Callable[[Outline], None] | None,
+    ) -> None:
         super().__init__()
 
         def told(_: Any, content: Mapping[str, Any], __: Any) -> None:
             if "look" in content:
                 on_look(Look(**content["look"]))
-            elif on_click is not None:
+            elif "click" in content and on_click is not None:
                 on_click(Click(**content["click"]))
+            elif "outline" in content and on_outline is not None:
+                on_outline(Outline(**content["outline"]))
 
         self.on_msg(told)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,12 +36,12 @@ from emerdiff_probe.viz.widgets.explorer import (
     row_of,
     show_cells,
 )
-from emerdiff_probe.viz.widgets.figure import PANEL, Click, panels
+from emerdiff_probe.viz.widgets.figure import PANEL, Click, Outline, panels
 from emerdiff_probe.viz.widgets.worker import MODELS_IN_USE
 
 TITLES = ("cells to push", "I-: pushed down", "I+: pushed up", "difference")
-PUSHED = "#e69f00"
-"""Colour of the cells that are pushed."""
+PUSHED, ANOTHER = "rgba(230, 159, 0, 0.75)", "rgba(255, 255, 255, 0.45)"
+"""Colours of cells; transparent by themselves, for plotly changes the opacity of points that it takes for selected."""
 STEPS_A_DECADE = (1, 1.25, 1.6, 2, 2.5, 3.15, 4, 5, 6.3, 8)
 INJECTIONS: dict[str, tuple[AttentionKind, ...]] = {
     "self and cross": ("self", "cross"),
@@ -108,7 +107,7 @@ class ModulationExplorer(Explorer):
         self.figure.add_trace(_cell_centres(), 1, 1)
         self.figure.layout.dragmode = "lasso"
         self._place_cells()
-        self.figure.observe(self._select, "_js2py_relayout")
+        self.figure.observe(self._forget_outlines, "_js2py_relayout")
 
         self.site.observe(lambda _: self._change_grid(), "value")
         on_change((self.row, self.column, self.size), self._choose_square)
@@ -118,8 +117,8 @@ class ModulationExplorer(Explorer):
             row_of(self.placement, self.injection),
             row_of(self.row, self.column, self.size),
             self.figure,
-            self._page(self.figure, self._click),
-            widgets.HTML("Draw around cells, click one (with Shift: add or remove it), or use the sliders."),
+            self._page(self.figure, self._click, self._draw),
+            widgets.HTML("Draw around cells or click one (with Shift: add them, or remove one), or use the sliders."),
             self.status,
         ]
         self._choose_square()
@@ -140,13 +139,12 @@ class ModulationExplorer(Explorer):
         self._refresh()
 
     def _show_cells(self) -> None:
-        """Cells that are pushed are orange, by colours of their own: what plotly takes for selected is the page's."""
+        """Cells that are pushed are orange; which points plotly takes for selected is not seen."""
         pushed = np.zeros(self._grid[0] * self._grid[1], bool)
         pushed[[cell for cell in self.cells if cell < pushed.size]] = True
         marker = self.figure.data[-1].marker
         with self.figure.batch_update():
-            marker.color = np.where(pushed, PUSHED, "#ffffff").tolist()
-            marker.opacity = np.where(pushed, 0.75, 0.45).tolist()
+            marker.color = np.where(pushed, PUSHED, ANOTHER).tolist()
             marker.size = np.where(pushed, 0.8 * PANEL / max(self._grid), 5).tolist()
 
     def _fit_sliders(self) -> None:
@@ -195,19 +193,19 @@ class ModulationExplorer(Explorer):
             clicked = {row * self._grid[1] + column}
             self.choose(tuple(set(self.cells) ^ clicked if click.shift else clicked))
 
-    def _select(self, change: Any) -> None:
-        """Push the cells inside the outline that was drawn last.
-
-        Read from the page's own message: the event of selected points is lost when the pointer goes on at once, since
-        only the newest event of a busy page is sent; and plotly's layout comes out without the outlines.
-        """
-        outlines = ((change["new"] or {}).get("relayout_data") or {}).get("selections")
-        if outlines:
-            self.figure.clear_selections()
+    def _draw(self, outline: Outline) -> None:
+        """Push the cells inside an outline; with Shift, together with those that are pushed."""
+        if outline.panel == 1:
             centres = self.figure.data[-1]
-            inside = points_in_poly(np.stack([centres.x, centres.y], axis=1), corners(outlines[-1]))
-            if inside.any():
-                self.choose(tuple(np.flatnonzero(inside).tolist()))
+            corners = np.stack([outline.x, outline.y], axis=1)
+            inside = np.flatnonzero(points_in_poly(np.stack([centres.x, centres.y], axis=1), corners)).tolist()
+            if inside:
+                self.choose((*self.cells, *inside) if outline.shift else tuple(inside))
+
+    def _forget_outlines(self, change: Any) -> None:
+        """Take plotly's drawing of an outline off the page once it is told: what is orange is what is pushed."""
+        if ((change["new"] or {}).get("relayout_data") or {}).get("selections"):
+            self.figure.clear_selections()
 
     def _refresh(self) -> None:
         asked = _Asked(
@@ -294,7 +292,9 @@ class _Answer(NamedTuple):
 def _cell_centres() -> go.Scatter:
     return go.Scatter(
         mode="markers",
-        marker={"symbol": "square", "line": {"width": 1, "color": "#000000"}},
+        marker={"symbol": "square", "opacity": 1, "line": {"width": 1, "color": "rgba(0, 0, 0, 0.6)"}},
+        selected={"marker": {"opacity": 1}},
+        unselected={"marker": {"opacity": 1}},
         hovertemplate="%{text}<extra></extra>",
     )
 
@@ -324,12 +324,3 @@ def explore_modulation(
         InputError, SiteError, TimestepError: as in `segment`.
     """
     return ModulationExplorer(model, load_image(image), probing_config(model, config))
-
-
-def corners(outline: Mapping[str, Any]) -> np.ndarray:
-    """Corners (corner, 2) in x and y of what was drawn in a figure: a lasso or a box."""
-    if "path" in outline:
-        places = re.split("[MLZ]", outline["path"])
-        return np.array([place.split(",") for place in places if place], float)
-    x0, x1, y0, y1 = (outline[name] for name in ("x0", "x1", "y0", "y1"))
-    return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], float)
