@@ -40,23 +40,26 @@ def enlarge(
     return interpolate(stacked, size=tuple(size), mode=mode, antialias=antialias).reshape(*maps.shape[:-2], *size)
 
 
+def enlarge_rows(maps: Tensor, size: Sequence[int], start: int, stop: int) -> Tensor:
+    """Some rows of maps (mask, map_height, map_width) at another size, bilinear: (mask, stop - start, width)."""
+    import torch
+
+    (height, width), rows = size, maps.shape[1]
+    places = ((torch.arange(start, stop, dtype=torch.float64) + 0.5) * (rows / height) - 0.5).clamp(0, rows - 1)
+    above = places.floor().long()
+    below, share = (above + 1).clamp(max=rows - 1), (places - above).to(maps)[:, None]
+    upper = maps[:, above]
+    return enlarge(upper + (maps[:, below] - upper) * share, (stop - start, width))
+
+
 def enlarge_by_rows(maps: Tensor, height: int, width: int) -> Iterator[tuple[int, Tensor]]:
     """Maps (mask, map_height, map_width) at another size, bilinear, a few rows at a time.
 
     Yields:
         The first row of a stripe, and the stripe (mask, row, width).
     """
-    import torch
-
-    rows = maps.shape[1]
-    places = ((torch.arange(height, dtype=torch.float64) + 0.5) * (rows / height) - 0.5).clamp(0, rows - 1)
-    above = places.floor().long()
-    below, share = (above + 1).clamp(max=rows - 1), (places - above).to(maps)[:, None]
     for start in range(0, height, STRIPE):
-        here = slice(start, start + STRIPE)
-        upper = maps[:, above[here]]
-        stripe = upper + (maps[:, below[here]] - upper) * share[here]
-        yield start, enlarge(stripe, (stripe.shape[1], width))
+        yield start, enlarge_rows(maps, (height, width), start, min(start + STRIPE, height))
 
 
 def number_in_order(labels: np.ndarray) -> np.ndarray:

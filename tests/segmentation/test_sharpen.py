@@ -9,7 +9,9 @@ from sklearn.datasets import load_sample_image
 
 from emerdiff_probe.arrays import enlarge
 from emerdiff_probe.errors import InputError
+from emerdiff_probe.evaluation.cost import measured
 from emerdiff_probe.reading.correspondence import assign
+from emerdiff_probe.segmentation import sharpen
 from emerdiff_probe.segmentation.crf import BilateralKernel, mean_field
 from emerdiff_probe.segmentation.sharpen import SHARPENINGS, read_labels
 
@@ -94,6 +96,31 @@ def test_a_picture_has_the_same_segments_at_another_size(sharpen):
     small = np.array(Image.fromarray(large).resize((500, 400), Image.Resampling.BOX))
     one, other = (read_labels(maps, image, sharpen)[0] for image in (small, large))
     assert np.mean(one == other[::2, ::2]) > 0.95
+
+
+def test_a_large_picture_in_stripes_has_the_labels_of_the_whole(monkeypatch):
+    maps, image = blobs(4, 6, 8, seed=1), photograph(1400, 640)
+    whole, responses = read_labels(maps, image, "wls")
+    monkeypatch.setattr(sharpen, "STRIPE_PIXELS", 0)  # of 40 rows, which see 20 beyond
+    parts, others = read_labels(maps, image, "wls")
+    assert (whole != parts).sum() <= 2
+    assert np.allclose(responses, others, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["none", "wls"])
+def test_memory_grows_by_a_byte_of_label_a_pixel(kind, monkeypatch):
+    """Not by a float, of which a map of the size of the picture holds four bytes, and the filter seven such maps."""
+    monkeypatch.setattr(sharpen, "STRIPE_PIXELS", 2**17)
+    maps, small, large = blobs(3, 6, 8), photograph(1024, 1024), photograph(2048, 2048)
+
+    def peak(image):
+        return measured(lambda: read_labels(maps, image, kind), torch.device("cpu"))[1].peak_mib
+
+    peak(small)  # libraries are loaded
+    peaks = [peak(small), peak(large)]
+    if None in peaks:
+        pytest.skip("this system does not tell a process's peak of memory")
+    assert peaks[1] - peaks[0] <= 2 * 3  # three megapixels more
 
 
 @pytest.mark.parametrize("sharpen", SHARPENINGS)
