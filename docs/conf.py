@@ -32,6 +32,7 @@ html_theme_options = {"show_toc_level": 2, "navigation_with_keys": False, "heade
 html_sidebars = {"changelog": [], "glossary": []}
 
 # Docstrings are Google's style; types stand in the signatures.
+default_role = "py:obj"  # `segment` in a docstring is a link where there is such a page, else code
 autosummary_generate = True
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"

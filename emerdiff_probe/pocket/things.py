@@ -87,6 +87,7 @@ PARTS = (
 )  # fmt: skip
 
 PART_NAMES = tuple(part.name for part in PARTS)
+"""Names of the drawn world's parts, in the order of the part labels."""
 PART_INDEX = {name: index for index, name in enumerate(PART_NAMES)}
 
 
@@ -473,4 +474,5 @@ OBJECT_NAMES = (
     "sky", "cloud", "sun or moon", "mountain", "hill", "grass", "sand", "snow", "field", "pavement", "water", "road",
     *dict.fromkeys(kind.thing for kind in KINDS),
 )  # fmt: skip
+"""Names of the drawn world's things, in the order of the object labels."""
 OBJECT_INDEX = {name: index for index, name in enumerate(OBJECT_NAMES)}

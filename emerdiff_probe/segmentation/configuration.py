@@ -29,7 +29,7 @@ from emerdiff_probe.trajectories.trajectory import require_on_grid
 class EmerDiffConfig(Settings):
     """Every choice of the method. What is None is left open: `resolve` fills it in, and nothing else.
 
-    Every leaf has one option name, in `OPTIONS`: its own, with "feature_" before those of `features`. `change`,
+    Every leaf has one option name, in `OPTIONS`: its own, with ``feature_`` before those of `features`. `change`,
     `for_model`, `fast`, `paper` and the command line take these names; `change` also takes whole parts.
 
     Attributes:

@@ -37,6 +37,7 @@ STUDIES: dict[str, Maker] = {
         video,
     )
 }
+"""What makes every study that ships, by name; take them through `make_study`."""
 
 
 def make_study(
