@@ -104,14 +104,14 @@ class ProbeModel(ABC):
         """Which known model this is, by its structure; the best settings differ between families."""
 
     @property
-    @abstractmethod
     def latent_channels(self) -> int:
         """Channels of the latents."""
+        return int(self.denoiser.config.in_channels)
 
     @property
-    @abstractmethod
     def latent_side(self) -> int:
         """Latent cells along a side of the square images that the model was trained on."""
+        return int(self.denoiser.config.sample_size)
 
     @property
     def levels(self) -> int:

@@ -39,16 +39,6 @@ class TransformerModel(ProbeModel):
         return int(self.denoiser.config.patch_size)
 
     @property
-    def latent_channels(self) -> int:
-        """Channels of the latents."""
-        return int(self.denoiser.config.in_channels)
-
-    @property
-    def latent_side(self) -> int:
-        """Latent cells along a side of the native square."""
-        return int(self.denoiser.config.sample_size)
-
-    @property
     def multiple(self) -> int:
         """Image sides must be a multiple of this many pixels, so that patches are whole."""
         return self.factor * self.patch

@@ -54,16 +54,6 @@ class UnconditionalModel(ProbeModel):
         return "ddpm" if self.autoencoder is None else "ldm"
 
     @property
-    def latent_channels(self) -> int:
-        """Channels of the latents."""
-        return int(self.denoiser.config.in_channels)
-
-    @property
-    def latent_side(self) -> int:
-        """Latent cells along a side of the native square."""
-        return int(self.denoiser.config.sample_size)
-
-    @property
     def levels(self) -> int:
         """Levels of the U-Net."""
         return len(self.denoiser.config.block_out_channels)

@@ -57,11 +57,6 @@ class UNetModel(ProbeModel):
         return "sd1" if width == 768 or self.native_size >= 512 else "pocket"
 
     @property
-    def latent_channels(self) -> int:
-        """Channels of the latents."""
-        return int(self.denoiser.config.in_channels)
-
-    @property
     def latent_side(self) -> int:
         """Latent cells along a side of the native square."""
         return find_sample_size(self.denoiser.config, self.name)

@@ -17,7 +17,7 @@ from emerdiff_probe.data.dataset import DataSet
 from emerdiff_probe.data.sample import IGNORED
 from emerdiff_probe.metrics.overlaps import majority_confusion
 from emerdiff_probe.models.probe_model import ProbeModel
-from emerdiff_probe.pocket.world import PART_NAMES, counterfactual_pair, draw_scene
+from emerdiff_probe.pocket.world import PART_NAMES, Scene, counterfactual_pair, draw_scene
 from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.reading.features import cluster, mask_embeddings, upsampled
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig, find_feature_sites, resolve_modulation
@@ -61,40 +61,18 @@ def counterfactual(model: ProbeModel, data: DataSet, config: EmerDiffConfig, *, 
     require_scenes("counterfactual", data)
     factors = ("palette", "style") if quick else ("palette", "light", "texture", "style")
     values = (*factors, OTHER_SCENE)
-    site, modulation = find_feature_sites(model, config), resolve_modulation(model, config)
-
-    def maps_of(probed: ProbedImage, coarse: np.ndarray) -> np.ndarray:
-        return probed.difference_maps(coarse, modulation, smoothing=config.smoothing).numpy()
 
     def measure(subject: Subject, unit: Mapping[str, Any]) -> dict[Cell, Measured]:
-        probed, scene = subject.probed, scene_of(subject.sample)
-        coarse = probed.low_resolution_masks(site, config.given_clusters, config.features.timesteps)
-        features, maps = probed.features(site, config.features.timesteps), maps_of(probed, coarse)
-        size, cells = scene.parts.shape[0], probed.grid(site)
+        scene = scene_of(subject.sample)
+        before = _SeenScene(scene, subject.probed, config)
+        maps = before.maps(before.coarse)
         measured: dict[Cell, Measured] = {}
         for factor in values:
-            if factor == OTHER_SCENE:
-                changed = draw_scene(OTHER_SEED + scene.seed, height=size, width=scene.parts.shape[1])
-            else:
-                _, changed = counterfactual_pair(scene.seed, factor, height=size, width=scene.parts.shape[1],
-                                                 factors=scene.factors)  # fmt: skip
-            other = config.probe(model, changed.image, start=probed.trajectory.timesteps[0])
-            theirs = other.features(site, config.features.timesteps)
-            matched = nearest(features, theirs)
-            ours, found = majority_label(scene.parts, cells), majority_label(changed.parts, cells)
-            closest = nearest_colour(*(by_cell(each.image, cells).mean(1) for each in (scene, changed)))
-            carried = nearest(theirs, mask_embeddings(features, coarse)).reshape(cells)
-            clusters = other.low_resolution_masks(site, config.given_clusters, config.features.timesteps)
-            measured[(factor,)] = {
-                "same_part": 100 * float(np.mean(found[matched] == ours)),
-                "same_part_by_colour": 100 * float(np.mean(found[closest] == ours)),
-                "same_part_by_chance": 100 * float(np.mean(found[None] == ours[:, None])),
-                "same_place": 100 * float(np.mean(_distance(matched, cells) <= 1)),
-                "clusters": float(adjusted_rand_score(coarse.ravel(), clusters.ravel())),
-                "carried": majority_confusion(upsampled(carried, *changed.parts.shape), changed.parts,
-                                              len(PART_NAMES)),
+            changed = changed_scene(scene, factor)
+            after = _SeenScene(changed, config.probe(model, changed.image, start=subject.start), config)
+            measured[(factor,)] = before.compare(after) | {
                 "maps": float(np.mean([np.corrcoef(a.ravel(), b.ravel())[0, 1]
-                                       for a, b in zip(maps, maps_of(other, coarse), strict=True)])),
+                                       for a, b in zip(maps, after.maps(before.coarse), strict=True)])),
             }  # fmt: skip
         return measured
 
@@ -116,6 +94,47 @@ def counterfactual(model: ProbeModel, data: DataSet, config: EmerDiffConfig, *, 
             for measure, name in (("same_part", "matches"), ("maps", "difference maps"))
         ),
     )  # fmt: skip
+
+
+def changed_scene(scene: Scene, factor: str) -> Scene:
+    """The same scene with one factor changed; another one for `OTHER_SCENE`."""
+    height, width = scene.parts.shape
+    if factor == OTHER_SCENE:
+        return draw_scene(OTHER_SEED + scene.seed, height=height, width=width)
+    return counterfactual_pair(scene.seed, factor, height=height, width=width, factors=scene.factors)[1]
+
+
+class _SeenScene:
+    """A scene as a model sees it: its features, its low-resolution masks, and how it answers to any masks."""
+
+    def __init__(self, scene: Scene, probed: ProbedImage, config: EmerDiffConfig) -> None:
+        self.scene, self.probed, self.config = scene, probed, config
+        sites, timesteps = find_feature_sites(probed.model, config), config.features.timesteps
+        self.cells = probed.grid(sites)
+        self.features = probed.features(sites, timesteps)
+        self.coarse = probed.low_resolution_masks(sites, config.given_clusters, timesteps)
+        self.parts = majority_label(scene.parts, self.cells)
+        self.colours = by_cell(scene.image, self.cells).mean(1)
+
+    def maps(self, coarse: np.ndarray) -> np.ndarray:
+        """Difference maps (mask, height, width) of low-resolution masks, its own or another scene's."""
+        modulation = resolve_modulation(self.probed.model, self.config)
+        return self.probed.difference_maps(coarse, modulation, smoothing=self.config.smoothing).numpy()
+
+    def compare(self, other: _SeenScene) -> dict[str, float | np.ndarray]:
+        """The measures of `ALIKE`, from this scene to another, but for the maps'."""
+        matched = nearest(self.features, other.features)
+        closest = nearest_colour(self.colours, other.colours)
+        carried = nearest(other.features, mask_embeddings(self.features, self.coarse)).reshape(self.cells)
+        truth = other.scene.parts
+        return {
+            "same_part": 100 * float(np.mean(other.parts[matched] == self.parts)),
+            "same_part_by_colour": 100 * float(np.mean(other.parts[closest] == self.parts)),
+            "same_part_by_chance": 100 * float(np.mean(other.parts[None] == self.parts[:, None])),
+            "same_place": 100 * float(np.mean(_distance(matched, self.cells) <= 1)),
+            "clusters": float(adjusted_rand_score(self.coarse.ravel(), other.coarse.ravel())),
+            "carried": majority_confusion(upsampled(carried, *truth.shape), truth, len(PART_NAMES)),
+        }
 
 
 def nearest(features: Tensor, others: Tensor) -> np.ndarray:

@@ -43,6 +43,19 @@ LABELLED_PLACES = ("inside", "same part", "same class elsewhere", "nearby", "els
 BARE_PLACES = ("inside", "nearby", "elsewhere")
 """The same on data that has no labels."""
 
+DENSER = (
+    ("meaning beats nearness: the same part answers more than what is merely near",
+     ("region", "same part"), ("region", "nearby")),
+    ("the same class on other things answers more than the rest of the image",
+     ("region", "same class elsewhere"), ("region", "elsewhere")),
+    ("regions answer more inside than the same shapes elsewhere",
+     ("region", "inside"), ("shifted region", "inside")),
+    ("the same part answers more to a region than to its shape elsewhere",
+     ("region", "same part"), ("shifted region", "same part")),
+    ("what is near a region answers more than what is far", ("region", "nearby"), ("region", "elsewhere")),
+)  # fmt: skip
+"""Claims about the density of a response: that of the first mask and place is said to exceed that of the second."""
+
 
 def locality(model: ProbeModel, data: DataSet, config: EmerDiffConfig, *, quick: bool = False) -> Study:
     """Question 3: where the response to single cells and to regions falls, beside random masks of the same shape."""
@@ -56,35 +69,10 @@ def locality(model: ProbeModel, data: DataSet, config: EmerDiffConfig, *, quick:
         maps = difference_maps(model, probed.trajectory, masks, modulation).numpy()
         regions = regions_of(sample)
         shares = [shares_of(values, mask.numpy(), regions, places) for values, mask in zip(maps, masks, strict=True)]
-        found = np.array(shares)  # (mask, place, [response, area])
-        with np.errstate(invalid="ignore", divide="ignore"):
-            density = np.where(found[..., 1] > 0, found[..., 0] / found[..., 1], np.nan)
-        measured: dict[Cell, Measured] = {}
-        for index, place in enumerate(places):
-            known = density[:, index][np.isfinite(density[:, index])]
-            measured[(place,)] = {
-                "response": 100 * float(found[:, index, 0].mean()),
-                "area": 100 * float(found[:, index, 1].mean()),
-                "density": float(known.mean()) if len(known) else float("nan"),
-            }
-        return measured
+        return {
+            (place,): _response_in(share) for place, share in zip(places, np.array(shares).swapaxes(0, 1), strict=True)
+        }
 
-    def denser(claim: str, first: tuple[str, str], second: tuple[str, str]) -> Direction:
-        one, other = ({"mask": mask, "place": place} for mask, place in (first, second))
-        return Direction(claim, "density", one, other)
-
-    directions = [
-        denser("meaning beats nearness: the same part answers more than what is merely near",
-               ("region", "same part"), ("region", "nearby")),
-        denser("the same class on other things answers more than the rest of the image",
-               ("region", "same class elsewhere"), ("region", "elsewhere")),
-        denser("regions answer more inside than the same shapes elsewhere",
-               ("region", "inside"), ("shifted region", "inside")),
-        denser("the same part answers more to a region than to its shape elsewhere",
-               ("region", "same part"), ("shifted region", "same part")),
-        denser("what is near a region answers more than what is far", ("region", "nearby"), ("region", "elsewhere")),
-    ]  # fmt: skip
-    known = {"place": set(places)}
     return Study(
         name="locality",
         question="How local, and how semantic, is the answer to perturbing one place?",
@@ -104,10 +92,22 @@ def locality(model: ProbeModel, data: DataSet, config: EmerDiffConfig, *, quick:
         start=config.start,
         parameters={"masks": count},
         directions=tuple(
-            direction for direction in directions
-            if {direction.first["place"], direction.second["place"]} <= known["place"]
+            Direction(claim, "density", dict(zip(("mask", "place"), first, strict=True)),
+                      dict(zip(("mask", "place"), second, strict=True)))
+            for claim, first, second in DENSER if {first[1], second[1]} <= set(places)
         ),
     )  # fmt: skip
+
+
+def _response_in(shares: np.ndarray) -> Measured:
+    """The measures of one place from the shares (mask, 2) of response and area; density over masks that reach it."""
+    response, area = shares.T
+    density = response[area > 0] / area[area > 0]
+    return {
+        "response": 100 * float(response.mean()),
+        "area": 100 * float(area.mean()),
+        "density": float(density.mean()) if len(density) else float("nan"),
+    }
 
 
 def rng_of(config: EmerDiffConfig, sample: Sample) -> np.random.Generator:
