@@ -1,7 +1,7 @@
 from .data.sources import open_data
 from .evaluation.report import make_report
 from .evaluation.run import Evaluation, run_evaluation
-from .images import colour_labels, contact_sheet, heatmap, load_image, write_names
+from .images import colour_labels, contact_sheet, draw_segments, heatmap, load_image, write_names
 from .interventions import Apply, InjectAttention, Modulate, Noise, Replace, Scale
 from .methods.catalogue import METHODS, TRAININGS, find_method, find_methods
 from .methods.emerdiff import EmerDiff
@@ -106,6 +106,7 @@ __all__ = [
     "difference_maps",
     "draw_clip",
     "draw_scene",
+    "draw_segments",
     "explore_layers",
     "explore_modulation",
     "explore_segmentation",

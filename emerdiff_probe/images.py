@@ -10,10 +10,10 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageDraw, ImageOps
+from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps
 from scipy.ndimage import distance_transform_edt
 
-from emerdiff_probe.arrays import find_borders
+from emerdiff_probe.arrays import find_borders, match_labels
 from emerdiff_probe.errors import InputError
 
 IMAGE_SUFFIXES = frozenset(
@@ -24,8 +24,10 @@ MIN_SIDE = 16
 MAX_PIXELS = 8192 * 8192
 """Enough for a camera of 61 megapixels; as 8-bit RGB 201 MB."""
 MAX_ASPECT = 8.0
-LETTER = 5
+LETTER = 7
 """Pixels from its border that a label is deep, at least, where its name is written."""
+TEXT = 15
+"""Pixels of letters in pictures: of titles, of names and numbers in segments, and beside colour bars."""
 
 
 def load_image(source: str | Path | Image.Image | np.ndarray) -> np.ndarray:
@@ -218,6 +220,33 @@ def contours(image: np.ndarray, labels: np.ndarray, colour: Sequence[int] = (255
     return drawn
 
 
+def draw_segments(
+    labels: np.ndarray,
+    *,
+    like: np.ndarray | None = None,
+    image: np.ndarray | None = None,
+    opacity: float = 1.0,
+    names: Mapping[int, str] | None = None,
+) -> np.ndarray:
+    """Segments in colours with white borders and their numbers, or names, in them.
+
+    Args:
+        labels: (height, width) integers.
+        like: (height, width) labels of another panel. Segments take the colours and numbers of those that they overlap
+            most, one to one, so that panels can be compared; their own when None.
+        image: (height, width, 3) uint8 to draw them over; none when None.
+        opacity: of the colours over the image, 0 to 1.
+        names: of labels, in the place of numbers; those without one bear nothing.
+
+    Returns:
+        (height, width, 3) uint8.
+    """
+    shown = labels if like is None else match_labels(labels, like)
+    drawn = overlay(np.zeros((*shown.shape, 3), np.uint8) if image is None else image, shown,
+                    1.0 if image is None else opacity)  # fmt: skip
+    return write_names(drawn, shown, names or {label: str(label) for label in np.unique(shown).tolist()})
+
+
 def write_names(picture: np.ndarray, labels: np.ndarray, names: Mapping[int, str]) -> np.ndarray:
     """Write the name of every label over a picture, where the label's area is widest.
 
@@ -230,14 +259,14 @@ def write_names(picture: np.ndarray, labels: np.ndarray, names: Mapping[int, str
         (height, width, 3) uint8.
     """
     drawn = Image.fromarray(picture)
-    draw = ImageDraw.Draw(drawn)
+    draw, font = ImageDraw.Draw(drawn), _font()
     for label, name in names.items():
         depth = distance_transform_edt(np.pad(labels == label, 1))[1:-1, 1:-1]
         row, column = np.unravel_index(depth.argmax(), depth.shape)
         if depth[row, column] >= LETTER:
-            half = draw.textlength(name) / 2
+            half = draw.textlength(name, font) / 2
             x = float(np.clip(column, half + 1, max(half + 1, labels.shape[1] - half - 1)))
-            draw.text((x, row), name, fill="white", anchor="mm", stroke_width=2, stroke_fill="black")
+            draw.text((x, row), name, "white", font, "mm", stroke_width=2, stroke_fill="black")
     return np.array(drawn)
 
 
@@ -250,29 +279,74 @@ def _viridis() -> np.ndarray:
     return np.round(scale * 255).astype(np.uint8)
 
 
-def heatmap(values: np.ndarray, top: float) -> np.ndarray:
-    """Values (height, width) from 0 to `top` as colours of the Viridis scale, (height, width, 3) uint8."""
-    return _viridis()[np.clip(np.round(values / max(top, 1e-12) * 255), 0, 255).astype(int)]
+@lru_cache
+def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(TEXT)
+
+
+def heatmap(values: np.ndarray, top: float, *, over: np.ndarray | None = None, opacity: float = 0.7) -> np.ndarray:
+    """Values (height, width) from 0 to `top` as colours of the Viridis scale, (height, width, 3) uint8.
+
+    Or laid `over` a grey version of an image (height, width, 3) uint8, with so much opacity.
+    """
+    colours = _viridis()[np.clip(np.round(values / max(top, 1e-12) * 255), 0, 255).astype(int)]
+    if over is None:
+        return colours
+    grey = over.mean(-1, keepdims=True)
+    return np.round(opacity * colours + (1 - opacity) * grey).astype(np.uint8)
 
 
 def contact_sheet(
-    pictures: Sequence[np.ndarray], titles: Sequence[str], *, columns: int | None = None, gap: int = 8
+    pictures: Sequence[np.ndarray],
+    titles: Sequence[str],
+    *,
+    columns: int | None = None,
+    gap: int = 8,
+    tops: Sequence[float | None] | None = None,
 ) -> Image.Image:
     """Lay pictures (height, width, 3) uint8 in rows, each under its title; one row when columns is None.
 
     All are shown as large as the largest: pixels of the others, such as cells of a layer's grid, become blocks.
+
+    Args:
+        pictures, titles: of every panel. A title that is wider than its panel is broken into lines.
+        columns: of panels.
+        gap: pixels between panels.
+        tops: for every panel that is a `heatmap` the value of its brightest colour, which a colour bar under it says;
+            None for the others.
     """
-    header = 18
     height, width = max((picture.shape[:2] for picture in pictures), key=lambda size: size[0] * size[1])
     columns = columns or len(pictures)
     rows = -(-len(pictures) // columns)
-    size = (columns * (width + gap) - gap, rows * (height + header))
+    texts = ["\n".join(_break(title, width)) for title in titles]
+    header = 6 + (TEXT + 3) * max(text.count("\n") + 1 for text in texts)
+    scales = [None] * len(pictures) if tops is None else tops
+    footer = 0 if all(top is None for top in scales) else 16 + TEXT
+    size = (columns * (width + gap) - gap, rows * (height + header + footer))
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
-    for i, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
-        left, top = (i % columns) * (width + gap), (i // columns) * (height + header)
-        draw.text((left + 2, top + 2), title, fill="black")
+    for i, (picture, text, top) in enumerate(zip(pictures, texts, scales, strict=True)):
+        left, start = (i % columns) * (width + gap), (i // columns) * (height + header + footer)
+        draw.text((left + 2, start + 2), text, "black", _font(), spacing=3)
         shown = Image.fromarray(picture)
         whole = shown if shown.size == (width, height) else shown.resize((width, height), Image.Resampling.BOX)
-        sheet.paste(whole, (left, top + header))
+        sheet.paste(whole, (left, start + header))
+        if top is not None:
+            under = start + header + height + 3
+            bar = heatmap(np.tile(np.linspace(0, 1, width), (8, 1)), 1.0)
+            sheet.paste(Image.fromarray(bar), (left, under))
+            for anchor, value, place in (("la", 0.0, 0), ("ma", top / 2, width // 2), ("ra", top, width)):
+                draw.text((left + place, under + 9), f"{value:.2g}", "black", _font(), anchor)
     return sheet
+
+
+def _break(title: str, width: int) -> list[str]:
+    """A title in lines that are no wider than so many pixels, where words allow it."""
+    lines = [""]
+    for word in title.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and _font().getlength(longer) > width - 2:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines

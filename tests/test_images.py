@@ -21,6 +21,7 @@ from emerdiff_probe.images import (
     colour_labels,
     contact_sheet,
     contours,
+    draw_segments,
     heatmap,
     load_colours,
     load_image,
@@ -356,6 +357,38 @@ def test_a_contact_sheet_enlarges_small_pictures_to_the_largest_in_blocks():
     sheet = np.array(contact_sheet([cells, RGB], ["cells", "picture"], gap=4))
     assert np.array_equal(sheet[-20:, 34:64], RGB)
     assert np.array_equal(sheet[-20:, :30], cells.repeat(10, 0).repeat(10, 1))
+
+
+def test_a_colour_bar_under_a_heat_map_runs_from_zero_to_its_top_and_none_stands_under_other_panels():
+    grey = np.full((64, 64, 3), 128, np.uint8)
+    plain = np.array(contact_sheet([grey, grey], ["picture", "map"]))
+    sheet = np.array(contact_sheet([grey, grey], ["picture", "map"], tops=[None, 2.0]))
+    assert np.array_equal(sheet[: len(plain)], plain)
+    under = sheet[len(plain) :]
+    assert (under[:, :64] == 255).all()
+    assert np.array_equal(under[5, 72:], heatmap(np.linspace(0, 2, 64)[None], 2.0)[0])
+
+
+def test_a_title_wider_than_its_panel_is_broken_into_lines():
+    one, two = (contact_sheet([RGB], [title]).height for title in ("one", "a title of words"))
+    assert two > one
+
+
+def test_a_heat_map_over_an_image_shows_both():
+    values, image = np.full((20, 30), 0.5), np.repeat(RGB[..., :1], 3, -1)
+    assert np.array_equal(heatmap(values, 1.0, over=image, opacity=1.0), heatmap(values, 1.0))
+    assert np.array_equal(heatmap(values, 1.0, over=image, opacity=0.0), image)
+
+
+def test_segments_of_two_panels_have_the_colours_of_those_that_they_overlap():
+    labels = np.zeros((60, 60), int)
+    labels[:, 30:] = 1
+    drawn, matched = draw_segments(labels), draw_segments(1 - labels, like=labels)
+    assert np.array_equal(drawn, matched)
+    assert (drawn[1, 1] == colour_labels(labels)[0, 0]).all()
+    assert (drawn != overlay(np.zeros((60, 60, 3), np.uint8), labels, 1.0)).any(), "numbers stand in them"
+    named = draw_segments(labels, names={0: "sky"})
+    assert np.array_equal(named[:, 31:], overlay(np.zeros((60, 60, 3), np.uint8), labels, 1.0)[:, 31:])
 
 
 def test_a_heat_map_is_one_scale_for_all_values():

@@ -226,7 +226,7 @@ def find_source(name: str, pocket: Path = POCKET_FOLDER) -> Path | None:
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Loading prints no progress bars and no warnings; the libraries' settings come back afterwards."""
+    """Loading and saving print no progress bars and no warnings; the libraries' settings come back afterwards."""
     libraries = (diffusers.utils.logging, transformers.utils.logging)
     levels = [library.get_verbosity() for library in libraries]
     bars = [library.is_progress_bar_enabled() for library in libraries]

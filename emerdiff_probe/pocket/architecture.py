@@ -168,7 +168,8 @@ class Parts:
     def save(self, folder: Path) -> None:
         """Write a pipeline folder with float16 weights; the parts stay as they are."""
         halves = {name: copy.deepcopy(getattr(self, name)).cpu().half() for name in MODULES}
-        replace(self, **halves).pipeline().save_pretrained(folder, safe_serialization=True)
+        with quiet_loading():
+            replace(self, **halves).pipeline().save_pretrained(folder, safe_serialization=True)
         # Stable Diffusion's own files carry this prefix, and every release of transformers reads it.
         path = folder / "text_encoder" / "model.safetensors"
         weights = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in load_file(path).items()}

@@ -28,7 +28,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, C
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.files import write_whole
 from emerdiff_probe.models.clip import Clip, before_last_block, load_clip, run_block, value_path
-from emerdiff_probe.models.loading import find_device
+from emerdiff_probe.models.loading import find_device, quiet_loading
 from emerdiff_probe.pocket.architecture import build_tokenizer
 from emerdiff_probe.pocket.card import draw_curve, read_losses
 from emerdiff_probe.pocket.data import CloseupGrid, Pictures, PictureSource, mirrored, open_pictures, words
@@ -477,7 +477,8 @@ def contrast(logits: Tensor, positive: Tensor) -> Tensor:
 def save_clip(model: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
     """Write a model folder with float16 weights, tokenizer and image processor; the model stays as it is."""
     folder.mkdir(parents=True)
-    copy.deepcopy(model).cpu().half().save_pretrained(folder)
+    with quiet_loading():
+        copy.deepcopy(model).cpu().half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     size = int(model.config.vision_config.image_size)
     processor = {

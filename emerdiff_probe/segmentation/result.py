@@ -27,6 +27,7 @@ from emerdiff_probe.images import (
     colour_labels,
     contact_sheet,
     contours,
+    draw_segments,
     heatmap,
     load_image,
     load_labels,
@@ -135,7 +136,7 @@ class Segmentation:
         coarse = Image.fromarray(colour_labels(self.low_resolution_masks)).resize(
             (width, height), Image.Resampling.NEAREST
         )
-        pictures = [small.image, np.array(coarse), np.array(small.overlay(1.0)), np.array(small.contours())]
+        pictures = [small.image, np.array(coarse), draw_segments(small.labels), np.array(small.contours())]
         return contact_sheet(pictures, ["image", "low-resolution masks", "EmerDiff", "contours"])
 
     def difference_sheet(self) -> Image.Image:
@@ -150,7 +151,7 @@ class Segmentation:
         shown = [image, *(heatmap(values, top) for values in self.difference_maps)]
         pictures = [_shrink(picture, PANEL) for picture in shown]
         titles = ["image", *(f"mask {i}" for i in range(self.masks))]
-        return contact_sheet(pictures, titles, columns=7)
+        return contact_sheet(pictures, titles, columns=4, tops=[None, *[top] * self.masks])
 
     def shrink(self, longest: int) -> Segmentation:
         """The same result of a smaller image, whose longer side has at most so many pixels: for pictures of it."""
