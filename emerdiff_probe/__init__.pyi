@@ -1,7 +1,7 @@
 from .data.sources import open_data
 from .evaluation.report import make_report
 from .evaluation.run import Evaluation, run_evaluation
-from .images import colour_labels, contact_sheet, draw_segments, heatmap, load_image, write_names
+from .images import colour_labels, contact_sheet, contours, draw_segments, heatmap, load_image, write_names
 from .interventions import Apply, InjectAttention, Modulate, Noise, Replace, Scale
 from .methods.catalogue import METHODS, TRAININGS, find_method, find_methods
 from .methods.emerdiff import EmerDiff
@@ -48,6 +48,9 @@ from .viz.figures import (
     study_figure,
 )
 from .viz.forest import forest_figure
+from .viz.naming import Naming
+from .viz.sites import sites_figure
+from .viz.tables import FoldedTable
 from .viz.widgets import compare, explore_layers, explore_modulation, explore_segmentation, explore_study
 
 __all__ = [
@@ -63,6 +66,7 @@ __all__ = [
     "EmerDiffConfig",
     "Evaluation",
     "FeatureSettings",
+    "FoldedTable",
     "Found",
     "InjectAttention",
     "InversionSettings",
@@ -71,6 +75,7 @@ __all__ = [
     "Modulate",
     "Modulation",
     "ModulationSettings",
+    "Naming",
     "Noise",
     "Predictions",
     "ProbeModel",
@@ -99,6 +104,7 @@ __all__ = [
     "compare",
     "confusion_figure",
     "contact_sheet",
+    "contours",
     "counterfactual_pair",
     "denoise",
     "difference_figure",
@@ -142,6 +148,7 @@ __all__ = [
     "segment",
     "segment_all",
     "segmentation_figure",
+    "sites_figure",
     "static_pictures",
     "study_figure",
     "to_pixels",

@@ -20,6 +20,11 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    def __format__(self, spec: str) -> str:
+        """In words, each number as the format says: f"{interval:.1f}" is "27.2 (24.1 to 30.0)"."""
+        value, low, high = (format(number, spec) for number in self)
+        return f"{value} ({low} to {high})"
+
 
 def bootstrap(
     statistic: Callable[[np.ndarray], np.ndarray],

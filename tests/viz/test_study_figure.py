@@ -3,14 +3,18 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 
 from emerdiff_probe.errors import InputError
+from emerdiff_probe.metrics.intervals import Interval
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig
 from emerdiff_probe.studies.run import StudyResult
 from emerdiff_probe.studies.study import Axis, Measure, Study
 from emerdiff_probe.viz.figures import study_figure
+from emerdiff_probe.viz.sites import sites_figure
+from emerdiff_probe.viz.tables import FoldedTable
 
 
 @pytest.fixture
@@ -65,3 +69,32 @@ def test_one_axis_needs_no_legend(result):
 def test_unknown_measures_and_axes_are_refused(result, bad):
     with pytest.raises(InputError, match="accepted:"):
         study_figure(result, **bad)
+
+
+def test_kinds_of_sites_are_told_apart_by_colour_and_marker_in_every_panel(result):
+    names = ("up16.self0.query", "up16.cross0.query", "up16.cross0.output", "up16.self1.query")
+    study = replace(result.study, axes={"site": Axis(names, "", "site")})
+    values = {name: (("image", "site"), np.arange(24.0).reshape(6, 4)) for name in study.measures}
+    made = StudyResult(study, xr.Dataset(values, {"site": list(names)}), result.store)
+    figure = sites_figure(made, ["value", "other"])
+    kinds = [trace.name for trace in figure.data if trace.showlegend]
+    assert kinds == ["self query", "cross query", "cross output"]
+    assert len(figure.data) == 2 * len(kinds)
+    assert len({(trace.marker.color, trace.marker.symbol) for trace in figure.data}) == len(kinds)
+    held = {name: x for trace in figure.data[:3] for name, x in zip(trace.y, trace.x, strict=True)}
+    assert held == pytest.approx(made.table(["value"]).set_index("site")["value"].to_dict())
+    with pytest.raises(InputError, match="no axis site"):
+        sites_figure(result)
+    with pytest.raises(InputError, match="speed"):
+        sites_figure(made, ["speed"])
+
+
+def test_long_tables_are_folded_and_short_ones_are_not():
+    frame = pd.DataFrame({"value": np.linspace(0, 1, 11)})
+    assert "<details>" in FoldedTable(frame, "many")._repr_html_()
+    assert "<details>" not in FoldedTable(frame[:10], "few")._repr_html_()
+    assert "many" in repr(FoldedTable(frame, "many"))
+
+
+def test_an_interval_is_written_with_its_bounds():
+    assert f"{Interval(27.21, 24.1, 30):.1f}%" == "27.2 (24.1 to 30.0)%"
