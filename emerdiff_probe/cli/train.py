@@ -30,6 +30,9 @@ def train(
     ] = None,
     scenes: Annotated[int | None, typer.Option(help="Pictures at most.")] = None,
     learning_rate: Annotated[float, typer.Option(max=1000, help="Of the denoiser, at its peak.")] = 4e-4,
+    optimizer: Annotated[
+        str, typer.Option(help="Of the denoiser: muon (its matrices; adamw for the rest) or adamw.")
+    ] = "adamw",
     init: Annotated[str | None, typer.Option(help="Start from 'pocket' or a pipeline folder.")] = None,
     autoencoder_from: Annotated[
         str | None, typer.Option(help="Take the autoencoder alone from 'pocket' or a pipeline folder.")
@@ -57,6 +60,7 @@ def train(
         denoiser_minutes=denoiser_minutes,
         scenes=scenes,
         learning_rate=learning_rate,
+        optimizer=optimizer,
         init=init,
         autoencoder_from=autoencoder_from,
         mirror=mirror,

@@ -265,27 +265,55 @@ def read_folder(
     """Every readable image below ``folder`` as squares of ``size`` pixels; hidden files and folders are no images.
 
     The short side is scaled to ``size``; an elongated image gives as many evenly spread crops as cover it.
-    With ``captions`` (a JSON object from file names, with or without suffix, to texts) only the images that
-    it names are taken. Reported are images that cannot be read, images without a caption, captions without an image,
-    and files of other formats. Raises ``InputError`` if nothing is left.
+    Captions, what is reported and what is raised are those of ``visit_images``.
     """
-    texts = None if captions is None else read_captions(captions)
     squares: list[np.ndarray] = []
     names: list[str] = []
+
+    def keep(image: np.ndarray, caption: str) -> bool:
+        crops = _squares(image, size)
+        squares.extend(crops)
+        names.extend([caption] * len(crops))
+        return cap is None or len(squares) < cap
+
+    visit_images(folder, keep, captions=captions, report=report)
+    return Pictures(np.stack(squares[:cap]), names[:cap])
+
+
+def visit_images(
+    folder: Path,
+    keep: Callable[[np.ndarray, str], bool],
+    *,
+    captions: Path | None = None,
+    report: Callable[[str], Any] = warnings.warn,
+) -> None:
+    """Hand every readable image below a folder, with its caption, to `keep`, until that is False.
+
+    Args:
+        folder: with images; hidden files and folders are none.
+        keep: takes an image (height, width, 3), uint8, and its caption ("" without captions); says whether to go on.
+        captions: a JSON object from file names, with or without suffix, to texts; only images that it names are taken.
+        report: told of images that cannot be read, images without a caption, captions without an image, and files of
+            other formats.
+
+    Raises:
+        InputError: no folder, no such image, or captions that cannot be read.
+    """
+    texts = None if captions is None else read_captions(captions)
     broken: list[str] = []
+    visited = 0
     paths, others = _images_in(folder)
     keys = {path: _caption_key(path.relative_to(folder), texts) for path in paths}
     for path, key in keys.items():
         if key is None:
             continue
         try:
-            crops = _squares(path, size)
+            image = load_image(path)
         except InputError:
             broken.append(path.name)
             continue
-        squares.extend(crops)
-        names.extend(["" if texts is None else texts[key]] * len(crops))
-        if cap is not None and len(squares) >= cap:
+        visited += 1
+        if not keep(image, "" if texts is None else texts[key]):
             break
     left = {
         "unreadable image(s)": broken,
@@ -296,13 +324,12 @@ def read_folder(
     for what, found in left.items():
         if found:
             report(f"{folder}: skipped {len(found)} {what}, the first {found[0]}")
-    if not squares:
+    if not visited:
         named = "" if captions is None else f" that {captions} names"
         raise InputError(
             f"{folder}: no readable image{named} ({len(broken)} unreadable); "
             f"files ending in {', '.join(sorted(IMAGE_SUFFIXES))} are accepted"
         )
-    return Pictures(np.stack(squares[:cap]), names[:cap])
 
 
 def _images_in(folder: Path) -> tuple[list[Path], list[str]]:
@@ -342,17 +369,17 @@ def _caption_key(path: Path, texts: dict[str, str] | None) -> str | None:
     return next((name for name in map(compose, names) if name in texts), None)
 
 
-def _squares(path: Path, size: int) -> list[np.ndarray]:
-    image = Image.fromarray(load_image(path))
+def _squares(pixels: np.ndarray, size: int) -> list[np.ndarray]:
+    image = Image.fromarray(pixels)
     scale = size / min(image.size)
     width, height = (max(size, round(side * scale)) for side in image.size)
-    pixels = np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
+    scaled = np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
     slack = max(width, height) - size
     count = math.ceil(max(width, height) / size)
     starts = [slack // 2] if count == 1 else [round(slack * n / (count - 1)) for n in range(count)]
     if height > width:
-        return [pixels[start : start + size] for start in starts]
-    return [pixels[:, start : start + size] for start in starts]
+        return [scaled[start : start + size] for start in starts]
+    return [scaled[:, start : start + size] for start in starts]
 
 
 def _ignore_interrupt() -> None:

@@ -23,12 +23,17 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from emerdiff_probe.errors import InputError, ModelError
 from emerdiff_probe.files import sweep, write_whole
+from emerdiff_probe.pocket.optimizer import Optimizer
 
 _REPORT_SECONDS = 10.0
 _DAMAGE = (OSError, EOFError, ValueError, LookupError, TypeError, RuntimeError, UnpicklingError, zipfile.BadZipFile)
 """What a damaged checkpoint raises."""
 BEFORE = ".before.pt"
 """End of the name of the checkpoint before the last."""
+DECAY = 0.15
+"""Part of a stretch, its last, over which the learning rate falls (Hagele et al. 2024, arXiv 2405.18392)."""
+WINDOW = 9
+"""Averaged weights are averaged over about as many steps as were taken, divided by this."""
 
 
 @dataclass(frozen=True)
@@ -93,24 +98,48 @@ class Run(Protocol):
 class Loop:
     """The steps of one stage: optimizer, learning rate, averaged weights, log and checkpoints.
 
+    A stretch is what one budget pays for: the learning rate rises over `warmup_steps`, stays at its peak, and falls
+    over the last part of the budget (`DECAY`). A loop whose budget was spent and is now larger begins another stretch,
+    from the weights, moments and averages that it had; so may a stage be extended as often as one likes, without
+    knowing beforehand where it ends. One that was stopped within a stretch goes on with it.
+
+    Weights that were `given` (by a run that is over, perhaps in half precision) begin a stretch as well: with the
+    warm-up, over which the new moments fill, and averages that begin at them and outlast the warm-up. Fresh weights are
+    forgotten by the averages as fast as they change.
+
     The state is in ``out / "state" / f"{stage}.pt"``, and that of the checkpoint before in ``f"{stage}.before.pt"``:
     from them a loop of the same stage goes on, from the second where the first is damaged. Losses are logged in
     ``out / "losses.jsonl"``. ``averaged`` holds the modules with exponentially averaged weights.
     """
 
-    def __init__(self, stage: str, modules: dict[str, nn.Module], run: Run, *, peak: float):
+    def __init__(
+        self,
+        stage: str,
+        modules: dict[str, nn.Module],
+        run: Run,
+        *,
+        peak: float,
+        optimizer: str = "adamw",
+        given: bool = False,
+    ) -> None:
         self.stage, self.modules, self.peak = stage, modules, peak
         self.config: Settings = run.config
         self.budget = self.config.budget(stage)
         self.stop, self.report, self.autocast = run.stop, run.report, run.autocast
         self.step = 0
         self.seconds = 0.0
+        self.cpu_seconds = 0.0
+        self.judged: dict[str, float] = {}
+        """Its last figures on held-out pictures."""
+        self.stretch = (0, 0.0)
+        """Step and seconds at which the present stretch began."""
+        self.head_start = WINDOW * self.config.warmup_steps if given else 0
         self._started: float | None = None
+        self._cpu_started = 0.0
         self.averaged: dict[str, Any] = {name: copy.deepcopy(module).eval() for name, module in modules.items()}
         for module in self.averaged.values():
             module.requires_grad_(False)
-        fused = run.device.type == "cuda"
-        self.optimizer = torch.optim.AdamW(self._parameters(), lr=peak, weight_decay=0.01, fused=fused)
+        self.optimizer = Optimizer(modules, optimizer)
         self.path = self.config.out / "state" / f"{stage}.pt"
         self.log_path = self.config.out / "losses.jsonl"
         self._restore(run.device)
@@ -124,26 +153,34 @@ class Loop:
     @property
     def figures(self) -> dict[str, Any]:
         """Steps, minutes and parameters of the schedule, for the model card."""
-        return {"steps": self.step, "minutes": self.seconds / 60, "learning_rate": self.peak}
+        return {"steps": self.step, "minutes": self.seconds / 60, "learning_rate": self.peak, **self.judged}
 
     def start_clock(self) -> None:
         """Count the time from now on (for work of the stage before its first step)."""
         if self._started is None:
             self._started = time.monotonic()
+            self._cpu_started = time.process_time()
 
-    def run(self, loss_of: Callable[[int], Tensor]) -> None:
-        """Take steps down ``loss_of(step)`` until the budget is spent or the run is stopped."""
+    def run(
+        self, loss_of: Callable[[int], Tensor], *, judge: Callable[[], dict[str, float]] | None = None, every: int = 500
+    ) -> None:
+        """Take steps down ``loss_of(step)`` until the budget is spent or the run is stopped.
+
+        ``judge`` gives figures of the averaged weights on held-out pictures, logged ``every`` so many steps and at the
+        end; it changes nothing.
+        """
         self.start_clock()
         for module in self.modules.values():
             module.train()
         parameters = self._parameters()
         losses: list[Tensor] = []
         saved = told = time.monotonic()
-        while (progress := self.progress) < 1 and not self.stop:
-            rate = self.peak * min(1.0, (self.step + 1) / self.config.warmup_steps) * _cosine(progress)
+        while self.progress < 1 and not self.stop:
+            rate = self.peak * self._schedule()
             losses.append(self._take_step(loss_of, parameters, rate))
-            if self.step % self.config.log_every == 0:
-                value = self._log(losses, rate)
+            due = judge is not None and (self.step % every == 0 or self.progress >= 1)
+            if due or self.step % self.config.log_every == 0:
+                value = self._log(losses, rate, judge if due else None)
                 losses = []
                 if time.monotonic() - told > _REPORT_SECONDS:
                     told = time.monotonic()
@@ -152,7 +189,7 @@ class Loop:
                 saved = time.monotonic()
                 self._save()
         if losses:
-            self._log(losses, rate)
+            self._log(losses, rate, judge)
         self._save()
         self._started = None
         for module in self.modules.values():
@@ -160,15 +197,12 @@ class Loop:
         self.report(f"{self.stage}: {self.step} steps in {self.seconds / 60:.1f} minutes")
 
     def _take_step(self, loss_of: Callable[[int], Tensor], parameters: list[Tensor], rate: float) -> Tensor:
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         with torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=True):
             with self.autocast():
                 loss = loss_of(self.step)
             loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step(rate)
         self.step += 1
         self._average(parameters)
         return loss.detach()
@@ -178,27 +212,42 @@ class Loop:
 
     def _average(self, parameters: list[Tensor]) -> None:
         # Averaging over fewer steps at first: otherwise the average remembers its random start for long.
-        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
+        age = self.step + self.head_start
+        decay = min(self.config.ema_decay, (1 + age) / (1 + WINDOW + age))
         averaged = [parameter for module in self.averaged.values() for parameter in module.parameters()]
         get_ema_multi_avg_fn(decay)(averaged, parameters, None)
 
     def _elapsed(self) -> float:
         return self.seconds + (0.0 if self._started is None else time.monotonic() - self._started)
 
-    def _log(self, losses: list[Tensor], rate: float) -> float:
+    def _schedule(self) -> float:
+        """Factor of the learning rate: up, level, and down to 1% at the end of the stretch."""
+        step, seconds = self.stretch
+        rise = (self.step - step + 1) / self.config.warmup_steps
+        before = self.budget.progress(step=step, seconds=seconds)
+        left = (1 - self.progress) / max(1 - before, 1e-9)
+        return min(1.0, rise, 0.01 + 0.99 * left / DECAY)
+
+    def _log(self, losses: list[Tensor], rate: float, judge: Callable[[], dict[str, float]] | None) -> float:
         value = torch.stack(losses).mean().item()
         if not math.isfinite(value):
             raise ModelError(
                 f"{self.stage}: the loss is {value} at step {self.step}; resume from the last checkpoint "
                 f"with a learning rate below {self.peak}"
             )
-        line = {
+        line: dict[str, Any] = {
             "stage": self.stage,
             "step": self.step,
             "loss": value,
             "rate": rate,
             "seconds": self._elapsed(),
+            "cpu_seconds": self.cpu_seconds + time.process_time() - self._cpu_started,
         }
+        if judge is not None:
+            self.judged = judge()
+            line |= self.judged
+            figures = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in self.judged.items())
+            self.report(f"{self.stage}: step {self.step}, {figures}")
         try:
             with self.log_path.open("a", encoding="utf-8") as log:
                 log.write(json.dumps(line) + "\n")
@@ -210,10 +259,15 @@ class Loop:
         now = time.monotonic()
         if self._started is not None:
             self.seconds += now - self._started
-            self._started = now
+            self.cpu_seconds += time.process_time() - self._cpu_started
+            self._started, self._cpu_started = now, time.process_time()
         state = {
             "step": self.step,
             "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
+            "stretch": self.stretch,
+            "spent": self.progress >= 1,
+            "judged": self.judged,
             "modules": {name: module.state_dict() for name, module in self.modules.items()},
             "averaged": {name: module.state_dict() for name, module in self.averaged.items()},
             "optimizer": self.optimizer.state_dict(),
@@ -264,12 +318,14 @@ class Loop:
             if (damaged := archive.testzip()) is not None:
                 raise ValueError(f"{damaged} is not what was written")
         state = torch.load(path, map_location=device, weights_only=True)
-        step, seconds = int(state["step"]), float(state["seconds"])
+        step, seconds, cpu_seconds = int(state["step"]), float(state["seconds"]), float(state["cpu_seconds"])
+        stretch = (step, seconds) if state["spent"] else (int(state["stretch"][0]), float(state["stretch"][1]))
         for name in self.modules:
             self.modules[name].load_state_dict(state["modules"][name])
             self.averaged[name].load_state_dict(state["averaged"][name])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds = step, seconds
+        self.step, self.seconds, self.cpu_seconds, self.stretch = step, seconds, cpu_seconds, stretch
+        self.judged = dict(state["judged"])
 
     def _forget_later_losses(self) -> None:
         """Drop what a killed run logged after its last checkpoint: those steps are taken again; and damaged lines."""
@@ -363,8 +419,3 @@ def open_run(out: Path, identity: Mapping[str, Any], *, resume: bool) -> None:
         raise InputError(f"{out}: in use; a new or empty folder is accepted, or resume with the run in it")
     text = json.dumps(identity, indent=1)
     write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
-
-
-def _cosine(progress: float) -> float:
-    """Factor of the learning rate: from 1 down to 1%."""
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +18,6 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from emerdiff_probe.errors import InputError
@@ -27,28 +26,34 @@ from emerdiff_probe.models.loading import POCKET_FOLDER, find_device
 from emerdiff_probe.models.pixels import to_pixels
 from emerdiff_probe.pocket.architecture import MODULES, Architecture, Parts
 from emerdiff_probe.pocket.card import write_model_card
-from emerdiff_probe.pocket.data import Pictures, PictureSource, mirrored, open_pictures
+from emerdiff_probe.pocket.data import Pictures, open_pictures
+from emerdiff_probe.pocket.examples import Examples, LatentPool, Scenes, open_windows
 from emerdiff_probe.pocket.loop import Budget, Loop, Stop, open_run, require_numbers
+from emerdiff_probe.pocket.optimizer import OPTIMIZERS
 
 AUTOENCODER_SHARE = 0.3
 """Part of the minutes of a run that the autoencoder takes, unless it is told otherwise."""
 
 _SCALED_BY = 256
 _ENCODE_BATCH = {"cuda": 256, "mps": 32, "cpu": 8}
-
+_JUDGED = 16
+"""Held-out pictures on which an autoencoder is measured while it trains."""
+_NOISES = 4
+"""Draws of noise of every held-out picture on which a denoiser is measured."""
 
 BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("minutes", "autoencoder_minutes", "denoiser_minutes"), (0, 10**6)),
     **dict.fromkeys(("steps", "autoencoder_steps"), (0, 10**9)),
     "session_minutes": (1e-12, 10**6),
     "scenes": (1, 10**7),
-    **dict.fromkeys(("workers", "batch", "autoencoder_batch", "samples"), (1, 65_536)),
+    **dict.fromkeys(("workers", "batch", "autoencoder_batch", "samples", "reuse"), (1, 65_536)),
+    "pool": (1, 10**7),
     "crop": (1, 8_192),
     "seed": (0, 2**63 - 1),
     "min_snr": (1e-12, 1e12),
     **dict.fromkeys(("learning_rate", "autoencoder_learning_rate"), (1e-12, 1e30)),
     "checkpoint_seconds": (1e-12, 10**9),
-    **dict.fromkeys(("warmup_steps", "log_every"), (1, 10**9)),
+    **dict.fromkeys(("warmup_steps", "log_every", "held_out_every"), (1, 10**9)),
 }
 """The least and the most of every number of a run; those that may be None are not counted then."""
 
@@ -57,7 +62,8 @@ BOUNDS: dict[str, tuple[float, float]] = {
 class TrainConfig:
     """Everything that a training run depends on.
 
-    Pictures come from the world (``world=True``) or from the folder ``images``. ``minutes`` are shared out
+    Pictures come from the world (``world=True``) or from the folder ``images``, of whose images random windows at
+    random scales are taken, anew all the time (`examples.Windows`). ``minutes`` are shared out
     30 : 70 between autoencoder and denoiser. ``steps`` counts those of the denoiser and, where nothing else
     bounds it, of the autoencoder too. A stage with minutes and steps ends at whichever comes first; one with
     0 is skipped. Encoding the latents counts as the denoiser's time. ``None`` leaves a choice to the device.
@@ -84,18 +90,26 @@ class TrainConfig:
 
     architecture: Architecture = field(default_factory=Architecture)
     scenes: int | None = None
-    """Pictures at most (default 60,000 on CUDA, else 4,000); one of 256 x 256 takes 0.2 MB of disk."""
+    """Pictures at most (default 60,000 on CUDA, else 4,000); one of 256 x 256 takes 0.2 MB of disk, one of a folder
+    about twice as much."""
     held_out: int = 64
+    pool: int | None = None
+    """Encoded windows of a folder's images that are held at a time (default 8,192 on CUDA, else 1,024)."""
+    reuse: int = 8
+    """Times that such a window is used, on average, before another takes its place: then encoding takes 4% of the time
+    of 16 latents a step on a processor."""
     workers: int | None = None
     """Processes that draw scenes; default: all cores."""
     cache: Path | None = None
-    """Folder of the drawn scenes; default: ``out/cache``."""
+    """Folder of the drawn scenes and of a folder's kept images; default: ``out/cache``."""
 
     seed: int = 0
     batch: int | None = None
     autoencoder_batch: int | None = None
     crop: int | None = None
     """Pixels of a side of the autoencoder's training crops."""
+    optimizer: str = "adamw"
+    """Of the denoiser: "muon" for the matrices of its hidden layers and "adamw" for the rest, or "adamw" for all."""
     learning_rate: float = 4e-4
     autoencoder_learning_rate: float = 8e-4
     warmup_steps: int = 200
@@ -108,9 +122,11 @@ class TrainConfig:
     Min-SNR, arXiv 2303.09556); ``None`` weighs all noise levels as Stable Diffusion does. Without a cap a small
     denoiser spends itself on the lowest noise, where deep layers have little to do."""
     mirror: bool = True
-    """Train the denoiser on mirror images too, at the price of encoding every picture twice."""
+    """Train the denoiser on mirror images too, at the price of encoding every drawn scene twice."""
     bfloat16: bool | None = None
     """Mixed precision; by default on CUDA and on processors that multiply in bfloat16."""
+    held_out_every: int = 500
+    """Steps between two measurements on held-out pictures, at noise that stays the same."""
     checkpoint_seconds: float = 90.0
     log_every: int = 50
 
@@ -130,6 +146,8 @@ class TrainConfig:
         require_numbers(self, BOUNDS)
         if not 0 <= self.caption_dropout <= 1:
             raise InputError(f"caption_dropout: {self.caption_dropout} given; 0 to 1 accepted")
+        if self.optimizer not in OPTIMIZERS:
+            raise InputError(f"optimizer: {self.optimizer!r} given; {', '.join(OPTIMIZERS)} accepted")
         if self.init is not None and self.autoencoder_from is not None:
             raise InputError("autoencoder_from: given together with init, which brings an autoencoder; one accepted")
         for stage in ("autoencoder", "denoiser"):
@@ -175,6 +193,9 @@ class TrainConfig:
             "autoencoder_batch",
             "crop",
             "mirror",
+            "pool",
+            "reuse",
+            "optimizer",
         )
         values = {name: getattr(self, name) for name in names} | {"architecture": asdict(self.architecture)}
         return json.loads(json.dumps(values, default=str))
@@ -197,22 +218,12 @@ def train(config: TrainConfig, *, report: Callable[[str], None] = print) -> Path
     open_run(config.out, config.identity, resume=config.resume)
     parts = None if config.init is None else Parts.load(_init_folder(config.init))
     size = config.architecture.image_size if parts is None else parts.image_size
-    pictures = open_pictures(
-        size,
-        config.choice("scenes", cuda=60_000, other=4_000),
-        images=config.images,
-        captions=config.captions,
-        cache=config.cache or config.out / "cache",
-        held_out=config.held_out,
-        workers=config.workers,
-        report=report,
-    )
-    with pictures as source, Stop(config.session_minutes) as stop:
+    with _open_examples(config, size, report) as examples, Stop(config.session_minutes) as stop:
         if parts is None:
-            parts = Parts.build(config.architecture, source.words, seed=config.seed)
+            parts = Parts.build(config.architecture, examples.words, seed=config.seed)
             if config.autoencoder_from is not None:
                 parts.take_autoencoder(_init_folder(config.autoencoder_from))
-        run = _Run(config, parts, source, stop, report)
+        run = _Run(config, parts, examples, stop, report)
         run.train_autoencoder()
         if not stop:
             run.train_denoiser()
@@ -222,13 +233,37 @@ def train(config: TrainConfig, *, report: Callable[[str], None] = print) -> Path
     return pipeline
 
 
+@contextmanager
+def _open_examples(config: TrainConfig, size: int, report: Callable[[str], None]) -> Iterator[Examples]:
+    """What a run learns from, of `size` pixels."""
+    count = config.choice("scenes", cuda=60_000, other=4_000)
+    cache = config.cache or config.out / "cache"
+    if config.images is not None:
+        yield open_windows(
+            config.images,
+            size,
+            cap=count,
+            store=cache,
+            captions=config.captions,
+            held_out=config.held_out,
+            seed=config.seed,
+            mirror=config.mirror,
+            report=report,
+        )
+        return
+    with open_pictures(
+        size, count, images=None, cache=cache, held_out=config.held_out, workers=config.workers, report=report
+    ) as source:
+        yield Scenes(source, mirror=config.mirror)
+
+
 class _Run:
     """The stages of one training run over its parts."""
 
     def __init__(
-        self, config: TrainConfig, parts: Parts, source: PictureSource, stop: Stop, report: Callable[[str], None]
+        self, config: TrainConfig, parts: Parts, examples: Examples, stop: Stop, report: Callable[[str], None]
     ):
-        self.config, self.parts, self.source, self.stop, self.report = config, parts, source, stop, report
+        self.config, self.parts, self.examples, self.stop, self.report = config, parts, examples, stop, report
         self.device = config.torch_device
         self.scaling_factor = float(parts.autoencoder.config.scaling_factor)
         batch = config.choice("autoencoder_batch", cuda=64, other=8)
@@ -239,14 +274,21 @@ class _Run:
         self.bfloat16 = fit if config.bfloat16 is None else config.bfloat16
         for name in MODULES:
             getattr(parts, name).to(self.device, memory_format=torch.channels_last)
+        given = config.init is not None
         self.autoencoder_loop = Loop(
-            "autoencoder", {"autoencoder": parts.autoencoder}, self, peak=config.autoencoder_learning_rate
+            "autoencoder",
+            {"autoencoder": parts.autoencoder},
+            self,
+            peak=config.autoencoder_learning_rate,
+            given=given or config.autoencoder_from is not None,
         )
         self.denoiser_loop = Loop(
             "denoiser",
             {"denoiser": parts.denoiser, "text_encoder": parts.text_encoder},
             self,
             peak=config.learning_rate,
+            optimizer=config.optimizer,
+            given=given,
         )
 
     def train_autoencoder(self) -> None:
@@ -255,12 +297,13 @@ class _Run:
         if loop.progress >= 1 or self.stop:
             self._measure_scaling()
             return
+        batch, crop = self.crop_shape
         # Steps are drawn from a fixed number of pictures, or two runs of the same steps would differ.
-        pictures = self.source.wait(self.source.count if loop.budget.minutes is None else 2 * self.crop_shape[0])
+        all_drawn = loop.budget.minutes is None
 
         def loss_of(step: int) -> Tensor:
-            available = self.source.ready() if loop.budget.minutes is not None else pictures
-            target = self._crops(available.images, step)
+            random = np.random.default_rng([self.config.seed, step])
+            target = self._to_device(self.examples.crops(random, batch, crop, all_drawn=all_drawn))
             generator = self.generator("autoencoder", step)
             posterior = autoencoder.encode(target).latent_dist
             noise = torch.randn(posterior.mean.shape, generator=generator, device=self.device)
@@ -268,43 +311,102 @@ class _Run:
             divergence = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).float().mean()
             return reconstruction_loss(painted.float(), target) + self.config.kl_weight * divergence
 
-        loop.run(loss_of)
+        loop.run(loss_of, judge=self._autoencoder_judge(), every=self.config.held_out_every)
         self._measure_scaling()
 
+    def _autoencoder_judge(self) -> Callable[[], dict[str, float]] | None:
+        """Of the averaged autoencoder, its loss and PSNR on a few held-out pictures."""
+        held_out = self.examples.held_out
+        if held_out is None:
+            return None
+        images = held_out.images[:: max(1, len(held_out) // _JUDGED)][:_JUDGED]
+        autoencoder = self.autoencoder_loop.averaged["autoencoder"]
+
+        @torch.no_grad()
+        def judge() -> dict[str, float]:
+            losses, painted = [], []
+            for one in np.split(images, len(images)):
+                target = self._to_device(one)
+                with self.autocast():
+                    again = autoencoder.decode(autoencoder.encode(target).latent_dist.mean).sample.float()
+                losses.append(reconstruction_loss(again, target).item())
+                painted.append(to_pixels(again))
+            psnr = reconstruction_figures(images, np.concatenate(painted))["psnr"]
+            return {"held_out": float(np.mean(losses)), "psnr": psnr}
+
+        return judge
+
     def train_denoiser(self) -> None:
-        """Stages 2 and 3: encode the pictures once, then learn to denoise their latents."""
+        """Stages 2 and 3: encode pictures, and learn to denoise their latents."""
         loop, parts, config = self.denoiser_loop, self.parts, self.config
         if loop.progress >= 1:
             return
         loop.start_clock()
-        latents, tokens = self._latents()
+        pool = self._pool()
         empty = self._tokenize([""]).to(self.device)
-        scheduler, prediction = parts.scheduler, parts.scheduler.config.prediction_type
-        weights = loss_weights(scheduler.alphas_cumprod.to(self.device), prediction, config.min_snr)
         if self.bfloat16 and self.device.type == "cpu":
             # The processor's fused attention gains nothing from bfloat16; plain products do.
-            parts.denoiser.set_attn_processor(AttnProcessor())
+            for denoiser in (parts.denoiser, loop.averaged["denoiser"]):
+                denoiser.set_attn_processor(AttnProcessor())
 
         # Never compiled: torch 2.13 compiles the upsamplers in bfloat16 to a zero gradient on the CPU, silently.
         def loss_of(step: int) -> Tensor:
             generator = self.generator("denoiser", step)
+            latents, tokens = pool.at(step * self.batch)
             chosen = torch.randint(len(latents), (self.batch,), generator=generator, device=self.device)
             # One timestep from each of as many equal spans as a batch has rows: less noise in the gradient.
             within = torch.rand(self.batch, generator=generator, device=self.device)
             spans = (torch.arange(self.batch, device=self.device) + within) / self.batch
-            timestep = (spans * len(weights)).long().clamp(max=len(weights) - 1)
             clean = latents[chosen].float() * self.scaling_factor
-            clean = clean.contiguous(memory_format=torch.channels_last)
             dropped = torch.rand((self.batch, 1), generator=generator, device=self.device) < config.caption_dropout
-            context = parts.text_encoder(torch.where(dropped, empty, tokens[chosen].long())).last_hidden_state
+            said = torch.where(dropped, empty, tokens[chosen].long())
             noise = torch.randn(clean.shape, generator=generator, device=self.device)
-            noisy = scheduler.add_noise(clean, noise, timestep)
-            predicted = parts.denoiser(noisy, timestep, context).sample.float()
-            target = _target(scheduler, prediction, clean, noise, timestep)
-            error = (predicted - target).square().mean((1, 2, 3))
-            return (weights[timestep] * error).mean()
+            return self._denoising_loss(parts.denoiser, parts.text_encoder, clean, said, spans, noise)
 
-        loop.run(loss_of)
+        loop.run(loss_of, judge=self._denoiser_judge(), every=config.held_out_every)
+
+    def _denoising_loss(
+        self, denoiser: Any, text_encoder: Any, clean: Tensor, tokens: Tensor, spans: Tensor, noise: Tensor
+    ) -> Tensor:
+        """Weighted squared error of what is predicted of latents, each at that share (of `spans`) of all timesteps."""
+        scheduler = self.parts.scheduler
+        prediction = scheduler.config.prediction_type
+        weights = loss_weights(scheduler.alphas_cumprod.to(self.device), prediction, self.config.min_snr)
+        timestep = (spans * len(weights)).long().clamp(max=len(weights) - 1)
+        clean = clean.contiguous(memory_format=torch.channels_last)
+        context = text_encoder(tokens).last_hidden_state
+        predicted = denoiser(scheduler.add_noise(clean, noise, timestep), timestep, context).sample.float()
+        error = (predicted - _target(scheduler, prediction, clean, noise, timestep)).square().mean((1, 2, 3))
+        return (weights[timestep] * error).mean()
+
+    def _denoiser_judge(self) -> Callable[[], dict[str, float]] | None:
+        """Of the averaged denoiser, its loss on held-out pictures, each at a few fixed timesteps and draws of noise."""
+        held_out = self.examples.held_out
+        if held_out is None:
+            return None
+        clean = self._encode(held_out.images).float().repeat(_NOISES, 1, 1, 1) * self.scaling_factor
+        tokens = self._tokenize(list(held_out.captions)).to(self.device).repeat(_NOISES, 1)
+        spans = (torch.arange(len(clean), device=self.device) + 0.5) / len(clean)
+        noise = torch.randn(clean.shape, generator=self.generator("held out", 0), device=self.device)
+        averaged = self.denoiser_loop.averaged
+
+        @torch.no_grad()
+        def judge() -> dict[str, float]:
+            total = 0.0
+            for rows in torch.arange(len(clean), device=self.device).split(self.batch):
+                with self.autocast():
+                    loss = self._denoising_loss(
+                        averaged["denoiser"],
+                        averaged["text_encoder"],
+                        clean[rows],
+                        tokens[rows],
+                        spans[rows],
+                        noise[rows],
+                    )
+                total += loss.item() * len(rows)
+            return {"held_out": total / len(clean)}
+
+        return judge
 
     def export(self) -> Path:
         """Write pipeline, sample grids, figures and model card; returns the pipeline folder."""
@@ -324,10 +426,10 @@ class _Run:
         temporary.rename(folder)
         self.report(f"pipeline: {folder}")
 
-        shown = self.source.held_out or self.source.wait(1)
+        shown = self.examples.held_out or _first(self.examples, 1)
         figures = {
-            **self.source.description,
-            "held_out": len(self.source.held_out) if self.source.held_out else 0,
+            **self.examples.description,
+            "held_out": len(self.examples.held_out) if self.examples.held_out else 0,
             "device": torch.cuda.get_device_name() if self.device.type == "cuda" else self.device.type,
             "init": None if self.config.init is None else str(self.config.init),
             "mirror": self.config.mirror,
@@ -355,23 +457,6 @@ class _Run:
         seed = zlib.crc32(f"{self.config.seed}/{stage}/{step}".encode())
         return torch.Generator(self.device).manual_seed(seed)
 
-    def _crops(self, images: np.ndarray, step: int) -> Tensor:
-        """Random crops, (batch, channel, height, width) in [-1, 1]; half of them flipped."""
-        batch, crop = self.crop_shape
-        random = np.random.default_rng([self.config.seed, step])
-        height, width = images.shape[1:3]
-        chosen = random.integers(len(images), size=batch)
-        tops, lefts = (
-            random.integers(height - crop + 1, size=batch),
-            random.integers(width - crop + 1, size=batch),
-        )
-        crops = np.stack(
-            [images[n, top : top + crop, left : left + crop] for n, top, left in zip(chosen, tops, lefts, strict=True)]
-        )
-        flipped = random.random(batch) < 0.5
-        crops[flipped] = crops[flipped, :, ::-1]
-        return self._to_device(crops)
-
     def _to_device(self, images: np.ndarray) -> Tensor:
         pixels = torch.from_numpy(np.require(images, requirements=["C", "W"]))
         if self.device.type == "cuda":
@@ -389,42 +474,42 @@ class _Run:
         ).input_ids
 
     def _measure_scaling(self) -> None:
-        """Set the scaling factor that gives the latents of the first pictures unit variance."""
+        """Set the scaling factor that gives the latents of the first examples unit variance."""
         if self.autoencoder_loop.step:
-            count = min(_SCALED_BY, self.source.count)
-            self.scaling_factor = 1 / self._encode(self.source.wait(count).images[:count]).float().std().item()
+            latents = self._encode(_first(self.examples, _SCALED_BY).images)
+            self.scaling_factor = 1 / latents.float().std().item()
             self.report(f"latents: scaling factor {self.scaling_factor:.4f}")
 
-    def _latents(self) -> tuple[Tensor, Tensor]:
-        """Latent means (float16, not scaled) of all pictures, then of their mirror images; their tokens."""
+    def _pool(self) -> LatentPool:
+        """Latents to learn from; those of examples that have an end are kept in a file."""
+        pool = LatentPool(
+            self.examples,
+            self._encode,
+            self._tokenize,
+            capacity=self.config.choice("pool", cuda=8_192, other=1_024),
+            reuse=self.config.reuse,
+            chunk=_ENCODE_BATCH.get(self.device.type, 8),
+        )
         path = self.config.out / "latents.safetensors"
-        origin = {"autoencoder_step": str(self.autoencoder_loop.step), "pictures": str(self.source.count)}
-        if not path.exists() or _metadata(path) != origin:
-            pictures = self.source.wait(self.source.count)
-            latents, captions = self._encode(pictures.images), list(pictures.captions)
-            if self.config.mirror:
-                latents = torch.cat([latents, self._encode(pictures.images, flip=True)])
-                captions += map(mirrored, pictures.captions)
-            tensors = {"latents": latents.cpu().contiguous(), "tokens": self._tokenize(captions).to(torch.int32)}
-            try:
-                write_whole(path, lambda partial: save_file(tensors, partial, metadata=origin))
-            except SafetensorError as error:  # its word for a full disk
-                raise InputError(f"{path}: the latents cannot be written ({error}); free space and --resume") from error
+        origin = {"autoencoder_step": str(self.autoencoder_loop.step), "examples": str(self.examples.total)}
+        if self.examples.total is None or not pool.restore(path, origin, self.device):
+            latents, _ = pool.at(self.denoiser_loop.step * self.batch)
+            if self.examples.total is not None:
+                pool.save(path, origin)
             self.report(f"latents: {len(latents)} encoded")
-        tensors = load_file(path, device=str(self.device))
-        return tensors["latents"], tensors["tokens"]
+        return pool
 
     @torch.no_grad()
-    def _encode(self, images: np.ndarray, *, flip: bool = False) -> Tensor:
+    def _encode(self, images: np.ndarray) -> Tensor:
+        """Latent means, float16 and not scaled."""
         autoencoder = self.autoencoder_loop.averaged["autoencoder"]
         batch = _ENCODE_BATCH.get(self.device.type, 8)
         means = []
         for start in range(0, len(images), batch):
-            pixels = images[start : start + batch]
             with self.autocast():
-                posterior = autoencoder.encode(self._to_device(pixels[:, :, ::-1] if flip else pixels)).latent_dist
-            means.append(posterior.mean.to(torch.float16))
-        return torch.cat(means)
+                posterior = autoencoder.encode(self._to_device(images[start : start + batch])).latent_dist
+            means.append(posterior.mean)
+        return torch.cat(means).to(torch.float16)  # converted last: mixed precision joins no float16
 
     def autocast(self) -> torch.autocast:
         """Mixed precision where the device is made for it."""
@@ -501,12 +586,10 @@ def reconstruction_figures(images: np.ndarray, painted: np.ndarray) -> dict[str,
     }
 
 
-def _metadata(path: Path) -> dict[str, str]:
-    try:
-        with safe_open(path, "pt") as file:
-            return dict(file.metadata() or {})
-    except SafetensorError:  # damaged: made again
-        return {}
+def _first(examples: Examples, count: int) -> Pictures:
+    """The first examples, as many as there are."""
+    drawn = [examples.example(number) for number in range(min(count, examples.total or count))]
+    return Pictures(np.stack([image for image, _ in drawn]), [caption for _, caption in drawn])
 
 
 def _init_folder(init: str | Path) -> Path:

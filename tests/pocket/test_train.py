@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,9 @@ from emerdiff_probe.pocket.data import (
     mirrored,
     read_folder,
 )
-from emerdiff_probe.pocket.loop import Budget, Loop
+from emerdiff_probe.pocket.examples import LEAST_SIDE, LatentPool, open_windows
+from emerdiff_probe.pocket.loop import Budget, Loop, Stop
+from emerdiff_probe.pocket.optimizer import WEIGHT_DECAY, Optimizer
 from emerdiff_probe.pocket.train import TrainConfig, loss_weights, train
 from emerdiff_probe.pocket.world import caption_vocabulary, draw_closeups
 
@@ -122,7 +125,9 @@ def test_every_weight_of_the_denoiser_learns(config, bfloat16):
     train(replace(config, steps=6, bfloat16=bfloat16, caption_dropout=0.0), report=quiet)
     state = torch.load(config.out / "state" / "denoiser.pt", weights_only=True)
     names = [name for module in state["modules"].values() for name in module if not name.endswith("position_ids")]
-    idle = [names[index] for index, kept in state["optimizer"]["state"].items() if not kept["exp_avg_sq"].any()]
+    idle = [
+        names[index] for index, kept in state["optimizer"]["adamw"]["state"].items() if not kept["exp_avg_sq"].any()
+    ]
     # An attention's keys have no use for a bias: softmax takes it out again.
     assert [name for name in idle if not name.endswith("k_proj.bias")] == []
 
@@ -148,10 +153,17 @@ def test_run_logs_figures_and_writes_a_card(config):
     assert [(line["stage"], line["step"]) for line in losses] == [
         (stage, step) for stage in ("autoencoder", "denoiser") for step in (2, 4)
     ]
+    assert all(line["held_out"] > 0 for line in losses[1::2])
+    assert figures["denoiser"]["held_out"] == losses[-1]["held_out"]
 
 
-@pytest.mark.parametrize("stage", ["autoencoder", "denoiser"])
-def test_a_run_that_breaks_off_and_is_resumed_equals_an_uninterrupted_one(config, tmp_path, monkeypatch, stage):
+@pytest.mark.parametrize(
+    ("stage", "optimizer"), [("autoencoder", "adamw"), ("denoiser", "adamw"), ("denoiser", "muon")]
+)
+def test_a_run_that_breaks_off_and_is_resumed_equals_an_uninterrupted_one(
+    config, tmp_path, monkeypatch, stage, optimizer
+):
+    config = replace(config, optimizer=optimizer, pool=8, reuse=1)  # of which some are encoded anew
     whole = train(replace(config, out=tmp_path / "whole"), report=quiet)
 
     class KilledError(Exception):
@@ -290,8 +302,6 @@ def test_damaged_lines_of_the_log_are_dropped_and_told(config, tmp_path, monkeyp
     assert_equal_weights(whole, train(replace(config, resume=True), report=told.append))
     assert any("2 damaged lines are dropped" in line for line in told)
     assert all(json.loads(line)["stage"] for line in log.read_text().splitlines())
-    damage(config.out / "latents.safetensors", "cut")
-    assert_equal_weights(whole, train(replace(config, resume=True, steps=4), report=quiet))
 
 
 def test_interrupt_saves_before_it_is_raised(config, monkeypatch):
@@ -555,3 +565,169 @@ def test_closeups_are_kept_with_their_scenes_and_hold_for_what_they_show(tmp_pat
 
 def test_mirrored_captions_swap_sides():
     assert mirrored("a boat left of a house, right") == "a boat right of a house, left"
+
+
+def test_kept_latents_of_drawn_scenes_are_those_that_would_be_encoded(config, tmp_path):
+    world = replace(config, images=None, captions=None, world=True, scenes=3, held_out=0, workers=1)
+    whole = train(replace(world, out=tmp_path / "whole"), report=quiet)
+    told = []
+    train(replace(world, steps=2, autoencoder_steps=4), report=told.append)
+    path = config.out / "latents.safetensors"
+    assert "latents: 6 encoded" in told
+    damage(path, "cut")
+    told.clear()
+    train(replace(world, steps=3, autoencoder_steps=4, resume=True), report=told.append)
+    assert "latents: 6 encoded" in told
+    told.clear()
+    train(replace(world, steps=4, autoencoder_steps=4, resume=True), report=told.append)
+    assert "latents: 6 encoded" not in told
+    assert len(load_file(path)["latents"]) == 8  # a whole chunk
+    assert (whole / "model_index.json").exists()
+
+
+class Alone:
+    """What a loop asks of its run, over one weight of a layer."""
+
+    def __init__(self, out, **settings):
+        self.config = TrainConfig(
+            out=out, world=True, **{"steps": 1, "autoencoder_minutes": 0, "init": "pocket"} | settings
+        )
+        self.stop, self.report, self.device, self.autocast = Stop(None), quiet, torch.device("cpu"), nullcontext
+
+
+def rates_of(loop):
+    return [json.loads(line)["rate"] for line in loop.log_path.read_text().splitlines()]
+
+
+def test_the_rate_rises_stays_and_falls_in_every_stretch(tmp_path):
+    settings = {"warmup_steps": 4, "log_every": 1, "checkpoint_seconds": 1e9}
+    (tmp_path / "state").mkdir()
+
+    def go(steps, **others):
+        layer = torch.nn.Linear(2, 2)
+        loop = Loop("denoiser", {"layer": layer}, Alone(tmp_path, steps=steps, **settings | others), peak=1.0)
+        loop.run(lambda _: layer(torch.ones(2)).square().sum())
+        return rates_of(loop)
+
+    first = go(40)
+    fall = [pytest.approx(0.01 + 0.99 * left / 40 / 0.15) for left in (5, 4, 3, 2, 1)]
+    assert first == [0.25, 0.5, 0.75, *[1.0] * 32, *fall]
+    assert go(40) == first  # spent: nothing more is done
+    again = go(80)[40:]  # extended: up again from the weights and moments that are there, and as far as the end
+    assert again == pytest.approx(first)
+
+
+def test_averages_begin_at_given_weights_and_forget_fresh_ones(tmp_path):
+    moved = {}
+    for given in (False, True):
+        layer = torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.ones_(layer.weight)
+        out = tmp_path / str(given)
+        out.mkdir()
+        loop = Loop("denoiser", {"layer": layer}, Alone(out, steps=1), peak=1e5, given=given)
+        loop.run(lambda _, layer=layer: layer(torch.ones(1)).sum())
+        after = float(layer.weight.detach())
+        moved[given] = (float(loop.averaged["layer"].weight) - 1) / (after - 1)
+    # Of one step, a given average takes 1 / (window + 1), where a fresh one takes nine elevenths.
+    assert moved == {False: pytest.approx(9 / 11), True: pytest.approx(9 / (10 + 9 * 200 + 1), rel=1e-3)}
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_a_step_of_muon_is_that_of_the_weights_as_matrices(order):
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 5, 1), torch.nn.Flatten(), torch.nn.Linear(20, 6)
+    )
+    layers.to(memory_format=order)
+    alone = [layers[n].weight.detach().clone().flatten(1) for n in (0, 1, 3)]
+    optimizer = Optimizer({"layers": layers}, "muon")
+    for parameter in layers.parameters():
+        parameter.grad = torch.randn(parameter.shape)
+    expected = [torch.nn.Parameter(weight.clone()) for weight in alone]
+    for weight, n in zip(expected, (0, 1, 3), strict=True):
+        weight.grad = layers[n].weight.grad.flatten(1).clone()
+    torch.optim.Muon(expected, lr=0.1, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw").step()
+    optimizer.step(0.1)
+    for weight, before, n in zip(expected, alone, (0, 1, 3), strict=True):
+        # Newton and Schulz's iteration is in bfloat16, whose sums depend on the order of columns.
+        torch.testing.assert_close(layers[n].weight.flatten(1), weight, atol=0.005, rtol=0)
+        assert (layers[n].weight.flatten(1) - before).abs().max() > 0.02
+    assert all(parameter.grad is None for parameter in layers.parameters())
+
+
+def test_muon_leaves_outer_layers_and_vectors_to_adamw():
+    parts = Parts.build(TINY, ["car"])
+    optimizer = Optimizer({"denoiser": parts.denoiser, "text_encoder": parts.text_encoder}, "muon")
+    taken = {id(weight) for weight in optimizer._matrices}
+    left = {name for name, one in parts.denoiser.named_parameters() if id(one) not in taken and one.ndim > 1}
+    assert left == {"conv_in.weight", "conv_out.weight"}
+    assert [name for name, one in parts.text_encoder.named_parameters() if id(one) not in taken and one.ndim > 1] == [
+        *("embeddings.token_embedding.weight", "embeddings.position_embedding.weight")
+    ]
+
+
+@pytest.fixture
+def ramps(tmp_path):
+    """Pictures of different sizes in which red tells the column and green the row."""
+    folder = tmp_path / "ramps"
+    folder.mkdir()
+    for number, (width, height) in enumerate([(200, 100), (60, 90), (100, 100), *[(40, 40)] * 17]):
+        across, down = np.linspace(0, 255, width), np.linspace(0, 255, height)
+        red, green = np.meshgrid(across, down)
+        blue = np.full_like(red, 10 * number)
+        Image.fromarray(np.stack([red, green, blue], -1).round().astype(np.uint8)).save(folder / f"{number:02}.png")
+    return folder
+
+
+def test_windows_are_new_every_time_and_inside_their_pictures(ramps, tmp_path):
+    said = []
+    windows = open_windows(ramps, 32, cap=100, store=tmp_path, report=said.append)
+    assert said == []
+    assert [picture.shape for picture in windows.pictures[:3]] == [(40, 80, 3), (60, 40, 3), (40, 40, 3)]
+    assert len(windows.held_out) == 2
+    assert len(windows.pictures) == 18
+    apart = set(windows.held_out.images[:, 16, 16, 2].tolist())
+    sides, turned = [], 0
+    for number in range(60):
+        image, caption = windows.example(number)
+        assert image.shape == (32, 32, 3)
+        assert caption == ""
+        assert (image == windows.example(number)[0]).all()
+        assert image[16, 16, 2] not in apart
+        red, green = image[16, :, 0].astype(float), image[:, 16, 1].astype(float)
+        turned += red[-1] < red[0]
+        if image[16, 16, 2] not in (0, 10):  # those that are square
+            sides.append(abs(red[-1] - red[0]) / 255 * 32 / 31)
+            assert abs(green[-1] - green[0]) == pytest.approx(abs(red[-1] - red[0]), abs=12)
+    assert 15 < turned < 45
+    assert LEAST_SIDE - 0.06 < min(sides) < 0.7 < 0.9 < max(sides) < 1.06
+    crops = windows.crops(np.random.default_rng(0), 40, 8, all_drawn=True)
+    assert crops.shape == (40, 8, 8, 3)
+    spread = [abs(int(crop[4, -1, 0]) - int(crop[4, 0, 0])) / 255 for crop in crops if crop[4, 4, 2] not in (0, 10)]
+    assert max(spread) < 0.3  # a quarter of an example
+    with pytest.raises(InputError, match="pictures cannot be kept there"):
+        open_windows(ramps, 32, cap=100, store=ramps / "00.png", report=quiet)
+
+
+def test_a_pool_is_a_function_of_what_was_used(ramps, tmp_path):
+    windows = open_windows(ramps, 8, cap=100, store=tmp_path, held_out=0, report=quiet)
+    encoded = []
+
+    def encode(images):
+        encoded.append(len(images))
+        return torch.from_numpy(images.copy()).float().mean((1, 2))[..., None, None]
+
+    def make():
+        return LatentPool(windows, encode, lambda texts: torch.zeros(len(texts), 3), capacity=8, reuse=3, chunk=2)
+
+    walked = make()
+    for used in range(0, 61, 4):
+        latents, tokens = walked.at(used)
+        assert latents.shape == (8, 3, 1, 1)
+        assert tokens.shape == (8, 3)
+    walked_there = latents.clone()
+    assert len(encoded) == 4 + 60 // 6
+    jumped, _ = make().at(60)
+    assert torch.equal(jumped, walked_there)
+    assert set(encoded) == {2}
+    assert sorted(walked.numbers) == [10, 11, 12, 13]
