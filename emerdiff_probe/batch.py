@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from emerdiff_probe.data.dataset import DataSet
 from emerdiff_probe.data.folders import FolderDataset
+from emerdiff_probe.data.lists import list_some
 from emerdiff_probe.data.pairs import Pair
 from emerdiff_probe.data.sample import Sample
 from emerdiff_probe.errors import InputError
@@ -25,7 +26,14 @@ from emerdiff_probe.runs.executor import Failed, Task, execute
 from emerdiff_probe.runs.job import Cell, Record
 from emerdiff_probe.runs.run import write_to_stderr
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig
-from emerdiff_probe.segmentation.result import Segmentation, is_finished, model_precision, require_replaceable
+from emerdiff_probe.segmentation.result import (
+    WAY_OUT,
+    Segmentation,
+    is_finished,
+    model_precision,
+    read_summary,
+    require_replaceable,
+)
 from emerdiff_probe.segmentation.segment import segment
 
 _CELL: Cell = ("segmentation",)
@@ -39,11 +47,23 @@ class Batch:
         folders: result folder of every picture that has one now, by the picture's name, in order.
         finished: names of those that were finished before.
         skipped: of the others the name, and what was wrong.
+        doubtful: names of those whose result has something against it; see `Segmentation.notes`.
     """
 
     folders: Mapping[str, Path]
     finished: frozenset[str]
     skipped: Mapping[str, str]
+    doubtful: tuple[str, ...] = ()
+
+    @property
+    def note(self) -> str:
+        """What there is to say against results, in one line; "" for nothing."""
+        if not self.doubtful:
+            return ""
+        return (
+            f"{len(self.doubtful)} of {len(self.folders)} results explain less of the picture's colours than their "
+            f"enlarged masks do ({list_some(self.doubtful)}); {WAY_OUT}"
+        )
 
 
 def list_pictures(given: Sequence[str]) -> FolderDataset:
@@ -162,7 +182,8 @@ def segment_pictures(
         if len(data) == 1:
             raise InputError(reason)
         raise InputError(f"none of {len(data)} pictures could be segmented; the first, {name}: {reason}")
-    return Batch(folders, frozenset(work.finished), work.skipped)
+    doubtful = tuple(name for name in folders if (gain := work.gains[name]) is not None and gain < 0)
+    return Batch(folders, frozenset(work.finished), work.skipped, doubtful)
 
 
 class _Work:
@@ -172,6 +193,7 @@ class _Work:
         self.model, self.data, self.config, self.out, self.maps = model, data, config, out, maps
         self.held: dict[int, tuple[np.ndarray, float]] = {}
         self.finished: list[str] = []
+        self.gains: dict[str, float | None] = {}
         self.skipped: dict[str, str] = {}
         require_places(out, data.names)
         sweep(out)
@@ -191,6 +213,7 @@ class _Work:
                 continue
             if is_finished(folder, self.model, pixels, self.config, maps=self.maps):
                 self.finished.append(name)
+                self.gains[name] = read_summary(folder).get("colour_gain")
                 tell(f"{folder}: finished before")
                 continue
             self.held[place] = pixels, seconds
@@ -201,6 +224,7 @@ class _Work:
         (pixels, reading), name = self.held.pop(place), self.data.names[place]
         result = _to_result(pixels, record, self.model, self.config, reading)
         began = time.perf_counter()
+        self.gains[name] = result.colour_gain
         folder = result.save(self.out / name, maps=self.maps)
         seconds = sum(result.seconds.values()) + time.perf_counter() - began
         return f"{folder}: {result.masks} masks in {seconds:.1f} s"
@@ -229,7 +253,9 @@ class _Segment:
     def measure(self, model: ProbeModel, sample: Sample, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Record]]:
         found = segment(model, sample.image, self.config)
         arrays = {name: getattr(found, name) for name in _ARRAYS}
-        yield _CELL, arrays | {f"{_SECONDS}{stage}": seconds for stage, seconds in found.seconds.items()}
+        seconds = {f"{_SECONDS}{stage}": seconds for stage, seconds in found.seconds.items()}
+        assert found.colour_gain is not None
+        yield _CELL, arrays | seconds | {"colour_gain": found.colour_gain}
 
 
 _ARRAYS = ("labels", "low_resolution_masks", "maps", "responses", "mask_embeddings", "linkage")
@@ -248,6 +274,7 @@ def _to_result(
         fingerprint=model.fingerprint,
         precision=model_precision(model),
         seconds=seconds | {"read": reading},
+        colour_gain=float(record["colour_gain"]),
     )
 
 

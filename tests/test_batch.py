@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -79,6 +80,18 @@ def test_what_is_damaged_is_done_again_and_nothing_else(model, config, photos, t
     assert again.finished == {"photo 0", "photo 2"}
     assert segment_pictures(model, pictures, config, out, report=silent).finished == set(pictures.names)
     assert segment_pictures(model, pictures, config, out, maps=True, report=silent).finished == set()
+
+
+def test_results_with_something_against_them_are_named_also_those_finished_before(model, config, photos, tmp_path):
+    pictures, out = list_pictures([str(photos)]), tmp_path / "out"
+    for _ in range(2):
+        batch = segment_pictures(model, pictures, config, out, report=silent)
+        doubtful = [name for name, result in load_batch(batch) if result.notes]
+        assert list(batch.doubtful) == doubtful
+        assert (batch.note == "") == (not doubtful)
+    batch = replace(batch, doubtful=("photo 1",))
+    assert batch.note.startswith("1 of 3 results explain less of the picture's colours")
+    assert "emerdiff-probe calibrate" in batch.note
 
 
 def test_one_picture_at_a_time_is_held(model, config, photos, tmp_path, monkeypatch):

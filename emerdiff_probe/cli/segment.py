@@ -79,6 +79,8 @@ def segment(
     )
     if batch.skipped:
         print(f"{len(batch.skipped)} of {len(source)} images skipped: {list_some(batch.skipped)}", file=sys.stderr)
+    if batch.note:
+        print(batch.note, file=sys.stderr)
     if set(asked) != {"png"}:
         named = None if words is None else MaskClip(load_clip(clip, device=probed.device), words)
         results = load_batch(batch)

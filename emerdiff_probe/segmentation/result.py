@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import html
 import io
 import json
 import time
@@ -53,6 +55,10 @@ PANEL = 384
 """Pixels of the longer side that one of several pictures in a sheet has at most."""
 
 
+WAY_OUT = "a lower strength may help, or the settings that `emerdiff-probe calibrate` finds on such pictures"
+"""Where labels explain less of a picture's colours than the masks that they were made of."""
+
+
 @dataclass(frozen=True, eq=False)
 class Segmentation:
     """What `segment` found in one image.
@@ -70,6 +76,8 @@ class Segmentation:
         config: every setting.
         model: name of the model; fingerprint: of its weights; precision: of the denoiser.
         seconds: of every stage, reading the image and writing the result included.
+        colour_gain: how much more of the picture's colour variance the labels explain, before they are sharpened, than
+            the enlarged low-resolution masks do, -1 … 1; see `notes`. None where it was not measured.
     """
 
     image: np.ndarray
@@ -84,6 +92,15 @@ class Segmentation:
     fingerprint: str
     precision: str
     seconds: dict[str, float] = field(default_factory=dict)
+    colour_gain: float | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What there is to say against the result, a sentence each; nothing is the usual."""
+        if self.colour_gain is None or self.colour_gain >= 0:
+            return ()
+        lost = f"{-100 * self.colour_gain:.1f} points"
+        return (f"the labels explain {lost} less of the picture's colours than the enlarged masks do; {WAY_OUT}",)
 
     @property
     def masks(self) -> int:
@@ -229,6 +246,7 @@ class Segmentation:
             "grid": list(self.low_resolution_masks.shape),
             "model": self.model,
             "seconds": self.seconds,
+            "colour_gain": self.colour_gain,
             **_origin(self.config, self.fingerprint, self.precision),
         }
 
@@ -268,6 +286,7 @@ class Segmentation:
                 fingerprint=summary["fingerprint"],
                 precision=summary["precision"],
                 seconds=summary["seconds"],
+                colour_gain=summary.get("colour_gain"),
             )
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise InputError(f"{folder}: no readable segmentation in it ({error})") from error
@@ -298,9 +317,18 @@ class Segmentation:
         self.side_by_side().save(buffer, "PNG")
         return buffer.getvalue()
 
+    def _repr_html_(self) -> str | None:
+        """The picture under the notes, where there are any."""
+        if not self.notes:
+            return None
+        picture = base64.b64encode(self._repr_png_()).decode()
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
+        return f'{notes}<img src="data:image/png;base64,{picture}">'
+
     def __repr__(self) -> str:
         height, width = self.labels.shape
-        return f"Segmentation({self.masks} masks, {height} x {width} pixels, model {self.model!r})"
+        notes = "".join(f"; {note}" for note in self.notes)
+        return f"Segmentation({self.masks} masks, {height} x {width} pixels, model {self.model!r}{notes})"
 
 
 def summarise_segments(result: Segmentation) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import time
 import weakref
 from dataclasses import replace
 
@@ -19,13 +20,14 @@ from safetensors.torch import load_file
 from emerdiff_probe.errors import InputError, InterventionError, ModelError, SiteError, TimestepError
 from emerdiff_probe.files import seal
 from emerdiff_probe.images import load_image
+from emerdiff_probe.metrics.colour import explained_variance, lab_colours
 from emerdiff_probe.models.loading import load_model
 from emerdiff_probe.reading.correspondence import assign
-from emerdiff_probe.reading.features import one_hot_masks
+from emerdiff_probe.reading.features import one_hot_masks, upsampled
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig, check_config, find_feature_sites
 from emerdiff_probe.segmentation.criteria import CRITERIA, ResponseOverlap, find_criterion
 from emerdiff_probe.segmentation.result import Segmentation, is_finished, read_summary, require_replaceable
-from emerdiff_probe.segmentation.segment import segment, segment_all, segment_probed
+from emerdiff_probe.segmentation.segment import measure_colour_gain, segment, segment_all, segment_probed
 from emerdiff_probe.segmentation.sharpen import SHARPENINGS, read_labels
 from emerdiff_probe.segmentation.tree import groups_within, likeness_linkage
 from emerdiff_probe.sites import find_site
@@ -513,6 +515,29 @@ def test_a_result_shows_itself(result):
     assert result.overlay().size == result.contours().size == (81, 50)
     assert result.overlay(names={0: "tree"}).tobytes() != result.overlay().tobytes()
     assert result.side_by_side().width > 4 * 81
+
+
+def test_a_result_says_whether_its_labels_explain_less_colour_than_the_enlarged_masks(result, config, tmp_path):
+    maps = torch.from_numpy(result.difference_maps)
+    size = maps.shape[1:]
+    colours = lab_colours(IMAGE, tuple(size))
+    plain = explained_variance(assign(maps).numpy(), colours)
+    assert result.colour_gain == plain - explained_variance(upsampled(result.low_resolution_masks, *size), colours)
+    assert Segmentation.load(result.save(tmp_path / "out")).colour_gain == result.colour_gain
+    good, bad = replace(result, colour_gain=0.0), replace(result, colour_gain=-0.0312)
+    assert good.notes == () == replace(result, colour_gain=None).notes
+    assert good._repr_html_() is None
+    assert "explain 3.1 points less" in repr(bad)
+    assert "emerdiff-probe calibrate" in bad._repr_html_()
+
+
+def test_the_guard_reads_a_large_photograph_at_the_size_of_the_maps(result):
+    large = np.kron(IMAGE, np.ones((40, 40, 1), np.uint8))
+    maps = torch.from_numpy(result.difference_maps)
+    began = time.perf_counter()
+    gain = measure_colour_gain(maps, result.low_resolution_masks, large)
+    assert time.perf_counter() - began < 1
+    assert gain == pytest.approx(result.colour_gain, abs=0.02)
 
 
 def test_several_images_of_any_size_equal_one_at_a_time(result, model, config):
