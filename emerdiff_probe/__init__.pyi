@@ -1,3 +1,5 @@
+from .calibration.calibrate import calibrate
+from .calibration.result import Calibration
 from .data.sources import open_data
 from .evaluation.report import make_report
 from .evaluation.run import Evaluation, run_evaluation
@@ -38,6 +40,7 @@ from .trajectories.denoise import denoise
 from .trajectories.generate import generate
 from .trajectories.inversion import invert
 from .trajectories.trajectory import Trajectory
+from .viz.calibration import calibration_figure, criterion_figure
 from .viz.figures import (
     class_figure,
     confusion_figure,
@@ -60,6 +63,7 @@ __all__ = [
     "STUDIES",
     "TRAININGS",
     "Apply",
+    "Calibration",
     "ClassWords",
     "Clip",
     "EmerDiff",
@@ -96,6 +100,8 @@ __all__ = [
     "Words",
     "assign",
     "attention",
+    "calibrate",
+    "calibration_figure",
     "capture",
     "capture_replayed",
     "class_figure",
@@ -106,6 +112,7 @@ __all__ = [
     "contact_sheet",
     "contours",
     "counterfactual_pair",
+    "criterion_figure",
     "denoise",
     "difference_figure",
     "difference_map",

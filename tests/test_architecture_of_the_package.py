@@ -30,6 +30,7 @@ ORDER = (
     "methods",
     "evaluation",
     "studies",
+    "calibration",
     "viz",
     "cli",
 )

@@ -7,11 +7,11 @@ import sys
 import warnings
 from typing import Any, NoReturn
 
-from emerdiff_probe.cli import evaluate, find, layers, segment, study, train, train_clip, world
+from emerdiff_probe.cli import calibrate, evaluate, find, layers, segment, study, train, train_clip, world
 from emerdiff_probe.cli.options import app
 from emerdiff_probe.errors import ProbeError, ProbeWarning
 
-__all__ = ["app", "evaluate", "find", "layers", "main", "segment", "study", "train", "train_clip", "world"]
+__all__ = ["app", "calibrate", "evaluate", "find", "layers", "main", "segment", "study", "train", "train_clip", "world"]
 
 
 def main() -> None:

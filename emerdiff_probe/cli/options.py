@@ -63,16 +63,16 @@ class GivenSettings:
     file: Path | None = None
     fast: bool = False
 
-    def open_config(self, **options: Any) -> EmerDiffConfig:
+    def open_config(self, model: ProbeModel | None = None, **options: Any) -> EmerDiffConfig:
         """These settings, and further ones by option names; what is left open is not filled in.
 
-        Options overrule the fast mode, and both overrule the file.
+        Options overrule the fast mode, which is as far as the model has it, and both overrule the file.
 
         Raises:
             InputError: a value out of range, or a file that holds no settings.
         """
         given = {name: parse_setting(name, text) for name, text in self.options.items()}
-        return self._make(given | options, None)
+        return self._make(given | options, model)
 
     def config(self, model: ProbeModel, **options: Any) -> EmerDiffConfig:
         """These settings, and further ones by option names; what is left open is filled in by the model."""

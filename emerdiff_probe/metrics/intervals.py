@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import numpy as np
+from scipy.stats import t as student
 
 from emerdiff_probe.errors import InputError
 
@@ -62,3 +63,16 @@ def bootstrap(
     if method == "basic":
         low, high = min(2 * value - high, value), max(2 * value - low, value)  # never beside the figure
     return Interval(value, max(low, within[0]), min(high, within[1]))
+
+
+def student_interval(values: np.ndarray) -> Interval:
+    """The mean of a few values with its 95% interval by Student's t, for which a bootstrap is too narrow.
+
+    Args:
+        values: (image,), finite, one or more; of one the interval is unbounded.
+    """
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return Interval(mean, -np.inf, np.inf)
+    reach = float(student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
+    return Interval(mean, mean - reach, mean + reach)

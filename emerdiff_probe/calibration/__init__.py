@@ -1,0 +1,1 @@
+"""Finding where to push and how hard on pictures without labels."""

@@ -1,0 +1,105 @@
+"""What tells a good setting from a bad one without labels: the criterion, and others beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from emerdiff_probe.arrays import find_borders
+from emerdiff_probe.metrics.colour import explained_variance, lab_colours
+from emerdiff_probe.metrics.overlaps import adjusted_rand
+from emerdiff_probe.reading.correspondence import assign
+from emerdiff_probe.reading.features import upsampled
+
+CRITERION = "colour_gain"
+"""The one that settings are chosen by."""
+CRITERIA: Mapping[str, str] = MappingProxyType(
+    {
+        CRITERION: "colour variance (Lab) explained by the labels, less that of the enlarged masks",
+        "colour": "colour variance (Lab) explained by the labels",
+        "latents_gain": "variance of the latents explained by the labels, less that of the enlarged masks",
+        "strongest": "share of the strongest map in the sum of maps",
+        "margin": "distance of the two highest maps, as a share of the highest",
+        "agreement": "adjusted Rand index with the enlarged masks",
+        "contrast": "response inside the enlarged mask, as a share of that inside and outside",
+        "edges": "colour gradient on the labels' borders, over that everywhere",
+    }
+)
+"""What is measured of every setting, by name; of all of them more is said to be better."""
+SEEDS = "seeds"
+"""The criterion that takes twice as long: adjusted Rand index of the labels under two draws of the noise."""
+RANKED = (CRITERION, "latents_gain", "strongest")
+"""Those whose ranks are averaged in `mean_rank`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ground:
+    """What labels of one picture are held against, at the size that the model works at.
+
+    Attributes:
+        image: (height, width, 3) uint8, of any size.
+        latents: (channel, latent_height, latent_width), the encoded picture.
+        low_resolution_masks: (grid_height, grid_width) labels, the same for all settings.
+        size: height and width of difference maps.
+    """
+
+    image: np.ndarray
+    latents: Tensor
+    low_resolution_masks: np.ndarray
+    size: tuple[int, int]
+
+    @cached_property
+    def colours(self) -> np.ndarray:
+        """Lab, (height, width, 3)."""
+        return lab_colours(self.image, self.size)
+
+    @cached_property
+    def enlarged(self) -> np.ndarray:
+        """The masks enlarged, (height, width)."""
+        return upsampled(self.low_resolution_masks, *self.size)
+
+    @cached_property
+    def gradient(self) -> np.ndarray:
+        """How fast colours change, (height, width)."""
+        return np.sqrt(sum(np.square(part).sum(-1) for part in np.gradient(self.colours, axis=(0, 1))))
+
+    def explained(self, labels: np.ndarray) -> tuple[float, float]:
+        """Shares of the variance of colours, and of that of latents, each of which takes the label at its middle."""
+        values = rearrange(self.latents, "channel h w -> h w channel").float().cpu().numpy()
+        steps = [whole // part for whole, part in zip(labels.shape, values.shape[:2], strict=True)]
+        cells = labels[steps[0] // 2 :: steps[0], steps[1] // 2 :: steps[1]]
+        return explained_variance(labels, self.colours), explained_variance(cells, values)
+
+    @cached_property
+    def unpushed(self) -> tuple[float, float]:
+        """`explained` of the enlarged masks."""
+        return self.explained(self.enlarged)
+
+    def measure(self, maps: Tensor) -> dict[str, float]:
+        """`CRITERIA` of difference maps (mask, height, width)."""
+        labels = assign(maps).numpy()
+        colour, latents = self.explained(labels)
+        highest, second = torch.topk(maps, 2, dim=0).values if len(maps) > 1 else (maps[0], torch.zeros_like(maps[0]))
+        nothing = 1e-12
+        inside = np.array([float(own[self.enlarged == mask].mean()) for mask, own in enumerate(maps.numpy())])
+        outside = [float(own[self.enlarged != mask].mean()) for mask, own in enumerate(maps.numpy())]
+        borders = find_borders(labels)
+        return {
+            CRITERION: colour - self.unpushed[0],
+            "colour": colour,
+            "latents_gain": latents - self.unpushed[1],
+            "strongest": float((highest / maps.sum(0).clamp(min=nothing)).mean()),
+            "margin": float(((highest - second) / highest.clamp(min=nothing)).mean()),
+            "agreement": adjusted_rand(labels, self.enlarged),
+            "contrast": float(np.nanmean(inside / np.maximum(inside + outside, nothing))),
+            "edges": float(self.gradient[borders].mean() / max(self.gradient.mean(), nothing))
+            if borders.any()
+            else 0.0,
+        }
