@@ -19,8 +19,8 @@ from emerdiff_probe.sites import Site, find_site, list_sites
 Value = str | int | float
 ROOTS = range(-6, 5)
 """Strengths that are tried: the preset's times the square root of ten to these powers."""
-COARSE = 7
-"""Values of one setting that are tried first, at most; then those between the best and its neighbours."""
+COARSE, LAYERS = 7, 16
+"""Values of one setting, and layers, that are tried first, at most; then those between the best and its neighbours."""
 
 
 class Setting(NamedTuple):
@@ -120,7 +120,7 @@ class Space:
         """A setting with some values of one of its fields, from the least to the greatest; its own is among them."""
         values = self._at(around, name)
         own = values.index(getattr(around, name))
-        stride = -(-len(values) // COARSE)
+        stride = -(-len(values) // (LAYERS if name == "layer" else COARSE))
         chosen = range(own % stride, len(values), stride)
         return self._made(around, name, [values[place] for place in chosen])
 

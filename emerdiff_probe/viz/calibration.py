@@ -6,6 +6,7 @@ import html
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
@@ -28,13 +29,13 @@ def calibration_figure(result: Calibration) -> go.Figure:
     lines: dict[int, list[Setting]] = {}
     others = list[Setting]()
     for setting, known in result.records.items():
-        if not known:
+        if not known or not np.isfinite(result.gain(setting).value):
             continue
         alike = setting._replace(modulate_at=0, strength=0.0) == result.chosen._replace(modulate_at=0, strength=0.0)
         (lines.setdefault(setting.modulate_at, []) if alike else others).append(setting)
     figure = go.Figure()
     if others:
-        figure.add_trace(_points(result, others, "other layers, …", GREY, "circle", mode="markers"))
+        figure.add_trace(_points(result, others, "others", GREY, "circle", mode="markers"))
     for index, timestep in enumerate(sorted(lines)):
         settings = sorted(lines[timestep], key=lambda one: one.strength)
         shade, marker = SHADES[index % len(SHADES)], MARKERS[index % len(MARKERS)]

@@ -19,6 +19,7 @@ from emerdiff_probe import cli
 from emerdiff_probe.cli.options import read_settings
 from emerdiff_probe.data.sources import open_data
 from emerdiff_probe.models.loading import load_model
+from emerdiff_probe.reading.readout import Readout
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig
 from emerdiff_probe.segmentation.export import read_npz
 from emerdiff_probe.segmentation.result import Segmentation
@@ -573,3 +574,28 @@ def test_evaluate_takes_lists_and_each_combination_is_a_row(run, folder, tmp_pat
     }
     code, _, err = run(*call, *settings, "--steps", "10,20", "--store", tmp_path / "t")
     assert (code, "several values of steps" in err) == (2, True)
+
+
+def test_calibrate_prints_options_and_saves_settings_that_every_verb_reads(run, folder, image_file, tmp_path):
+    best, photos = tmp_path / "best.toml", tmp_path / "photos"
+    photos.mkdir()
+    for number in range(2):
+        (photos / f"{number}.png").write_bytes(image_file.read_bytes())
+    given = ("--clusters", 3, "--steps", 10, "--feature-draws", 1, "--placement", "after", "--injection", "cross")
+    given += ("--layer", "up8.cross1.output", "--modulate-at", 101, "--device", "cpu", "--model", folder)
+    call = ("calibrate", "--data", photos, *given, "--store", tmp_path / "store", "--save-config", best)
+    code, out, err = run(*call, "--minutes", 0.02)
+    assert code == 0, err
+    summary = json.loads(out.splitlines()[-1])
+    assert (summary["found"], summary["pictures"] <= 2, set(summary["settings"])) == (False, True, {"strength"})
+    assert "the preset: --strength 300" in out
+    assert "the preset is kept unless" in out
+    assert (tmp_path / "store" / "report.html").stat().st_size > 10**6
+    code, _, err = run("segment", image_file, "--config", best, "--model", folder, "--out", tmp_path / "out")
+    assert code == 0, err
+    held = Segmentation.load(tmp_path / "out" / "photo").config
+    assert held == EmerDiffConfig.from_dict(read_settings(best))
+    assert held.modulation.modulate_at == 101
+    assert held.readout == Readout(), "settings are found by the fast readout, and used as they were asked for"
+    code, _, err = run("calibrate", "--data", photos, "--config", best, "--model", folder)
+    assert (code, "nothing is left open" in err) == (2, True)

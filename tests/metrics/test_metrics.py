@@ -16,7 +16,7 @@ from torchmetrics.functional.segmentation import mean_iou as torchmetrics_mean_i
 
 from emerdiff_probe.arrays import find_borders
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.metrics.intervals import bootstrap
+from emerdiff_probe.metrics.intervals import bootstrap, student_interval
 from emerdiff_probe.metrics.overlaps import (
     adjusted_rand,
     assigned_confusion,
@@ -451,3 +451,9 @@ def test_a_basic_interval_holds_its_figure_even_where_every_draw_is_biased():
 def test_a_bootstrap_that_cannot_be_is_refused(images, method):
     with pytest.raises(InputError, match="accepted"):
         bootstrap(lambda weights: weights.sum(-1), images, method=method)
+
+
+def test_the_interval_of_a_few_values_is_students():
+    found = student_interval(np.array([1.0, 3.0]))
+    assert found == pytest.approx((2, 2 - 12.706, 2 + 12.706), abs=1e-3)
+    assert student_interval(np.array([5.0])) == (5, -np.inf, np.inf)
