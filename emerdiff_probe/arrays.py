@@ -62,6 +62,14 @@ def enlarge_by_rows(maps: Tensor, height: int, width: int) -> Iterator[tuple[int
         yield start, enlarge_rows(maps, (height, width), start, min(start + STRIPE, height))
 
 
+def count_labels(labels: np.ndarray, count: int) -> np.ndarray:
+    """Pixels of every label 0 … count - 1, (count,) integers; a few rows at a time, as NumPy widens what it counts."""
+    rows = range(0, len(labels), STRIPE)
+    return sum(
+        (np.bincount(labels[start : start + STRIPE].ravel(), minlength=count) for start in rows), np.zeros(count, int)
+    )
+
+
 def number_in_order(labels: np.ndarray) -> np.ndarray:
     """The same labels, of any shape, numbered 0, 1, … in reading order of first appearance."""
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)

@@ -191,6 +191,7 @@ class _Work:
 
     def __init__(self, model: ProbeModel, data: DataSet, config: EmerDiffConfig, out: Path, maps: bool) -> None:
         self.model, self.data, self.config, self.out, self.maps = model, data, config, out, maps
+        self.fingerprint = model.fingerprint  # once, not for every picture
         self.held: dict[int, tuple[np.ndarray, float]] = {}
         self.finished: list[str] = []
         self.gains: dict[str, float | None] = {}
@@ -222,12 +223,25 @@ class _Work:
     def keep(self, place: int, record: Record) -> str:
         """Save what was found in a picture; gives the line that tells of it."""
         (pixels, reading), name = self.held.pop(place), self.data.names[place]
-        result = _to_result(pixels, record, self.model, self.config, reading)
+        result = self._to_result(pixels, record, reading)
         began = time.perf_counter()
         self.gains[name] = result.colour_gain
         folder = result.save(self.out / name, maps=self.maps)
         seconds = sum(result.seconds.values()) + time.perf_counter() - began
         return f"{folder}: {result.masks} masks in {seconds:.1f} s"
+
+    def _to_result(self, pixels: np.ndarray, record: Record, reading: float) -> Segmentation:
+        stages = {name.removeprefix(_SECONDS): float(record[name]) for name in record if name.startswith(_SECONDS)}
+        return Segmentation(
+            image=pixels,
+            **{name: np.asarray(record[name]) for name in _ARRAYS},
+            config=self.config,
+            model=self.model.name,
+            fingerprint=self.fingerprint,
+            precision=model_precision(self.model),
+            seconds=stages | {"read": reading},
+            colour_gain=float(record["colour_gain"]),
+        )
 
 
 @dataclass(frozen=True)
@@ -260,22 +274,6 @@ class _Segment:
 
 _ARRAYS = ("labels", "low_resolution_masks", "maps", "responses", "mask_embeddings", "linkage")
 _SECONDS = "seconds of "
-
-
-def _to_result(
-    pixels: np.ndarray, record: Record, model: ProbeModel, config: EmerDiffConfig, reading: float
-) -> Segmentation:
-    seconds = {name.removeprefix(_SECONDS): float(value) for name, value in record.items() if name.startswith(_SECONDS)}
-    return Segmentation(
-        image=pixels,
-        **{name: np.asarray(record[name]) for name in _ARRAYS},
-        config=config,
-        model=model.name,
-        fingerprint=model.fingerprint,
-        precision=model_precision(model),
-        seconds=seconds | {"read": reading},
-        colour_gain=float(record["colour_gain"]),
-    )
 
 
 def require_places(out: str | Path, names: Sequence[str]) -> None:

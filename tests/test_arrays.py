@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from emerdiff_probe.arrays import enlarge, enlarge_by_rows, find_borders, match_labels, number_in_order
+from emerdiff_probe.arrays import (
+    count_labels,
+    enlarge,
+    enlarge_by_rows,
+    find_borders,
+    match_labels,
+    number_in_order,
+)
 
 LABELS = arrays.arrays(np.int64, st.tuples(st.integers(1, 6), st.integers(1, 6)), elements=st.integers(0, 3))
 
@@ -37,6 +44,12 @@ def test_a_few_rows_at_a_time_are_the_whole():
     stripes = dict(enlarge_by_rows(maps, 37, 30))
     assert list(stripes) == [0, 16, 32]
     assert torch.allclose(torch.cat(list(stripes.values()), 1), enlarge(maps, (37, 30)), atol=1e-6)
+
+
+def test_labels_are_counted_over_all_rows():
+    labels = np.arange(40 * 3).reshape(40, 3).astype(np.uint8) % 5
+    assert count_labels(labels, 6).tolist() == [24, 24, 24, 24, 24, 0]
+    assert count_labels(labels[:0], 2).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (2, 3, 4), (2, 5, 3, 4)])

@@ -177,12 +177,17 @@ class ProbeModel(ABC):
     @property
     def device(self) -> torch.device:
         """Device of the denoiser."""
-        return self.denoiser.device
+        return next(self.denoiser.parameters()).device  # diffusers' own looks through all modules for offloading
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision of the denoiser."""
-        return self.denoiser.dtype
+        """Precision of the denoiser, but for what it keeps in float32."""
+        kept = getattr(self.denoiser, "_keep_in_fp32_modules", None) or ()
+        return next(
+            tensor.dtype
+            for name, tensor in self.denoiser.named_parameters()
+            if tensor.is_floating_point() and not any(part in name for part in kept)
+        )
 
     @cached_property
     def factor(self) -> int:

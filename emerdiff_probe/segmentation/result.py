@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from scipy.ndimage import find_objects
 
-from emerdiff_probe.arrays import enlarge_by_rows
+from emerdiff_probe.arrays import count_labels, enlarge_by_rows
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.files import find_damage, list_checksums, resolve, seal, unseal, write_folder
 from emerdiff_probe.images import (
@@ -35,6 +35,7 @@ from emerdiff_probe.images import (
     load_labels,
     overlay,
     save_labels,
+    save_picture,
     write_names,
 )
 from emerdiff_probe.models.probe_model import ProbeModel
@@ -213,18 +214,18 @@ class Segmentation:
         began = time.perf_counter()
         image = Image.fromarray(self.image)
         if self._is_exact:
-            image.save(folder / "image.png")
+            save_picture(image, folder / "image.png")
         else:
             image.save(folder / "image.jpg", quality=90)
         save_labels(self.labels, folder / "labels.png")
         shown = self.shrink(SHOWN)
-        shown.overlay().save(folder / "overlay.png")
-        shown.contours().save(folder / "contours.png")
-        shown.side_by_side().save(folder / "side_by_side.png")
+        save_picture(shown.overlay(), folder / "overlay.png")
+        save_picture(shown.contours(), folder / "contours.png")
+        save_picture(shown.side_by_side(), folder / "side_by_side.png")
         panel = self.shrink(PANEL)
-        panel.tree.levels(panel.image).save(folder / "levels.png")
+        save_picture(panel.tree.levels(panel.image), folder / "levels.png")
         if self.maps is not None:
-            self.difference_sheet().save(folder / "difference_maps.png")
+            save_picture(self.difference_sheet(), folder / "difference_maps.png")
         content = save({name: np.ascontiguousarray(values) for name, values in tensors.items()})
         (folder / "segmentation.safetensors").write_bytes(content)  # the library's own file would be for its owner only
         seconds = self.seconds | {"write": round(time.perf_counter() - began, 4)}
@@ -338,8 +339,9 @@ def summarise_segments(result: Segmentation) -> list[dict[str, Any]]:
         `id` of its mask, `area` in pixels, box as `left`, `top`, `width`, `height` in pixels, and `mean_response`, the
         mean of its mask's difference map over it.
     """
-    boxes = find_objects(result.labels.astype(np.int32) + 1)
-    areas = np.bincount(result.labels.ravel(), minlength=len(boxes))
+    one = np.uint16(1) if result.masks < 2**16 else np.int64(1)  # as narrow as can be: photographs are large
+    boxes = find_objects(result.labels + one)
+    areas = count_labels(result.labels, len(boxes))
     return [
         {
             "id": number,
