@@ -3,10 +3,12 @@
 import importlib.metadata
 import os
 import shutil
+import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
 NOTEBOOKS = HERE / "notebooks"
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # for commands in pages
 os.environ.setdefault("PLOTLY_RENDERER", "plotly_mimetype")
 
 project = "emerdiff_probe"
@@ -24,7 +26,6 @@ extensions = [
     "sphinx_design",
 ]
 exclude_patterns = ["_build", "**.ipynb_checkpoints"]
-templates_path = ["_templates"]
 html_static_path = ["_static"]
 html_theme = "pydata_sphinx_theme"
 html_title = "emerdiff_probe"
@@ -62,6 +63,7 @@ myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "attrs_inline"
 myst_heading_anchors = 3
 nb_execution_mode = "force"
 nb_execution_excludepatterns = ["notebooks/*"]
+nb_execution_in_temp = True
 nb_execution_timeout = 600
 nb_execution_raise_on_error = True
 nb_merge_streams = True
