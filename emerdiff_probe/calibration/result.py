@@ -220,6 +220,8 @@ class Calibration:
                 f"found: {_points(over)} more of the pictures' colour variance than with the preset "
                 f"(gain over the enlarged masks {POINTS * best.value:+.1f}, the preset's {POINTS * preset.value:+.1f})"
             )
+        if len(self.complete) == 1:
+            return "the preset is kept: no other setting was measured on every picture"
         if not best.low > 0:
             return (
                 "nothing found: at no setting do the labels explain more of the pictures' colours than the enlarged "

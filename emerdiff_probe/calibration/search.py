@@ -73,7 +73,6 @@ class Search:
         """
         self._look()
         try:
-            self._rank([self.best])
             for _ in range(ROUNDS):
                 before = self.best
                 for name in MAIN:

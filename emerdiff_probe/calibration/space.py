@@ -17,7 +17,7 @@ from emerdiff_probe.segmentation.settings import STRENGTH
 from emerdiff_probe.sites import Site, find_site, list_sites
 
 Value = str | int | float
-ROOTS = range(-6, 5)
+ROOTS = range(-4, 5)
 """Strengths that are tried: the preset's times the square root of ten to these powers."""
 COARSE, LAYERS = 7, 16
 """Values of one setting, and layers, that are tried first, at most; then those between the best and its neighbours."""

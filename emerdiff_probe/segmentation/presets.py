@@ -89,7 +89,7 @@ def paper_preset(model: ProbeModel) -> Preset:
     if model.family not in KNOWN:
         note = (
             f"no paper gives settings for family {model.family} ({model.name}): by rule, {feature.name} is clustered "
-            f"and {layer.name} pushed; `study layers` and `study modulate_at` find better ones"
+            f"and {layer.name} pushed; `study layers` and `calibrate` find better ones"
         )
         return Preset({**options, **_settings_by_rule(model)}, (note,))
     layers = list_sites(model, stage=layer.stage, resolution=layer.resolution, kind=layer.kind, part="output")

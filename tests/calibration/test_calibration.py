@@ -132,7 +132,7 @@ def test_few_pictures_keep_the_preset_unless_it_is_beyond_doubt(model, measured,
 
     measured(gain)
     found = calibrate(model, PICTURES[:pictures], OPEN, search=("strength",))
-    assert found.best.strength == 0.3
+    assert found.best.strength == 3
     assert found.found == leaves
     assert f"{pictures} pictures are too few" in str(found)
     assert pictures < FEW
@@ -194,7 +194,7 @@ def test_gated_blocks_have_no_layers_alike(model, monkeypatch):
 def test_values_go_from_coarse_to_fine_and_hold_their_own(model):
     config = EmerDiffConfig().resolve(model)
     space = Space.of(model, config, Setting._fields)
-    assert [one.strength for one in space.variants(space.preset, "strength")] == [0.3, 3, 30, 300, 3000, 30000]
+    assert [one.strength for one in space.variants(space.preset, "strength")] == [3, 30, 300, 3000, 30000]
     tried = space.variants(space.preset, "strength")
     assert [one.strength for one in space.refine(space.preset, "strength", tried)] == [95, 950]
     times = [one.modulate_at for one in space.variants(space.preset, "modulate_at")]
