@@ -91,6 +91,7 @@ def calibrate(
 
         def show(setting: Setting, value: float) -> None:
             changed = setting.differences(space.unify(space.preset))
+            bar.n = min(round(found.used, 1), math.inf if total is None else total)
             told = ", ".join(f"{name} {given}" for name, given in changed.items()) or "the preset"
             bar.set_postfix_str(f"best {POINTS * value:+.1f} points: {told}")
 

@@ -81,8 +81,26 @@ class Calibration:
 
     @cached_property
     def found(self) -> bool:
-        """Whether there is a setting that is better than the preset and at which the labels explain something."""
-        return self.best != self.preset and self.preset not in self.equals and self.gain(self.best).low > 0
+        """Whether there is a setting that is better than the preset and at which the labels explain something.
+
+        The best of many settings looks better than it is: both must exceed what the best of so many could by chance.
+        """
+        return self.best != self.preset and self.preset not in self.equals and self._beyond_chance(self.preset)
+
+    def _beyond_chance(self, other: Setting | None = None) -> bool:
+        """Whether the best setting's criterion is above 0, or above another's, by more than the luckiest of all.
+
+        By the bootstrap of the largest of all settings' means about their own (White's reality check, 2000).
+        """
+        if not self.gain(self.best).low > 0 or (other is not None and not self._beyond_chance()):
+            return False
+        if len(self.pictures) < FEW:
+            return True
+        gains = np.array([self.values(setting, CRITERION) for setting in self.complete])
+        gains = gains[np.isfinite(gains).all(1)] - (0 if other is None else self.values(other, CRITERION))
+        centred = gains - gains.mean(1, keepdims=True)
+        luck = bootstrap(lambda weights: (weights @ centred.T / len(self.pictures)).max(1), len(self.pictures))
+        return bool(gains[0].mean() > luck.high)
 
     @property
     def chosen(self) -> Setting:
@@ -222,17 +240,17 @@ class Calibration:
             )
         if len(self.complete) == 1:
             return "the preset is kept: no other setting was measured on every picture"
-        if not best.low > 0:
+        if not self._beyond_chance():
             return (
                 "nothing found: at no setting do the labels explain more of the pictures' colours than the enlarged "
-                f"masks do, beyond doubt (the best {_points(best)}); the preset is kept"
+                f"masks do, beyond chance (the best {_points(best)}); the preset is kept"
             )
         if self.best == self.preset:
             return "the preset is kept: of all settings that were measured it is the best"
-        return (
-            "the preset is kept: these pictures cannot tell it from the best setting "
-            f"({_points(self.difference(self.best, self.preset))})"
-        )
+        ahead = _points(self.difference(self.best, self.preset))
+        if self.preset in self.equals:
+            return f"the preset is kept: these pictures cannot tell it from the best setting ({ahead})"
+        return f"the preset is kept: the best of {len(self.complete)} settings may exceed it so far by chance ({ahead})"
 
     @property
     def heading(self) -> tuple[str, ...]:

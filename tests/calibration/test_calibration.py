@@ -117,6 +117,24 @@ def test_ties_keep_the_preset(model, measured):
     assert calibrate(model, PICTURES, OPEN, search=("strength",)).best == found.preset
 
 
+def test_the_best_of_many_has_to_exceed_what_chance_gives_the_best_of_so_many(model):
+    config = OPEN.resolve(model)
+    space, draw = Space.of(model, config, ("strength",)), np.random.default_rng(3)
+    kept = 0
+    for trial in range(20):
+        records = {
+            Setting.of(config).change("strength", 300.0 + setting): {
+                f"p{place}": {CRITERION: float(value)} for place, value in enumerate(0.3 + draw.normal(0, 0.1, 12))
+            }
+            for setting in range(30)
+        }
+        found = Calibration(config, space, records, tuple(f"p{place}" for place in range(12)))
+        kept += not found.found
+        if trial == 0:
+            assert found.preset == Setting.of(config)
+    assert kept >= 18, "thirty settings that are all alike"
+
+
 def test_where_labels_explain_no_more_than_the_enlarged_masks_nothing_is_found(model, measured):
     measured(lambda number, setting: peak(number, setting) - 0.6)
     found = calibrate(model, PICTURES, OPEN, search=TWO)
