@@ -35,7 +35,7 @@ from emerdiff_probe.metrics.overlaps import adjusted_rand, majority_confusion
 from emerdiff_probe.models.loading import load_model
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.probe import ProbedImage
-from emerdiff_probe.reading.features import cluster, combine, upsampled
+from emerdiff_probe.reading.features import cluster, combine, one_hot_masks, upsampled
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig, resolve_modulation
 from emerdiff_probe.segmentation.sharpen import read_labels
 from emerdiff_probe.sites import Site, list_sites
@@ -272,6 +272,9 @@ def main(
             folder = folder_of(store, *identity, CANDIDATES[name]._asdict())
             held = kept(folder / f"{sample.name}.safetensors", partial(picture.masks, CANDIDATES[name], clusters))
             masks[name].append(confusion(upsampled(held["coarse"], *image.shape[:2])))
+            if name in refined:
+                sharp = read_labels(one_hot_masks(held["coarse"]), image, "wls")[0]
+                masks.setdefault(f"{name}, wls", []).append(confusion(sharp))
             for push in pushes if name in refined else ():
                 asked = config.change(strength=push).to_dict()
                 place = folder_of(store, *identity, CANDIDATES[name]._asdict(), asked["modulation"], asked["readout"])
@@ -283,7 +286,13 @@ def main(
     tables = {"masks": report(masks, PRESET)}
     if labels:
         tables["emerdiff"] = report(labels, next(iter(labels)))
-        tables["over bilinear"] = report({"masks": masks[refined[0]], **labels}, "masks")
+        for name in refined:
+            own = {reading: found for reading, found in labels.items() if reading.startswith(f"{name}, ")}
+            tables[f"{name} over its masks"] = report({"masks": masks[name], **own}, "masks")
+            sharpened = {reading: found for reading, found in own.items() if reading.endswith("wls")}
+            tables[f"{name} over its masks, wls"] = report(
+                {"masks, wls": masks[f"{name}, wls"], **sharpened}, "masks, wls"
+            )
     for title, table in tables.items():
         print(f"{title}\n{table.to_string(index=False)}\n")
     rows = {title: table.to_dict("records") for title, table in tables.items()}

@@ -26,7 +26,7 @@ STEPS = 6
 """501, 401, 301, 201, 101, 1 of the grid of ten."""
 OWN_STEPS = len(range(1, 1 + POCKET["modulate_at"], 50))
 """601, 551 … 51, 1 of the pocket model's own grid of twenty."""
-DRAWS = POCKET["feature_draws"]
+DRAWS = POCKET["feature_draws"] * len(POCKET["feature_timesteps"])
 
 
 def fast_steps(steps):

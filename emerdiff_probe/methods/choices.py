@@ -51,6 +51,12 @@ def native_grid(model: ProbeModel, *sites: Site) -> tuple[int, int]:
     return max((site.grid(side, side) for site in sites), key=lambda sides: sides[0] * sides[1])
 
 
+def middle_timestep(config: EmerDiffConfig) -> int:
+    """The middle one of the timesteps that EmerDiff clusters at, of two the earlier, for what takes one alone."""
+    timesteps = sorted(config.features.timesteps)
+    return timesteps[(len(timesteps) - 1) // 2]
+
+
 def timestep_near(probed: ProbedImage, timestep: int | None, preferred: int) -> int:
     """The timestep that was asked for, or the one of the trajectory that is nearest to a preferred one."""
     if timestep is not None:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from emerdiff_probe.data.dataset import DataSet
 from emerdiff_probe.errors import InputError, LabelError
 from emerdiff_probe.files import write_whole
+from emerdiff_probe.methods.choices import middle_timestep
 from emerdiff_probe.methods.interface import Counts
 from emerdiff_probe.methods.supervised import (
     LinearProbe,
@@ -26,7 +27,7 @@ from emerdiff_probe.methods.supervised import (
     train_unet,
 )
 from emerdiff_probe.models.probe_model import ProbeModel
-from emerdiff_probe.segmentation.configuration import EmerDiffConfig
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig, find_feature_sites
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,25 +93,24 @@ class Reference:
             write_whole(weights, partial(save_file, train(model, config, progress, warn)))
         tensors = load_file(weights)
         if isinstance(self.training, ProbeTraining):
-            sites, timestep = self._features(config)
+            sites, timestep = self._features(model, config)
             return LinearProbe(tuple(tensors[site] for site in sites), tensors["bias"], sites, timestep)
         network = UNet(len(self.data.classes), self.training.width, self.training.levels, self.training.scale)
         network.load_state_dict(tensors)
         return SupervisedUNet(network.to(model.device).eval().requires_grad_(False), self.training)
 
-    def _features(self, config: EmerDiffConfig) -> tuple[tuple[str, ...], int]:
+    def _features(self, model: ProbeModel, config: EmerDiffConfig) -> tuple[tuple[str, ...], int]:
         """Sites and timestep of what a linear probe sees: what EmerDiff clusters, where nothing else is asked for."""
         assert isinstance(self.training, ProbeTraining)
-        timestep = self.training.timestep
-        return self.training.sites or config.features.sites, config.features.timesteps[
-            0
-        ] if timestep is None else timestep
+        named = config if self.training.sites is None else config.change(feature_sites=self.training.sites)
+        sites = tuple(site.name for site in find_feature_sites(model, named))
+        return sites, middle_timestep(config) if self.training.timestep is None else self.training.timestep
 
     def _probe_weights(
         self, model: ProbeModel, config: EmerDiffConfig, progress: bool, warn: Callable[[str], None]
     ) -> dict[str, Any]:
         assert isinstance(self.training, ProbeTraining)
-        sites, timestep = self._features(config)
+        sites, timestep = self._features(model, config)
         samples = ((config.probe(model, image, start=timestep), labels) for image, labels in self._readable(warn))
         training = replace(self.training, sites=sites, timestep=timestep)
         made = train_linear_probe(samples, len(self.data.classes), training, progress=progress)

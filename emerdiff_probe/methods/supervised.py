@@ -21,7 +21,7 @@ from emerdiff_probe.arrays import enlarge
 from emerdiff_probe.checks import is_integer, is_positive, require
 from emerdiff_probe.data.sample import IGNORED
 from emerdiff_probe.errors import InputError
-from emerdiff_probe.methods.choices import feature_sites, resolve_for
+from emerdiff_probe.methods.choices import feature_sites, middle_timestep, resolve_for
 from emerdiff_probe.methods.interface import Counts, Pictured, refuse_count
 from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig
@@ -136,7 +136,7 @@ def train_linear_probe(
         _require_labels(probed.image, labels, classes, ignore_index)
         sites = list(feature_sites(probed.model, *(training.sites or ())))
         asked = EmerDiffConfig().change(feature_timesteps=training.timestep)
-        timestep = resolve_for(probed, asked).features.timesteps[0]
+        timestep = middle_timestep(resolve_for(probed, asked))
         probed.capture(sites, timestep)
         counted = np.flatnonzero(labels.ravel() != ignore_index)
         places = rng.choice(counted, min(training.pixels, len(counted)), replace=False)

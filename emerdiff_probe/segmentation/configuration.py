@@ -92,7 +92,9 @@ class EmerDiffConfig(Settings):
         if not {"feature_timesteps", "modulate_at"} <= set(given):
             grid = timesteps or model.schedule(given.get("steps", best["steps"])).timesteps
             filled["modulate_at"] = _nearest(grid, best["modulate_at"])
-            filled["feature_timesteps"] = tuple(_nearest(grid, each) for each in best["feature_timesteps"])
+            filled["feature_timesteps"] = tuple(
+                dict.fromkeys(_nearest(grid, each) for each in best["feature_timesteps"])
+            )
         if self.readout is OPEN:
             filled |= asdict(Readout())
         return self.fill(filled)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-from emerdiff_probe.models.addresses import ATTENTION_KINDS
+from emerdiff_probe.models.addresses import ATTENTION, ATTENTION_KINDS
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.sites import Site, default_sites, list_sites
 
@@ -46,8 +46,8 @@ MEASURED: Mapping[str, Any] = MappingProxyType({"sharpen": "wls"})
 POCKET: Mapping[str, Any] = MappingProxyType(
     {
         "clusters": 12,
-        "feature_timesteps": (301,),
-        "feature_draws": 16,
+        "feature_timesteps": (101, 301, 501, 701),
+        "feature_draws": 4,
         "modulate_at": 601,
         "strength": 300.0,
         "smoothing": 3.0,
@@ -55,10 +55,14 @@ POCKET: Mapping[str, Any] = MappingProxyType(
     }
 )
 """What was measured to be best for the pocket model."""
-POCKET_LAYERS = {"feature_sites": "up{resolution}.self1.query", "layer": "up{resolution}.cross1.output"}
-"""Its layers, on the grid that is half as fine as its latents'."""
-PAPER_NOISE: Mapping[int, float] = MappingProxyType({1: 0.0413, 281: 0.7789})
-"""Noise to signal of Stable Diffusion v1.4 at the paper's timesteps."""
+POCKET_LAYER = "up{resolution}.cross1.output"
+"""Its layer that is pushed, on the grid that is half as fine as its latents'."""
+CLUSTERED = ("query", "key", "value", "output")
+"""What is clustered of every attention layer of a stage, all together."""
+NOISE: Mapping[int, float] = MappingProxyType(
+    {1: 0.0413, 101: 0.3462, 281: 0.7789, 301: 0.8357, 501: 1.6237, 701: 3.3478}
+)
+"""Noise to signal of Stable Diffusion v1.4, and of the pocket model, at timesteps that models' own are found by."""
 
 
 @dataclass(frozen=True)
@@ -103,20 +107,36 @@ def paper_preset(model: ProbeModel) -> Preset:
 
 
 def find_preset(model: ProbeModel) -> Preset:
-    """The best known settings for a model: the paper's and `MEASURED`, for the pocket model with its own."""
+    """The best known settings for a model: the paper's and `MEASURED`, for the pocket model with its own.
+
+    The pocket model's features are all of its probed stage at several timesteps (`stage_features`), which were better
+    masks on drawn scenes and on photographs than any one site's (`python -m benchmarks.features`). Other U-Nets that
+    nobody has measured get the same by rule. Stable Diffusion's families keep the paper's query, as do transformers,
+    whose depth is no stage: nothing else has been measured there.
+    """
     paper = paper_preset(model)
-    paper = replace(paper, options={**paper.options, **MEASURED})
+    options = {**paper.options, **MEASURED}
+    if model.family in KNOWN and model.family != "pocket":
+        return replace(paper, options=options)
+    stage = _probed_stage(model)
+    if stage is not None:
+        timesteps = _as_noisy_as(model, POCKET["feature_timesteps"])
+        options |= {"feature_sites": stage_features(model, stage), "feature_timesteps": timesteps}
+        options |= {"feature_draws": POCKET["feature_draws"]}
     if model.family != "pocket":
-        return paper
-    names = {site.name for site in list_sites(model)}
-    measured = {name: value.format(resolution=model.latent_side // 2) for name, value in POCKET_LAYERS.items()}
-    notes = [
-        f"{model.name} has no {value} as the pocket model has: {paper.options[name]} takes its place"
-        for name, value in measured.items()
-        if value not in names
-    ]
-    layers = {name: value for name, value in measured.items() if value in names}
-    return Preset({**paper.options, **POCKET, **layers}, tuple(notes))
+        return replace(paper, options=options)
+    wanted = POCKET_LAYER.format(resolution=model.latent_side // 2)
+    if wanted in {site.name for site in list_sites(model)}:
+        return Preset({**options, **POCKET, "layer": wanted})
+    note = f"{model.name} has no {wanted} as the pocket model has: {paper.options['layer']} takes its place"
+    return Preset({**options, **POCKET}, (note,))
+
+
+def stage_features(model: ProbeModel, resolution: int) -> tuple[str, ...]:
+    """Patterns of the queries, keys, values and outputs of all attention layers upwards on a grid."""
+    held = [site for site in list_sites(model, stage="up", resolution=resolution) if site.holds_cells]
+    kinds = [(site.kind, site.part) for site in held if site.kind in ATTENTION and site.part in CLUSTERED]
+    return tuple(f"up{resolution}.{kind}*.{part}" for kind, part in dict.fromkeys(kinds))
 
 
 def fast_preset(model: ProbeModel) -> dict[str, Any]:
@@ -135,17 +155,29 @@ def _paper_sites(model: ProbeModel) -> tuple[Site, Site]:
     return default_sites(model)
 
 
+def _probed_stage(model: ProbeModel) -> int | None:
+    """The grid upwards that is clustered: the pocket model's, else the nearest to cells of 16 pixels; None for none."""
+    upwards = [site.resolution for site in list_sites(model, stage="up", part="query")]
+    if model.family == "pocket" and model.latent_side // 2 in upwards:
+        return model.latent_side // 2
+    return min(upwards, key=lambda side: abs(math.log(16 * side / model.native_size)), default=None)
+
+
 def _settings_by_rule(model: ProbeModel) -> dict[str, Any]:
     """Kinds of attention that have probabilities, and the model's own timesteps of as much noise as the paper's."""
     kinds = {site.kind for site in list_sites(model, part="query")}
-    schedule = model.schedule(DEFAULTS["steps"])
-
-    def as_noisy_as(timestep: int) -> int:
-        wanted = math.log(PAPER_NOISE[timestep])
-        return min(schedule.timesteps, key=lambda other: abs(math.log(schedule.noise_to_signal(other)) - wanted))
-
     return {
-        "feature_timesteps": tuple(map(as_noisy_as, DEFAULTS["feature_timesteps"])),
-        "modulate_at": as_noisy_as(DEFAULTS["modulate_at"]),
+        "feature_timesteps": _as_noisy_as(model, DEFAULTS["feature_timesteps"]),
+        "modulate_at": _as_noisy_as(model, [DEFAULTS["modulate_at"]])[0],
         "injection": tuple(kind for kind in ATTENTION_KINDS if kind in kinds),
     }
+
+
+def _as_noisy_as(model: ProbeModel, timesteps: Sequence[int]) -> tuple[int, ...]:
+    """The timesteps of a model's grid with as much noise as Stable Diffusion's at these, each once."""
+    schedule = model.schedule(DEFAULTS["steps"])
+
+    def nearest(noise: float) -> int:
+        return min(schedule.timesteps, key=lambda other: abs(math.log(schedule.noise_to_signal(other) / noise)))
+
+    return tuple(dict.fromkeys(nearest(NOISE[timestep]) for timestep in timesteps))

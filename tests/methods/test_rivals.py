@@ -10,6 +10,7 @@ import torch
 
 from emerdiff_probe.errors import InputError, SiteError, TimestepError
 from emerdiff_probe.methods.catalogue import METHODS
+from emerdiff_probe.methods.choices import resolve_for
 from emerdiff_probe.methods.colour import CoordinateKMeans, Felzenszwalb, RgbKMeans, Slic
 from emerdiff_probe.methods.diffcut import DiffCut, assign_by_features, last_of_encoder
 from emerdiff_probe.methods.diffseg import DiffSeg
@@ -93,7 +94,8 @@ def test_rivals_share_one_inversion_and_leave_no_hooks(model, monkeypatch):
     image = ProbedImage(model, tiny.picture(), start=301, steps=10)
     for name in FROM_MODEL:
         METHODS[name].segment(image, 3)
-    assert len(passes) == 2  # EmerDiff's features and DiffCut's; attention is read apart
+    own = resolve_for(image, EmerDiffConfig()).features.timesteps
+    assert len(passes) == len(own) + 1  # EmerDiff's features and DiffCut's; attention is read apart
     assert not tiny.hooks_of(model.denoiser)
 
 
@@ -104,7 +106,7 @@ def test_the_answer_does_not_depend_on_what_was_asked_before(probed, model):
 
 
 def test_upsampling_starts_from_emerdiffs_own_masks(probed):
-    config = EmerDiffConfig.for_model(probed.model)
+    config = resolve_for(probed, EmerDiffConfig())
     coarse = probed.low_resolution_masks(find_feature_sites(probed.model, config), 5, config.features.timesteps)
     height, width = probed.image.shape[:2]
     assert np.array_equal(Nearest().segment(probed, 5), upsampled(coarse, height, width, "nearest"))

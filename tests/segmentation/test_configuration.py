@@ -73,7 +73,8 @@ def test_fast_changes_the_readout_alone(model):
 
 def test_an_open_timestep_is_the_nearest_on_the_grid_and_a_given_one_stays(model):
     made = EmerDiffConfig.for_model(model, steps=4)  # 751, 501, 251, 1
-    assert (made.modulation.modulate_at, made.features.timesteps) == (501, (251,))
+    assert (made.modulation.modulate_at, made.features.timesteps) == (501, (1, 251, 501, 751))
+    assert EmerDiffConfig.for_model(model, steps=2).features.timesteps == (1, 501), "each once"
     made = EmerDiffConfig.for_model(model, steps=4, modulate_at=600)
     assert made.modulation.modulate_at == 600, "the model refuses it by name when it is run"
 
@@ -175,10 +176,10 @@ def test_features_of_two_grids_meet_on_the_finer_one():
 
 def test_a_segmentation_of_several_sites_and_timesteps_runs_and_differs(model):
     config = EmerDiffConfig.fast(model, clusters=4, feature_draws=1)
-    many = config.change(feature_sites=("up8.*.query", "up8.*.output"), feature_timesteps=(1, 301, 601))
-    result = segment(model, tiny.picture(), many)
+    one = config.change(feature_sites="up8.self1.query", feature_timesteps=301)
+    result = segment(model, tiny.picture(), config)
     assert result.labels.shape == (64, 64)
-    assert result.mask_embeddings.shape[1] > segment(model, tiny.picture(), config).mask_embeddings.shape[1]
+    assert result.mask_embeddings.shape[1] > segment(model, tiny.picture(), one).mask_embeddings.shape[1]
 
 
 def test_every_preset_is_complete(model, sd1):

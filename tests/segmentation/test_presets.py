@@ -8,10 +8,11 @@ from diffusers import UNet2DConditionModel
 
 from benchmarks.families import SMALL
 from emerdiff_probe.errors import ProbeWarning, SiteError
+from emerdiff_probe.models.addresses import ATTENTION
 from emerdiff_probe.models.loading import load_model
-from emerdiff_probe.segmentation.configuration import EmerDiffConfig, check_config
-from emerdiff_probe.segmentation.presets import FAST, find_preset
-from emerdiff_probe.segmentation.settings import OPTIONS
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig, check_config, find_feature_sites
+from emerdiff_probe.segmentation.presets import FAST, POCKET, find_preset
+from emerdiff_probe.segmentation.settings import OPTIONS, FeatureSettings
 from emerdiff_probe.sites import find_site, list_sites
 
 
@@ -68,11 +69,23 @@ def test_a_distilled_model_with_two_layers_a_stage_is_pushed_in_the_last_one_and
 def test_a_pocket_model_without_its_layers_gets_the_papers():
     pipeline = tiny.pocket()
     model = variant(pipeline, layers_per_block=1, up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"))
-    assert find_preset(model).options["feature_sites"] == "up8.self1.query"
+    assert find_preset(model).options["layer"] == "up8.cross1.output"
     bare = variant(tiny.pocket(), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"))
-    with pytest.warns(ProbeWarning, match=r"no up8\.self1\.query as the pocket model has"):
+    with pytest.warns(ProbeWarning, match=r"no up8\.cross1\.output as the pocket model has"):
         made = EmerDiffConfig.for_model(bare)
-    assert made.features.sites == ("up4.cross0.query",)
+    assert made.modulation.layer == "up4.cross2.output"
+    assert {site.resolution for site in find_feature_sites(bare, made)} == {4}
+
+
+def test_a_u_net_without_a_preset_clusters_a_whole_stage_and_the_papers_settings_one_query():
+    stage = [f"up8.{kind}*.{part}" for kind in ("self", "cross") for part in ("query", "key", "value", "output")]
+    stage = [pattern for pattern in stage if pattern not in {"up8.cross*.key", "up8.cross*.value"}]
+    pocket = load_model(tiny.pocket(), device="cpu")
+    made = EmerDiffConfig.for_model(pocket)
+    assert sorted(made.features.sites) == sorted(stage)
+    assert (made.features.timesteps, made.features.draws) == (POCKET["feature_timesteps"], POCKET["feature_draws"])
+    assert all(site.holds_cells and site.kind in ATTENTION for site in find_feature_sites(pocket, made))
+    assert EmerDiffConfig.paper(pocket).features == FeatureSettings("up8.cross0.query", 1, 1)
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -63,16 +63,17 @@ def asleep(model):
 
 
 def test_shapes_at_a_size_that_is_neither_native_nor_square(result, model, config):
-    site = find_feature_sites(model, config)[0]
+    sites = find_feature_sites(model, config)
     height, width = model.working_size(50, 81)
-    grid = site.grid(height // model.factor, width // model.factor)
+    grid = sites[0].grid(height // model.factor, width // model.factor)
     assert result.labels.shape == (50, 81)
     assert result.difference_maps.shape == (4, height, width)
     assert result.difference_map(3).shape == (50, 81)
     assert result.difference_maps.dtype == np.float32
     assert result.low_resolution_masks.shape == grid
     assert set(np.unique(result.low_resolution_masks)) == {0, 1, 2, 3}
-    assert result.mask_embeddings.shape == (4, site.channels)
+    channels = len(result.config.features.timesteps) * sum(site.channels for site in sites)
+    assert result.mask_embeddings.shape == (4, channels)
     assert result.masks == 4
     assert np.array_equal(result.image, IMAGE)
 

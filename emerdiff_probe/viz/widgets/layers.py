@@ -54,11 +54,11 @@ class LayersExplorer(Explorer):
         super().__init__()
         self._model, self._image, self._config = model, image, config
         height, width = image.shape[:2]
-        check_config(model, config, *model.working_size(height, width))
+        clustered, _ = check_config(model, config, *model.working_size(height, width))
         grid = model.schedule(config.inversion.steps).timesteps
         self._start = grid[0]
         sites = [site.name for site in list_sites(model) if site.holds_cells]
-        self.site = described(widgets.Dropdown, "site", options=sites, value=config.features.sites[0])
+        self.site = described(widgets.Dropdown, "site", options=sites, value=clustered[0].name)
         self.timestep = described(
             widgets.SelectionSlider, "timestep", options=sorted(grid), value=config.features.timesteps[0]
         )
