@@ -8,10 +8,11 @@ export TOKENIZERS_PARALLELISM := false
 .PHONY: demo test unit notebooks browser lab lint docs
 
 demo: $(INSTALLED)
-	$(BIN)/emerdiff-probe segment emerdiff_probe/pocket/assets/scene.png "$(PHOTOGRAPH)" --out out
+	$(BIN)/emerdiff-probe segment "$(PHOTOGRAPH)" --model photo --out out
+	$(BIN)/emerdiff-probe segment emerdiff_probe/pocket/assets/scene.png --out out
 	@echo
-	@echo "out/scene: a drawn scene of the pocket model's own world, never seen in training."
-	@echo "out/china: a real photograph, OUTSIDE the pocket model's world: expect rough regions, not objects."
+	@echo "out/china: a photograph that the small model of street photographs never saw."
+	@echo "out/scene: a drawn scene that the pocket model never saw, of the world whose truth is known."
 	@echo "Look at side_by_side.png and difference_maps.png in both folders."
 
 test: unit browser notebooks

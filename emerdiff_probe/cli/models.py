@@ -18,7 +18,8 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {
     "model": (
         str,
         "pocket",
-        "'pocket', a hub id such as CompVis/stable-diffusion-v1-4 or ID@REVISION, a folder or a .safetensors file.",
+        "'pocket' (drawn scenes), 'photo' (street photographs), a hub id such as CompVis/stable-diffusion-v1-4 or "
+        "ID@REVISION, a folder or a .safetensors file.",
     ),
     "device": (str | None, None, "cpu, cuda or mps; the fastest that is there by default."),
     "precision": (str | None, None, "float32, float16 or bfloat16; float16 on CUDA, else float32."),

@@ -33,9 +33,9 @@ def train(
     optimizer: Annotated[
         str, typer.Option(help="Of the denoiser: muon (its matrices; adamw for the rest) or adamw.")
     ] = "adamw",
-    init: Annotated[str | None, typer.Option(help="Start from 'pocket' or a pipeline folder.")] = None,
+    init: Annotated[str | None, typer.Option(help="Start from 'pocket', 'photo' or a pipeline folder.")] = None,
     autoencoder_from: Annotated[
-        str | None, typer.Option(help="Take the autoencoder alone from 'pocket' or a pipeline folder.")
+        str | None, typer.Option(help="Take the autoencoder alone from 'pocket', 'photo' or a pipeline folder.")
     ] = None,
     mirror: Annotated[bool, typer.Option(help="Train on mirror images too.")] = True,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in OUT stopped.")] = False,

@@ -19,7 +19,8 @@ from emerdiff_probe.models.folders import named_errors, read_json
 from emerdiff_probe.models.loading import find_device, find_folder, quiet_loading
 from emerdiff_probe.models.weights import choose_variant, find_weights, read_shapes, require_all_loaded
 
-POCKET_CLIP_FOLDER = Path(__file__).parents[1] / "pocket" / "clip_weights"
+SHIPPED_CLIPS = {"pocket": Path(__file__).parents[1] / "pocket" / "clip_weights"}
+"""Folders of the CLIPs that ship, by name."""
 BATCH = 64
 """Texts or images a pass."""
 
@@ -222,7 +223,7 @@ def load_clip(
     """
     place = find_device(device)
     name = str(source)
-    folder = find_folder(name, revision, variant, POCKET_CLIP_FOLDER)
+    folder = find_folder(name, revision, variant, SHIPPED_CLIPS)
     config = _require_clip(folder)
     chosen = choose_variant([file.name for file in folder.iterdir()], variant, str(folder))
     read_shapes(find_weights(folder, chosen))

@@ -30,8 +30,8 @@ def fetch_folder(name: str, revision: str | None, variant: str | None) -> Path:
         ModelError: no such id or revision, or neither the hub nor the cache has it.
     """
     accepted = (
-        "accepted: 'pocket', a local diffusers folder, or a hub id such as 'CompVis/stable-diffusion-v1-4' where the "
-        f"hub is reachable or its cache ({constants.HF_HUB_CACHE}) has it"
+        "accepted: 'pocket', 'photo', a local diffusers folder, or a hub id such as 'CompVis/stable-diffusion-v1-4' "
+        f"where the hub is reachable or its cache ({constants.HF_HUB_CACHE}) has it"
     )
     where = f"{name!r}" + (f" at revision {revision!r}" if revision else "")
     try:

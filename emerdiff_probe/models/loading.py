@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import diffusers
@@ -29,7 +30,9 @@ from emerdiff_probe.models.probe_model import COMPONENTS, MAX_DECODES, ProbeMode
 from emerdiff_probe.models.single_file import load_single_file
 from emerdiff_probe.models.weights import PICKLE_SUFFIXES, require_finite
 
-POCKET_FOLDER = Path(__file__).parents[1] / "pocket" / "weights"
+_POCKET = Path(__file__).parents[1] / "pocket"
+SHIPPED: Mapping[str, Path] = MappingProxyType({"pocket": _POCKET / "weights", "photo": _POCKET / "photo_weights"})
+"""Folders of the models that ship, by name: one of drawn scenes, one of street photographs."""
 
 
 def load_model(
@@ -46,10 +49,11 @@ def load_model(
     """Load a model to probe.
 
     Args:
-        source: "pocket" (ships with the package), a hub id such as "CompVis/stable-diffusion-v1-4" or
-            "id@revision", a local diffusers folder, a single-file checkpoint of Stable Diffusion (`.safetensors`), or
-            a pipeline that is already built. A pipeline stays as it is: the model gets networks of its own, in the
-            memory of the pipeline's weights where device, precision and order agree. Load it again after changing it.
+        source: "pocket" or "photo" (small models of drawn scenes and of street photographs that ship with the
+            package), a hub id such as "CompVis/stable-diffusion-v1-4" or "id@revision", a local diffusers folder, a
+            single-file checkpoint of Stable Diffusion (`.safetensors`), or a pipeline that is already built. A pipeline
+            stays as it is: the model gets networks of its own, in the memory of the pipeline's weights where device,
+            precision and order agree. Load it again after changing it.
         device: defaults to a given pipeline's own, else to CUDA, then MPS, then CPU, whichever is there.
         dtype: float32, float16 or bfloat16; defaults to a given pipeline's own, else to float16 on CUDA and float32
             elsewhere. An autoencoder that asks for it (Stable Diffusion XL's) runs in float32.
@@ -168,7 +172,7 @@ def _precision(dtype: torch.dtype | str | None, device: torch.device) -> torch.d
 
 def _load_pipeline(name: str, dtype: torch.dtype, variant: str | None, revision: str | None) -> DiffusionPipeline:
     file = Path(name).expanduser()
-    if name == "pocket" or file.suffix.lower() != ".safetensors" or not file.is_file():
+    if name in SHIPPED or file.suffix.lower() != ".safetensors" or not file.is_file():
         return load_folder(find_folder(name, revision, variant), dtype, variant)
     if variant is not None or revision is not None:
         raise InputError(
@@ -177,20 +181,20 @@ def _load_pipeline(name: str, dtype: torch.dtype, variant: str | None, revision:
     return load_single_file(file, dtype)
 
 
-def find_folder(name: str, revision: str | None, variant: str | None, pocket: Path = POCKET_FOLDER) -> Path:
+def find_folder(name: str, revision: str | None, variant: str | None, shipped: Mapping[str, Path] = SHIPPED) -> Path:
     """The folder of a model, fetched from the hub where its name is no place here.
 
     Args:
-        name: "pocket", a path, a hub id or "id@revision".
+        name: of one that ships, a path, a hub id or "id@revision".
         revision: of a model on the hub.
         variant: of the weights that are fetched.
-        pocket: folder of the one that ships.
+        shipped: folders of those that ship, by name.
 
     Raises:
         ModelError: as `find_source` and `hub.fetch_folder`.
         InputError: a revision of what lies here, or two of them.
     """
-    place = find_source(name, pocket)
+    place = find_source(name, shipped)
     if place is not None:
         if revision is not None:
             raise InputError(f"revision {revision!r} of {place}; accepted: revisions of models on the hub")
@@ -201,17 +205,17 @@ def find_folder(name: str, revision: str | None, variant: str | None, pocket: Pa
     return fetch_folder(identifier, given or revision, variant)
 
 
-def find_source(name: str, pocket: Path = POCKET_FOLDER) -> Path | None:
+def find_source(name: str, shipped: Mapping[str, Path] = SHIPPED) -> Path | None:
     """Where a model lies here; None for the id of one on the hub.
 
     Args:
-        name: "pocket", a path or an id.
-        pocket: folder of the one that ships.
+        name: of one that ships, a path or an id.
+        shipped: folders of those that ship, by name.
 
     Raises:
         ModelError: a path at which nothing is, or a file.
     """
-    path = pocket if name == "pocket" else Path(name).expanduser()
+    path = shipped[name] if name in shipped else Path(name).expanduser()
     if path.is_dir():
         return path
     if path.is_file():
@@ -219,8 +223,9 @@ def find_source(name: str, pocket: Path = POCKET_FOLDER) -> Path | None:
             raise ModelError(f"{path}: pickled weights can run code when opened and are refused; accepted: safetensors")
         raise ModelError(f"{path}: a file; accepted: a folder")
     local = path.is_absolute() or name.startswith((".", "~")) or "\\" in name or name.count("/") > 1
-    if local or name == "pocket" or path.suffix.lower() in {*PICKLE_SUFFIXES, ".safetensors", ".json"}:
-        raise ModelError(f"{path}: no such model folder or file; accepted: 'pocket', a path or a hub id")
+    if local or name in shipped or path.suffix.lower() in {*PICKLE_SUFFIXES, ".safetensors", ".json"}:
+        names = ", ".join(map(repr, shipped))
+        raise ModelError(f"{path}: no such model folder or file; accepted: {names}, a path or a hub id")
     return None
 
 

@@ -64,7 +64,7 @@ class Scenes:
 
     def crops(self, random: np.random.Generator, count: int, side: int, *, all_drawn: bool) -> np.ndarray:
         """As in `Examples`; half of them are mirror images."""
-        images = (self.source.wait(self.source.count) if all_drawn else self.source.ready()).images
+        images = self.source.wait(self.source.count if all_drawn else 2 * count).images
         height, width = images.shape[1:3]
         chosen = random.integers(len(images), size=count)
         tops, lefts = (random.integers(length - side + 1, size=count) for length in (height, width))
@@ -175,7 +175,7 @@ def open_windows(
     pictures = [pixels[start:end].reshape(shape) for start, end, shape in zip([0, *ends], ends, shapes, strict=False)]
     apart = min(held_out, len(pictures) // 10)
     held = {int((n + 0.5) * len(pictures) / apart) for n in range(apart)}
-    squares = [_middle(pictures[number], size) for number in sorted(held)]
+    squares = [middle_square(pictures[number], size) for number in sorted(held)]
     kept = [number for number in range(len(pictures)) if number not in held]
     known = read_captions(captions).values() if captions else ()
     return Windows(
@@ -294,7 +294,7 @@ def _shrink(image: np.ndarray, most: int) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
 
 
-def _middle(picture: np.ndarray, side: int) -> np.ndarray:
+def middle_square(picture: np.ndarray, side: int) -> np.ndarray:
     """The middle square of a picture, at `side` pixels."""
     height, width = picture.shape[:2]
     across = min(height, width)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.files import write_whole
-from emerdiff_probe.models.loading import POCKET_FOLDER, find_device
+from emerdiff_probe.models.loading import SHIPPED, find_device
 from emerdiff_probe.models.pixels import to_pixels
 from emerdiff_probe.pocket.architecture import MODULES, Architecture, Parts
 from emerdiff_probe.pocket.card import write_model_card
@@ -75,9 +75,9 @@ class TrainConfig:
     images: Path | None = None
     captions: Path | None = None
     init: str | Path | None = None
-    """Start from ``"pocket"`` (the weights that ship) or a pipeline folder, which sets the architecture."""
+    """Start from ``"pocket"`` or ``"photo"``, which ship, or a pipeline folder; they set the architecture."""
     autoencoder_from: str | Path | None = None
-    """Take the autoencoder alone from ``"pocket"`` or a pipeline folder; all other weights start fresh."""
+    """Take the autoencoder alone from ``"pocket"``, ``"photo"`` or a pipeline folder; all other weights start fresh."""
     resume: bool = False
     device: str | None = None
     minutes: float | None = None
@@ -593,7 +593,7 @@ def _first(examples: Examples, count: int) -> Pictures:
 
 
 def _init_folder(init: str | Path) -> Path:
-    return POCKET_FOLDER if init == "pocket" else Path(init)
+    return SHIPPED.get(str(init), Path(init))
 
 
 def _save_grid(path: Path, rows: list[np.ndarray]) -> None:

@@ -22,12 +22,14 @@ from emerdiff_probe.pocket.data import (
     HELD_OUT_SEEDS,
     TRAIN_SEEDS,
     CloseupGrid,
+    Pictures,
+    PictureSource,
     SceneStore,
     draw_scenes,
     mirrored,
     read_folder,
 )
-from emerdiff_probe.pocket.examples import LEAST_SIDE, LatentPool, open_windows
+from emerdiff_probe.pocket.examples import LEAST_SIDE, LatentPool, Scenes, open_windows
 from emerdiff_probe.pocket.loop import Budget, Loop, Stop
 from emerdiff_probe.pocket.optimizer import WEIGHT_DECAY, Optimizer
 from emerdiff_probe.pocket.train import TrainConfig, loss_weights, train
@@ -707,6 +709,27 @@ def test_windows_are_new_every_time_and_inside_their_pictures(ramps, tmp_path):
     assert max(spread) < 0.3  # a quarter of an example
     with pytest.raises(InputError, match="pictures cannot be kept there"):
         open_windows(ramps, 32, cap=100, store=ramps / "00.png", report=quiet)
+
+
+def test_the_first_steps_wait_for_as_many_scenes_as_they_need():
+    drawn = Pictures(
+        np.arange(10, dtype=np.uint8).repeat(8 * 8 * 3).reshape(10, 8, 8, 3), [f"{n} left" for n in range(10)]
+    )
+    asked = []
+
+    def wait(count):
+        asked.append(count)
+        return drawn
+
+    scenes = Scenes(PictureSource(10, lambda: drawn, wait, None, (), {}), mirror=True)
+    random = np.random.default_rng(0)
+    assert scenes.crops(random, 3, 4, all_drawn=False).shape == (3, 4, 4, 3)
+    scenes.crops(random, 3, 4, all_drawn=True)
+    assert asked == [6, 10]
+    assert scenes.total == 20
+    (image, caption), (turned, other) = scenes.example(7), scenes.example(17)
+    assert (image[:, ::-1] == turned).all()
+    assert (caption, other) == ("7 left", "7 right")
 
 
 def test_a_pool_is_a_function_of_what_was_used(ramps, tmp_path):
