@@ -12,6 +12,7 @@ from benchmarks import gpu, ship, training
 from benchmarks.emerdiff import MODES
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.models.loading import load_model
+from emerdiff_probe.pocket.architecture import Parts
 
 STEPS = 6
 """501, 401, 301, 201, 101, 1 of the grid of ten."""
@@ -59,6 +60,12 @@ def test_training_goes_on_and_its_weights_come_back_in_small_files(folder, pictu
     layers = [size for name, size in told["weights"].items() if "text_encoder" not in name]
     assert max(layers) < 250_000  # the largest layer and a header
     assert load_model(out / "pipeline").name == str(out / "pipeline")
+
+
+def test_the_pieces_of_a_step_are_timed(folder):
+    table = training.costs(Parts.load(folder), batch=1, repeats=1)
+    assert list(table["what"])[-2:] == ["a step of muon", "a step of adamw"]
+    assert (table["cpu_seconds"] >= 0).all()
 
 
 def test_variants_of_a_training_have_equal_time(folder, pictures, tmp_path, capsys):
