@@ -37,7 +37,7 @@ from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.reading.features import cluster, combine, one_hot_masks, upsampled
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig, resolve_modulation
-from emerdiff_probe.segmentation.sharpen import read_labels
+from emerdiff_probe.segmentation.sharpen import Sharpening, read_labels
 from emerdiff_probe.sites import Site, list_sites
 
 GRID = (1, 101, 201, 301, 401, 501, 601, 701, 801)
@@ -184,22 +184,7 @@ def _weigh(probed: ProbedImage, sites: Sequence[Site], timesteps: Sequence[int],
     return parts * torch.from_numpy(np.repeat(np.maximum(weights, 0) ** 0.5, channels)).float()
 
 
-def forgive(maps: Tensor, coarse: np.ndarray) -> Tensor:
-    """Maps less what each answers outside its own mask, by the median: what a push does everywhere."""
-    inside = torch.nn.functional.one_hot(torch.from_numpy(coarse).long(), len(maps)).permute(2, 0, 1)
-    inside = torch.nn.functional.interpolate(inside[None].float(), size=maps.shape[1:], mode="nearest-exact")[0] > 0
-    floor = [
-        each[~own].median() if (~own).any() else each.new_zeros(()) for each, own in zip(maps, inside, strict=True)
-    ]
-    return (maps - torch.stack(floor)[:, None, None]).clamp(min=0)
-
-
-READINGS = {
-    "none": lambda maps, coarse, image: read_labels(maps, image, "none")[0],
-    "wls": lambda maps, coarse, image: read_labels(maps, image, "wls")[0],
-    "forgiven": lambda maps, coarse, image: read_labels(forgive(maps, coarse), image, "none")[0],
-    "forgiven, wls": lambda maps, coarse, image: read_labels(forgive(maps, coarse), image, "wls")[0],
-}
+READINGS: tuple[Sharpening, ...] = ("none", "wls")
 
 
 def confusion_of(labels: np.ndarray, sample: Sample, classes: int) -> np.ndarray:
@@ -220,21 +205,20 @@ def report(confusions: Mapping[str, Sequence[np.ndarray]], reference: str) -> pd
 
 
 def price(picture: Picture, names: Sequence[str], clusters: int) -> pd.DataFrame:
-    """Seconds of a candidate's features and clustering from nothing, and what its features hold."""
+    """Processor seconds of a candidate's features and clustering from nothing, and what its features hold."""
     rows = []
     for name in names:
         candidate = CANDIDATES[name]
         grid, times = picture.probed(candidate.draws).grid(picture.sites(candidate)), []
         for _ in range(3):
-            began = time.perf_counter()
+            began = time.process_time()
             features = picture.features(candidate, clusters, afresh=True)
-            read = time.perf_counter()
+            read = time.process_time()
             cluster(features, clusters, grid)
-            times.append((read - began, time.perf_counter() - read))
+            times.append((read - began, time.process_time() - read))
         read, clustered = np.median(times, axis=0)
-        held = features.numel() * 4 * candidate.draws / 2**20
         rows.append({"features": name, "channels": features.shape[1], "seconds": round(float(read), 2),
-                     "k-means": round(float(clustered), 2), "MiB": round(held, 1)})  # fmt: skip
+                     "k-means": round(float(clustered), 2), "MiB": round(features.numel() * 4 / 2**20, 1)})  # fmt: skip
     return pd.DataFrame(rows)
 
 
@@ -279,8 +263,8 @@ def main(
                 asked = config.change(strength=push).to_dict()
                 place = folder_of(store, *identity, CANDIDATES[name]._asdict(), asked["modulation"], asked["readout"])
                 maps = kept(place / f"{sample.name}.safetensors", partial(picture.maps, held["coarse"], push))["maps"]
-                for reading, read in READINGS.items():
-                    found = read(torch.from_numpy(maps), held["coarse"], image)
+                for reading in READINGS:
+                    found = read_labels(torch.from_numpy(maps), image, reading)[0]
                     labels.setdefault(f"{name}, {push:g}, {reading}", []).append(confusion(found))
     print(f"majority protocol, {len(samples)} images of {samples.name}, K = {clusters}, {probed!r}\n")
     tables = {"masks": report(masks, PRESET)}

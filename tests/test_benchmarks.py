@@ -8,11 +8,12 @@ import pytest
 import tiny
 import torch
 
-from benchmarks import atlas, fast_modes, features, growth, ideas, pocket_quality, sharpening
+from benchmarks import atlas, ceilings, fast_modes, features, growth, ideas, pocket_quality, sharpening
 from benchmarks.emerdiff import MODES, Setup, agreement, rows_of, run
 from benchmarks.hooks import Ways, largest_differences
 from benchmarks.reference import Paper, Reference
 from benchmarks.rounds import beside_the_first, seconds_of
+from emerdiff_probe.data.sample import IGNORED
 from emerdiff_probe.data.sources import open_data
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.evaluation.report import make_report
@@ -265,3 +266,17 @@ def test_candidate_features_name_sites_and_the_preset_is_the_configurations_own(
     own = features.Candidate(config.features.sites, config.features.timesteps, config.features.draws)
     expected = config.probe(model, picture.image).low_resolution_masks(picture.sites(own), 3, config.features.timesteps)
     assert np.array_equal(picture.masks(own, 3)["coarse"], expected)
+
+
+def test_ceilings_rise_to_the_truth_with_the_truths_own_masks_and_borders():
+    truth = np.arange(16).repeat(16).reshape(16, 16) // 6  # borders at 6 and 12, cells of 4
+    coarse = np.array([0, 0, 1, 1]).repeat(4).reshape(4, 4)
+    found = ceilings.ceilings(coarse, np.full((16, 16, 3), 128, np.uint8), truth, 3)
+    assert found[ceilings.OURS].shape == truth.shape
+    assert (found["the cells' true majority, true borders"] == truth).all()
+    assert len(np.unique(found["k-means of the cells' true classes, bilinear"])) == 2
+    shares = ceilings.class_shares(np.where(truth == 0, IGNORED, truth), 3, (4, 4)).reshape(4, 4, 3)
+    assert shares[:, 0].tolist() == [[0, 0, 0], [0, 0.5, 0], [0, 1, 0], [0, 0, 1]]
+    pieces = ceilings.regions_of(np.array([[1, 0, 1], [1, 0, 1]]))
+    assert sorted(np.bincount(pieces.ravel())) == [2, 2, 2]
+    assert ceilings.take_regions(np.array([[0, 0, 5], [0, 2, 2]]), pieces)[:, 0].tolist() == [0, 0]
