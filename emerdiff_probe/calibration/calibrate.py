@@ -6,6 +6,7 @@ import math
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,8 @@ def calibrate(
     Settings are compared by how much more of the pictures' colour variance EmerDiff's plain labels explain than the
     enlarged low-resolution masks that they are made of; the masks are the same for all. Strength, timestep and layer
     are searched one after the other until nothing gets better, then placement, injection and the number of steps;
-    the variants of each are halved while pictures are added. What these pictures cannot tell from the preset leaves the
+    the variants of each are halved while pictures are added. At last, whatever time is left, the best is held against
+    denoisers of random weights, which must not do as well. What these pictures cannot tell from the preset leaves the
     preset as it is.
 
     Args:
@@ -104,18 +106,21 @@ def calibrate(
         )
         found = Search(model, samples, space, job, Path(folder), 60 * minutes, warn, show)
         finished = found.run()
-    measured_of = found.records[space.unify(space.preset)]
-    return Calibration(
-        base=base,
-        space=space,
-        records=found.records,
-        pictures=tuple(name for name in samples.names if name in measured_of),
-        skipped=found.skipped,
-        finished=finished,
-        seconds=found.used,
-        labelled=bool(job.classes),
-        store=None if store is None else Path(store),
-    )
+        known = found.records[space.unify(space.preset)]
+        result = Calibration(
+            base=base,
+            space=space,
+            records=found.records,
+            pictures=tuple(name for name in samples.names if name in known),
+            skipped=found.skipped,
+            finished=finished,
+            seconds=found.used,
+            labelled=bool(job.classes),
+            store=None if store is None else Path(store),
+        )
+        if result.leads or (finished and result.gain(result.best).low > 0):
+            result = replace(result, control=found.control(result.best, result.pictures))
+    return result
 
 
 def _advance(bar: tqdm, seconds: float) -> None:

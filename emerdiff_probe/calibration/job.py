@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from emerdiff_probe.calibration.criteria import CRITERIA, SEEDS, Ground
+from emerdiff_probe.calibration.control import forget
+from emerdiff_probe.calibration.criteria import CRITERIA, CRITERION, SEEDS, Ground
 from emerdiff_probe.calibration.space import Setting
 from emerdiff_probe.data.sample import IGNORED, Sample
 from emerdiff_probe.errors import ModelError
 from emerdiff_probe.metrics.overlaps import adjusted_rand, majority_confusion
 from emerdiff_probe.models.probe_model import ProbeModel
-from emerdiff_probe.reading.correspondence import assign
+from emerdiff_probe.reading.correspondence import assign, difference_maps
 from emerdiff_probe.reading.features import upsampled
 from emerdiff_probe.runs.job import Cell
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig, find_feature_sites, resolve_modulation
@@ -63,15 +64,19 @@ class Picture:
         sites = find_feature_sites(self.model, config)
         return probed.low_resolution_masks(sites, config.given_clusters, config.features.timesteps)
 
-    def maps(self, setting: Setting, *, seed: int | None = None) -> torch.Tensor:
-        """Difference maps (mask, height, width) of the masks under a setting."""
+    def maps(self, setting: Setting, *, seed: int | None = None, by: ProbeModel | None = None) -> torch.Tensor:
+        """Difference maps (mask, height, width) of the masks under a setting, by another denoiser where one is given.
+
+        Its trajectory is the model's own: the same latents.
+        """
         config = self.config.change(**setting.options())
         probed = self.subject(setting.steps, setting.modulate_at, config.seed if seed is None else seed).probed
         if setting.modulate_at not in probed.trajectory.timesteps:  # of other steps, from another timestep
             del self.subjects[setting.steps, config.seed if seed is None else seed]
-            return self.maps(setting, seed=seed)
+            return self.maps(setting, seed=seed, by=by)
         modulation = resolve_modulation(self.model, config)
-        return probed.difference_maps(self.low_resolution_masks, modulation, smoothing=config.smoothing)
+        masks = probed.masks(self.low_resolution_masks, modulation.site)
+        return difference_maps(by or self.model, probed.trajectory, masks, modulation, smoothing=config.smoothing)
 
     @cached_property
     def ground(self) -> Ground:
@@ -101,9 +106,11 @@ class CalibrationJob:
         classes: number of classes of the data; 0 where it has none.
         seeds: whether the labels under another draw of the noise are found, too.
         settings: those that are wanted now.
+        twins: how many untrained denoisers are measured in the model's place; none, the model itself.
         seconds: of work that there still are; once they are over nothing more is measured.
         tell: told of every record, and the seconds that it took.
         pictures: that were inverted, by name.
+        untrained: the twins, by number, each made when it is asked for first.
     """
 
     config: EmerDiffConfig
@@ -111,15 +118,19 @@ class CalibrationJob:
     classes: int = 0
     seeds: bool = False
     settings: tuple[Setting, ...] = ()
+    twins: int = 0
     seconds: float = math.inf
     tell: Callable[[float], None] = field(default=lambda seconds: None)
     pictures: dict[str, Picture] = field(default_factory=dict)
+    untrained: dict[int, ProbeModel] = field(default_factory=dict)
     name = "calibrate"
 
     @property
     def cells(self) -> Mapping[Cell, Mapping[str, Any]]:
-        """The settings."""
-        return {tuple(setting): {} for setting in self.settings}
+        """The settings, or those of every twin, with its number behind."""
+        if not self.twins:
+            return {tuple(setting): {} for setting in self.settings}
+        return {(*setting, twin): {} for twin in range(self.twins) for setting in self.settings}
 
     def identity(self) -> dict[str, Any]:
         """The configuration without what settings say, and what is measured."""
@@ -147,7 +158,9 @@ class CalibrationJob:
                 return
             began = time.perf_counter()
             picture = self.pictures.setdefault(sample.name, self._picture(model, sample))
-            record = self._record(picture, Setting(*cell))  # type: ignore[arg-type]
+            setting = Setting(*cell[: len(Setting._fields)])  # type: ignore[arg-type]
+            twin = cell[-1] if self.twins else None
+            record = self._record(picture, setting) if twin is None else self._control(picture, setting, int(twin))
             if model.device.type == "cuda":
                 torch.cuda.synchronize(model.device)
             seconds = time.perf_counter() - began
@@ -169,6 +182,15 @@ class CalibrationJob:
         if self.seeds:
             values[SEEDS] = adjusted_rand(assign(maps).numpy(), assign(other).numpy())
         return values | self._confusions(picture, maps)
+
+    def _control(self, picture: Picture, setting: Setting, twin: int) -> dict[str, float | np.ndarray]:
+        if twin not in self.untrained:
+            self.untrained[twin] = forget(picture.model, twin)
+        try:
+            maps = picture.maps(setting, by=self.untrained[twin])
+        except ModelError:  # random weights may overflow
+            return {CRITERION: -1.0}
+        return {CRITERION: picture.ground.measure(maps)[CRITERION]}
 
     def _confusions(self, picture: Picture, maps: torch.Tensor | None) -> dict[str, np.ndarray]:
         if not self.classes:

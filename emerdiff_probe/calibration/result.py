@@ -44,6 +44,8 @@ class Calibration:
         seconds: of measuring.
         labelled: whether pictures have classes, so that criteria can be held against mIoU.
         store: folder of the records; None where they were not kept.
+        control: of the best setting the criterion under every untrained denoiser, by picture; empty where it was not
+            measured, because nothing was ahead without it.
     """
 
     base: EmerDiffConfig
@@ -55,6 +57,7 @@ class Calibration:
     seconds: float = 0.0
     labelled: bool = False
     store: Path | None = None
+    control: Sequence[Mapping[str, float]] = ()
 
     @property
     def preset(self) -> Setting:
@@ -84,8 +87,25 @@ class Calibration:
         """Whether there is a setting that is better than the preset and at which the labels explain something.
 
         The best of many settings looks better than it is: both must exceed what the best of so many could by chance.
+        And a denoiser that was never trained must not do as well: an answer may follow colours without any knowledge.
         """
+        return self.leads and self._beats_untrained
+
+    @cached_property
+    def leads(self) -> bool:
+        """As `found`, whatever untrained denoisers do."""
         return self.best != self.preset and self.preset not in self.equals and self._beyond_chance(self.preset)
+
+    @property
+    def _beats_untrained(self) -> bool:
+        return all(apart.low > 0 for apart in self.over_untrained())
+
+    def over_untrained(self) -> list[Interval]:
+        """How much higher the best setting's criterion is than under every untrained denoiser."""
+        return [
+            _interval(self.values(self.best, CRITERION, list(twin)) - np.array(list(twin.values())))
+            for twin in self.control
+        ]
 
     def _beyond_chance(self, other: Setting | None = None) -> bool:
         """Whether the best setting's criterion is above 0, or above another's, by more than the luckiest of all.
@@ -120,7 +140,12 @@ class Calibration:
 
     def values(self, setting: Setting, criterion: str, pictures: Sequence[str] | None = None) -> np.ndarray:
         """A criterion by picture, (picture,)."""
-        return np.array([float(self.records[setting][name][criterion]) for name in pictures or self.pictures])
+        return np.array(
+            [
+                float(self.records[setting][name][criterion])
+                for name in (self.pictures if pictures is None else pictures)
+            ]
+        )
 
     def gain(self, setting: Setting) -> Interval:
         """The criterion of a setting over its pictures with its 95% interval: a share, -1 … 1."""
@@ -236,10 +261,17 @@ class Calibration:
             over = self.difference(self.best, self.preset)
             return (
                 f"found: {_points(over)} more of the pictures' colour variance than with the preset "
-                f"(gain over the enlarged masks {POINTS * best.value:+.1f}, the preset's {POINTS * preset.value:+.1f})"
+                f"(gain over the enlarged masks {POINTS * best.value:+.1f}, the preset's {POINTS * preset.value:+.1f}"
+                f"{self._told_control()})"
             )
         if len(self.complete) == 1:
             return "the preset is kept: no other setting was measured on every picture"
+        if not self._beats_untrained:
+            apart = min(self.over_untrained(), key=lambda one: one.low)
+            return (
+                "nothing found: a denoiser of random weights does as well at the best setting "
+                f"(the model is {_points(apart)} ahead of it); the preset is kept"
+            )
         if not self._beyond_chance():
             return (
                 "nothing found: at no setting do the labels explain more of the pictures' colours than the enlarged "
@@ -251,6 +283,10 @@ class Calibration:
         if self.preset in self.equals:
             return f"the preset is kept: these pictures cannot tell it from the best setting ({ahead})"
         return f"the preset is kept: the best of {len(self.complete)} settings may exceed it so far by chance ({ahead})"
+
+    def _told_control(self) -> str:
+        values = [value for twin in self.control for value in twin.values()]
+        return f", a denoiser's of random weights {POINTS * np.mean(values):+.1f}" if values else ""
 
     @property
     def heading(self) -> tuple[str, ...]:

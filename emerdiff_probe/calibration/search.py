@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from emerdiff_probe.calibration.control import PICTURES, TWINS
 from emerdiff_probe.calibration.criteria import CRITERION
 from emerdiff_probe.calibration.job import SECONDS, CalibrationJob
 from emerdiff_probe.calibration.space import Setting, Space
@@ -87,6 +88,21 @@ class Search:
         except BudgetSpent:
             return False
         return True
+
+    def control(self, setting: Setting, pictures: Sequence[str]) -> list[dict[str, float]]:
+        """The criterion of a setting under every untrained twin, by picture; whatever time is left.
+
+        Of the pictures that have it `PICTURES`, evenly spread.
+        """
+        data = self.data[:: max(1, len(self.data) // PICTURES)]
+        self.job.settings, self.job.twins, self.job.seconds = (setting,), TWINS, math.inf
+        made = run(self.model, self.job, data, store=self.store, warn=self._warn_once)
+        found = []
+        for twin in range(TWINS):
+            held = {one.name: made.record(one.name, (*setting, twin)) for one in made.samples if one.name in pictures}
+            found.append({name: float(record[CRITERION]) for name, record in held.items()})
+        self.job.twins = 0
+        return found
 
     def _choose(self, name: str) -> None:
         """Give the best setting the best value of one field, to within half of the distance of those tried first."""

@@ -10,6 +10,7 @@ import torch
 from diffusers.models.attention import BasicTransformerBlock
 
 from emerdiff_probe.calibration.calibrate import calibrate
+from emerdiff_probe.calibration.control import forget
 from emerdiff_probe.calibration.criteria import CRITERIA, CRITERION, SEEDS, Ground
 from emerdiff_probe.calibration.job import ENLARGED, PUSHED, SECONDS, CalibrationJob, Picture
 from emerdiff_probe.calibration.result import FEW, MEAN_RANK, Calibration
@@ -34,7 +35,7 @@ def measured(monkeypatch):
     """Have settings measured by a function of picture and setting in the place of the model; gives what was asked."""
     asked = []
 
-    def measure(gain, stop=math.inf):
+    def measure(gain, stop=math.inf, untrained=-1.0):
         def record(self, picture, setting):
             if len(asked) >= stop:
                 raise KeyboardInterrupt
@@ -43,6 +44,7 @@ def measured(monkeypatch):
             return dict.fromkeys(CRITERIA, value)
 
         monkeypatch.setattr(CalibrationJob, "_record", record)
+        monkeypatch.setattr(CalibrationJob, "_control", lambda self, picture, setting, twin: {CRITERION: untrained})
         return asked
 
     return measure
@@ -133,6 +135,30 @@ def test_the_best_of_many_has_to_exceed_what_chance_gives_the_best_of_so_many(mo
         if trial == 0:
             assert found.preset == Setting.of(config)
     assert kept >= 18, "thirty settings that are all alike"
+
+
+def test_where_a_denoiser_of_random_weights_does_as_well_nothing_is_found(model, measured, tmp_path):
+    measured(peak, untrained=0.9)
+    found = calibrate(model, PICTURES, OPEN, search=("strength",), store=tmp_path)
+    assert (found.leads, found.found, found.chosen) == (True, False, found.preset)
+    assert found.notes[0].startswith("nothing found: a denoiser of random weights does as well")
+    assert [len(twin) for twin in found.control] == [6, 6]
+
+
+def test_the_control_is_the_same_model_with_other_weights_and_leaves_the_model_alone(model):
+    before = tiny.state_of(model.denoiser)
+    twins = [forget(model, seed) for seed in (0, 0, 1)]
+    first, same, other = (tiny.state_of(twin.denoiser) for twin in twins)
+    for name, weights in before.items():
+        assert torch.equal(weights, model.denoiser.state_dict()[name])
+        assert torch.equal(first[name], same[name])
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+    assert twins[0].autoencoder is model.autoencoder
+    config = OPEN.change(**fast_preset(model)).resolve(model)
+    job = CalibrationJob(config, config.start, settings=(Setting.of(config),), twins=2)
+    measured = dict(job.measure(model, Sample("a", PICTURES[0], None, "a"), list(job.cells)))
+    assert list(measured) == [(*Setting.of(config), 0), (*Setting.of(config), 1)]
+    assert all(-1 <= record[CRITERION] <= 1 for record in measured.values())
 
 
 def test_where_labels_explain_no_more_than_the_enlarged_masks_nothing_is_found(model, measured):
