@@ -7,8 +7,19 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+from PIL import Image
 
-from benchmarks import atlas, ceilings, fast_modes, features, growth, ideas, pocket_quality, sharpening
+from benchmarks import (
+    atlas,
+    ceilings,
+    fast_modes,
+    features,
+    growth,
+    ideas,
+    many_pictures,
+    pocket_quality,
+    sharpening,
+)
 from benchmarks.emerdiff import MODES, Setup, agreement, rows_of, run
 from benchmarks.hooks import Ways, largest_differences
 from benchmarks.reference import Paper, Reference
@@ -280,3 +291,27 @@ def test_ceilings_rise_to_the_truth_with_the_truths_own_masks_and_borders():
     pieces = ceilings.regions_of(np.array([[1, 0, 1], [1, 0, 1]]))
     assert sorted(np.bincount(pieces.ravel())) == [2, 2, 2]
     assert ceilings.take_regions(np.array([[0, 0, 5], [0, 2, 2]]), pieces)[:, 0].tolist() == [0, 0]
+
+
+def test_many_pictures_are_timed_from_the_first_result_to_the_last():
+    def record(way, pictures, seconds):
+        memory = {"early_mib": 700, "late_mib": 710, "workers_mib": 600, "written_mib": 2.0 * pictures}
+        return {"way": way, "pictures": pictures, "skipped": 0, "start": 20.0, "seconds": seconds} | memory
+
+    table = many_pictures.summarise(
+        [record("1 worker", 11, 20.0), record("2 workers", 11, 10.0), record("1 worker", 6, 25.0)]
+    ).set_index("way")
+    assert table.loc["1 worker", ["pictures", "seconds", "efficiency"]].tolist() == [17, 3, 1]
+    assert table.loc["2 workers", ["seconds", "efficiency", "growth_mib", "mib_a_picture"]].tolist() == [1, 1.5, 10, 2]
+
+
+def test_a_block_of_pictures_is_segmented_and_nothing_of_it_stays(folder, tmp_path):
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    for number, path in enumerate(paths[:2]):
+        Image.fromarray(tiny.picture(64, 64, number)).save(path)
+    paths[2].write_bytes(b"no picture")
+    scratch = tmp_path / "scratch"
+    found = many_pictures.measure(many_pictures.Block(tuple(map(str, paths)), "here", str(folder), 2, str(scratch)))
+    assert (found["pictures"], found["skipped"]) == (2, 1)
+    assert min(found["start"], found["seconds"], found["written_mib"]) > 0
+    assert not scratch.exists()
