@@ -24,6 +24,12 @@ def test_the_package_itself_loads_nothing_heavy():
     assert done.stdout.strip() == "set()"
 
 
+def test_every_name_of_the_front_door_is_on_the_page_of_the_api_once():
+    page = (Path(__file__).parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^   (\w+)$", page, re.MULTILINE) + re.findall(r"autodata:: [\w.]+\.(\w+)", page)
+    assert sorted(listed) == sorted(emerdiff_probe.__all__)
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_reach_into_the_package_by_the_front_door_alone(path):
     cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
