@@ -26,11 +26,13 @@ extensions = [
     "sphinx_design",
 ]
 exclude_patterns = ["_build", "**.ipynb_checkpoints"]
+templates_path = ["_templates"]  # of the pages of the API: classes with their methods, under short names
 html_static_path = ["_static"]
 html_theme = "pydata_sphinx_theme"
 html_title = "emerdiff_probe"
 html_theme_options = {"show_toc_level": 2, "navigation_with_keys": False, "header_links_before_dropdown": 6}
-html_sidebars = {"changelog": [], "glossary": []}
+html_show_sourcelink = False
+html_sidebars = dict.fromkeys(("start", "concepts", "gallery", "families", "glossary", "changelog"), [])  # no pages below
 
 # Docstrings are Google's style; types stand in the signatures.
 default_role = "py:obj"  # `segment` in a docstring is a link where there is such a page, else code
@@ -42,6 +44,7 @@ autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True
 
 # Links into the libraries' own documentation need the network: `DOCS_INTERSPHINX=1 make docs`.
 intersphinx_mapping = (
@@ -59,7 +62,7 @@ intersphinx_mapping = (
 )
 
 # Pages with code are run at every build; the notebooks come with the outputs that they were committed with.
-myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "attrs_inline"]
+myst_enable_extensions = ["colon_fence", "deflist", "attrs_inline"]
 myst_heading_anchors = 3
 nb_execution_mode = "force"
 nb_execution_excludepatterns = ["notebooks/*"]
