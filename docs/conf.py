@@ -32,7 +32,8 @@ html_theme = "pydata_sphinx_theme"
 html_title = "emerdiff_probe"
 html_theme_options = {"show_toc_level": 2, "navigation_with_keys": False, "header_links_before_dropdown": 6}
 html_show_sourcelink = False
-html_sidebars = dict.fromkeys(("start", "concepts", "gallery", "families", "glossary", "changelog"), [])  # no pages below
+ALONE = ("start", "concepts", "gallery", "families", "glossary", "changelog")  # no pages below them
+html_sidebars: dict[str, list[str]] = {page: [] for page in ALONE}
 
 # Docstrings are Google's style; types stand in the signatures.
 default_role = "py:obj"  # `segment` in a docstring is a link where there is such a page, else code
