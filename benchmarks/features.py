@@ -271,9 +271,11 @@ def main(
     if labels:
         tables["emerdiff"] = report(labels, next(iter(labels)))
         for name in refined:
-            own = {reading: found for reading, found in labels.items() if reading.startswith(f"{name}, ")}
+            asked_of = [f"{name}, {push:g}, {reading}" for push in pushes for reading in READINGS]
+            own = {reading: labels[reading] for reading in asked_of}
             tables[f"{name} over its masks"] = report({"masks": masks[name], **own}, "masks")
             sharpened = {reading: found for reading, found in own.items() if reading.endswith("wls")}
+            tables[f"{name}, wls"] = report(sharpened, next(iter(sharpened)))
             tables[f"{name} over its masks, wls"] = report(
                 {"masks, wls": masks[f"{name}, wls"], **sharpened}, "masks, wls"
             )
