@@ -1,4 +1,4 @@
-"""Many pictures: workers give the same bits, what is damaged is done again, and nothing is held."""
+"""Many pictures: what is damaged is done again, and nothing is held."""
 
 import gc
 import weakref
@@ -12,7 +12,6 @@ from PIL import Image
 from emerdiff_probe.batch import list_pictures, load_batch, segment_pictures
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig
-from emerdiff_probe.segmentation.result import Segmentation
 from emerdiff_probe.segmentation.segment import segment
 
 
@@ -44,32 +43,6 @@ def test_every_result_is_that_of_segment(model, config, photos, tmp_path):
             assert np.array_equal(getattr(result, part), getattr(alone, part)), part
         assert np.array_equal(result.difference_maps, alone.difference_maps.astype(np.float16).astype(np.float32))
         assert result.seconds.keys() == alone.seconds.keys() | {"write"}
-
-
-def test_workers_give_the_same_bits(model, config, photos, tmp_path):
-    pytest.importorskip("ray")
-    (photos / "broken.png").write_bytes(b"no picture")
-    told = []
-    here, there = (
-        segment_pictures(
-            model,
-            list_pictures([str(photos)]),
-            config,
-            tmp_path / place,
-            workers=count,
-            report=silent,
-            warn=told.append,
-        )
-        for place, count in (("here", None), ("there", 1))
-    )
-    assert here.skipped.keys() == there.skipped.keys() == {"broken"}
-    assert len(told) == 2
-    assert list(here.folders) == list(there.folders)
-    for name in here.folders:
-        one, other = (Segmentation.load(batch.folders[name]) for batch in (here, there))
-        for part in ("labels", "low_resolution_masks", "responses", "mask_embeddings", "linkage"):
-            assert np.array_equal(getattr(one, part), getattr(other, part)), part
-        assert one.config == other.config
 
 
 def test_what_is_damaged_is_done_again_and_nothing_else(model, config, photos, tmp_path):

@@ -1,5 +1,8 @@
 """Tiny real pipelines of every family, built from configuration with random weights in milliseconds."""
 
+from copy import deepcopy
+from functools import cache
+
 import numpy as np
 import torch
 from diffusers import (
@@ -51,6 +54,17 @@ def pocket(prediction_type="epsilon", seed=0):
     return made.pipeline()
 
 
+@cache
+def _shared():
+    """Parts that others have their words and schedule from; read only."""
+    return parts()
+
+
+def words():
+    """A tokenizer of one's own."""
+    return deepcopy(_shared().tokenizer)
+
+
 def autoencoder(levels):
     torch.manual_seed(0)
     return AutoencoderKL(
@@ -82,7 +96,7 @@ def text_settings(tokenizer, width):
 
 def stable_diffusion(*, sample_size, channels, levels, groups, heads, cross_width, prediction_type, linear=False):
     """Blocks as in Stable Diffusion 1.4 and 2.1: cross-attention in the three finer of four levels."""
-    tokenizer = parts().tokenizer
+    tokenizer = words()
     torch.manual_seed(0)
     denoiser = UNet2DConditionModel(
         sample_size=sample_size,
@@ -100,7 +114,7 @@ def stable_diffusion(*, sample_size, channels, levels, groups, heads, cross_widt
         unet=denoiser,
         text_encoder=CLIPTextModel(text_settings(tokenizer, cross_width)),
         tokenizer=tokenizer,
-        scheduler=DDIMScheduler.from_config(parts().scheduler.config, prediction_type=prediction_type),
+        scheduler=DDIMScheduler.from_config(_shared().scheduler.config, prediction_type=prediction_type),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -136,7 +150,7 @@ def sd2():
 
 def sdxl():
     """The topology of Stable Diffusion XL, small, narrow and with fewer transformer blocks a layer."""
-    tokenizer = parts().tokenizer
+    tokenizer = words()
     torch.manual_seed(0)
     denoiser = UNet2DConditionModel(
         sample_size=16,
@@ -161,7 +175,7 @@ def sdxl():
         text_encoder_2=CLIPTextModelWithProjection(settings),
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
-        scheduler=parts().scheduler,
+        scheduler=DDIMScheduler.from_config(_shared().scheduler.config),
         add_watermarker=False,
     )
 

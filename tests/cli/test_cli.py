@@ -1,10 +1,10 @@
 """The command line, run in this process: files, exit codes, one-line messages."""
 
 import csv
+import io
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +15,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from emerdiff_probe import batch as module
-from emerdiff_probe import cli
 from emerdiff_probe.cli.options import read_settings
 from emerdiff_probe.data.sources import open_data
 from emerdiff_probe.models.loading import load_model
@@ -25,7 +24,7 @@ from emerdiff_probe.segmentation.export import read_npz
 from emerdiff_probe.segmentation.result import Segmentation
 from emerdiff_probe.sites import list_sites
 
-FAST = ("--clusters", "3", "--modulate-at", "101", "--device", "cpu")
+FAST = ("--clusters", "3", "--steps", "10", "--modulate-at", "101", "--feature-draws", "1", "--device", "cpu")
 
 
 def test_segment_writes_the_documented_files(run, folder, image_file, tmp_path):
@@ -285,20 +284,21 @@ def test_a_name_that_is_too_long_costs_its_own_picture_only(run, folder, image_f
     assert Segmentation.load(tmp_path / "out" / long).masks == 3
 
 
-def test_names_that_the_terminal_cannot_print_end_nothing(folder, image_file, tmp_path):
+def test_names_that_the_terminal_cannot_print_end_nothing(run, folder, image_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     odd = [tmp_path / "smile 😀.png", Path(os.fsdecode(os.fsencode(tmp_path) + b"/byte\xff.png"))]
     for path in odd:
         shutil.copy(image_file, path)
-    done = subprocess.run(
-        [sys.executable, "-m", "emerdiff_probe", "segment", *odd, "--model", folder, *FAST, "--format", "csv,coco,npz"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(Path(cli.__file__).parents[2])},
-        capture_output=True,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert rb"out/smile \U0001f600: 3 masks" in done.stdout
-    assert rb"out/byte\udcff: 3 masks" in done.stdout
+    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding="ascii") for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+    code, *_ = run("segment", *odd, "--model", folder, *FAST, "--format", "csv,coco,npz")
+    for stream in streams.values():
+        stream.flush()
+    told, errors = (stream.buffer.getvalue() for stream in streams.values())
+    assert (code, errors) == (0, b"")
+    assert rb"out/smile \U0001f600: 3 masks" in told
+    assert rb"out/byte\udcff: 3 masks" in told
 
 
 def test_segments_are_named_by_a_vocabulary(run, folder, image_file, tmp_path):
@@ -528,8 +528,7 @@ def test_train_needs_one_source_of_pictures_that_is_there(run, tmp_path, source)
 def test_find_writes_masks_of_every_concept(run, folder, image_file, tmp_path):
     (tmp_path / "concepts.txt").write_text("red car\nCar\n\ncar\n")
     out = tmp_path / "found"
-    settings = (*FAST, "--steps", 10, "--feature-draws", 1)
-    call = ("find", f"@{tmp_path / 'concepts.txt'}", image_file, "missing.png", "--model", folder, *settings)
+    call = ("find", f"@{tmp_path / 'concepts.txt'}", image_file, "missing.png", "--model", folder, *FAST)
     code, told, err = run(*call, "--clip", "pocket", "--out", out)
     assert code == 0
     assert "missing: skipped" in err
@@ -548,8 +547,7 @@ def test_find_writes_masks_of_every_concept(run, folder, image_file, tmp_path):
 
 def test_the_best_setting_of_a_study_is_printed_as_options_and_saved(run, folder, image_file, tmp_path):
     best = tmp_path / "best.toml"
-    settings = (*FAST, "--steps", 10, "--feature-draws", 1, "--fast")
-    call = ("study", "modulate_at", "--quick", "--data", "world:2", "--model", folder, *settings)
+    call = ("study", "modulate_at", "--quick", "--data", "world:2", "--model", folder, *FAST, "--fast")
     code, out, err = run(*call, "--store", tmp_path / "study", "--save-config", best)
     assert code == 0, err
     line = next(line for line in out.splitlines() if line.startswith("best by emerdiff"))

@@ -459,16 +459,6 @@ def test_weights_that_were_damaged_are_trained_anew(model, scenes, config, tmp_p
     assert (both.run.reused, both.run.computed) == (first.run.computed, 2)
 
 
-def test_workers_of_ray_score_the_same(model, pictures, config, tmp_path):
-    some = Evaluation((RgbKMeans(), Bilinear()), (2,), config)
-    here = run_evaluation(model, pictures[:3], some, store=tmp_path / "here")
-    shared = run_evaluation(model, pictures[:3], some, store=tmp_path / "shared", workers=2)
-    assert timeless(shared) == timeless(here)
-    for name in here.images:
-        for cell in some.cells:
-            assert np.array_equal(shared.labels(name, cell), here.labels(name, cell))
-
-
 @pytest.mark.parametrize("size", [(64, 64), (70, 101)])
 @pytest.mark.parametrize(
     ("name", "changes"), [("emerdiff", {}), ("emerdiff without injection", {"injection": ()}), ("emerdiff fast", FAST)]

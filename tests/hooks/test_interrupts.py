@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 import tiny
@@ -23,6 +24,13 @@ PLACES = 12
 """How many of them a test tries: as many lines of the program as that, each where it is first or last run."""
 
 
+@cache
+def watched(code):
+    """Whether a function's lines are places; called at every call of any function."""
+    registers = code.co_filename.endswith("/torch/nn/modules/module.py") and code.co_name.startswith("register_")
+    return registers or any(part in code.co_filename for part in WATCHED)
+
+
 class Interrupter:
     """Counts the lines that a call runs in the watched files, and raises a KeyboardInterrupt at one of them."""
 
@@ -37,9 +45,7 @@ class Interrupter:
         return sorted({*self.first.values(), *self.last.values()})
 
     def __call__(self, frame, event, _):
-        code = frame.f_code
-        registers = code.co_filename.endswith("/torch/nn/modules/module.py") and code.co_name.startswith("register_")
-        return self.line if registers or any(part in code.co_filename for part in WATCHED) else None
+        return self.line if watched(frame.f_code) else None
 
     def line(self, frame, event, _):
         if event == "line":

@@ -1,5 +1,7 @@
 """The noise schedule is the model's own: noisy latents and reverse means are those of the pipeline's own scheduler."""
 
+from functools import cache
+
 import diffusers
 import pytest
 import tiny
@@ -15,8 +17,12 @@ ELSEWHERE = {"DDIMInverseScheduler", "DPMSolverSDEScheduler"}
 """Schedulers without noise of their own, or with another library (torchsde)."""
 
 
+PIPELINE = cache(tiny.pocket)
+"""One for all schedulers: a pipeline that is given stays as it is."""
+
+
 def with_scheduler(scheduler):
-    pipeline = tiny.pocket()
+    pipeline = PIPELINE()
     pipeline.scheduler = scheduler
     return load_model(pipeline, device="cpu")
 

@@ -1,80 +1,17 @@
 """The engine: resumed runs equal whole ones, what fails is told, and nothing damaged is taken for a record."""
 
-import json
-import os
 import shutil
-import sys
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
-import numpy as np
 import pytest
 import tiny
+from jobs import CELLS, Means, Pictures
 
-from emerdiff_probe.data.dataset import DataSet
-from emerdiff_probe.data.sample import Sample
-from emerdiff_probe.errors import InputError, ModelError
+from emerdiff_probe.errors import InputError
 from emerdiff_probe.runs.executor import equal_share, require_reachable
 from emerdiff_probe.runs.run import run, stored
 from emerdiff_probe.runs.store import FORMAT, Store
-
-CELLS = {("mean", 1): {}, ("mean", 2): {}, ("shape", None): {"digits": 3}}
-
-
-@dataclass(frozen=True, repr=False)
-class Pictures(DataSet):
-    """Drawn pictures by seed; `bad` ones cannot be read."""
-
-    seeds: tuple[int, ...]
-    bad: tuple[int, ...] = ()
-    shade: int = 0
-    name = "pictures"
-    classes = ()
-    labelled = False
-
-    @property
-    def names(self):
-        return tuple(f"p{seed}" for seed in self.seeds)
-
-    def _read(self, place):
-        seed = self.seeds[place]
-        if seed in self.bad:
-            raise InputError(f"p{seed}: truncated")
-        return Sample(f"p{seed}", tiny.picture(seed=seed) // 2 + self.shade, None, f"p{seed}")
-
-    def _part(self, places):
-        return replace(self, seeds=self.seeds[places])
-
-
-@dataclass(frozen=True)
-class Means:
-    """A job whose records are known by hand: times the mean of a picture, and its shape."""
-
-    cells: dict = field(default_factory=lambda: dict(CELLS))
-    factor: float = 1.0
-    dark: float = -1.0
-    calls: list = field(default_factory=list, compare=False)
-    name = "means"
-
-    def identity(self):
-        return {"factor": self.factor}
-
-    def describe(self):
-        return {"title": "Means"}
-
-    def prepare(self, model, cells):
-        self.calls.append(("prepare", tuple(cells)))
-
-    def measure(self, model, sample, cells):
-        mean = float(sample.image.mean())
-        for cell in cells:
-            if cell[0] == "shape":
-                if mean < self.dark:
-                    raise ModelError("too dark")
-                yield cell, {"shape": np.array(sample.image.shape), "label": np.arange(3, dtype=np.uint8)}
-            else:
-                self.calls.append((sample.name, cell))
-                yield cell, {"mean": self.factor * cell[1] * mean}
 
 
 def bits(folder):
@@ -347,40 +284,3 @@ def test_a_cluster_that_cannot_be_reached_is_given_up_soon(ran, monkeypatch):
     for address in ("10.0.0.1:6379", "ray://head.example:10001"):
         with pytest.raises(InputError, match="cannot be reached"):
             require_reachable(address, silent)
-
-
-@dataclass(frozen=True)
-class Deadly(Means):
-    """Kills its worker: on one picture the first time only, on another always."""
-
-    folder: str = ""
-
-    def measure(self, model, sample, cells):
-        once = os.path.join(self.folder, "once")
-        if sample.name == "p3" or (sample.name == "p2" and not os.path.exists(once)):
-            if sample.name == "p2":
-                open(once, "w").close()
-            os._exit(1)
-        yield from super().measure(model, sample, cells)
-
-
-def test_workers_give_the_same_bits_and_a_killed_one_costs_its_own_sample(ran, tmp_path, warned):
-    import ray
-
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    ran(store="here")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        shared = ran(store="shared", workers=2)
-        killed = ran(Deadly(folder=str(tmp_path)), store="killed", workers=2)
-        with pytest.raises(InputError, match="3 workers; accepted: a processor for each, on this cluster up to 2"):
-            ran(store="crowded", workers=3)
-    finally:
-        ray.shutdown()
-    assert (shared.computed, bits(tmp_path / "shared")) == (9, bits(tmp_path / "here"))
-    assert (killed.names, list(killed.skipped)) == (("p1", "p2"), ["p3"])
-    assert "its worker died 2 times" in killed.skipped["p3"]
-    mended = ran(store="killed")
-    assert (mended.computed, mended.reused) == (3, 6)
-    assert bits(tmp_path / "killed") == bits(tmp_path / "here")
-    assert json.loads((tmp_path / "here" / "run.json").read_text())["format"] == FORMAT
