@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,6 +32,8 @@ from emerdiff_probe.studies.run import load_result, run_study, stored_study
 from emerdiff_probe.studies.study import Axis, Direction, Measure, Study
 from emerdiff_probe.viz.figures import study_figure
 from emerdiff_probe.viz.naming import Naming
+from emerdiff_probe.viz.widgets import explorer as explorer_module
+from emerdiff_probe.viz.widgets import layers as layers_module
 from emerdiff_probe.viz.widgets.explorer import data_uri
 from emerdiff_probe.viz.widgets.figure import PANEL, Page, arrange, columns_that_fit, panels
 from emerdiff_probe.viz.widgets.modulation import PUSHED, require_finite
@@ -508,6 +511,38 @@ def test_a_saved_notebook_keeps_a_picture_of_the_last_state(model, config, atlas
         kept = answered(explorer)._keepsake()
         assert "run the cell again" in kept
         assert "data:image/png" in kept
+
+
+def test_the_kept_picture_is_renewed_at_once_and_then_once_a_while(model, config, monkeypatch):
+    monkeypatch.setattr(explorer_module, "KEEPING", 0.2)
+    renewed = []
+
+    async def hovered():
+        explorer = explore_layers(model, tiny.picture(), config=config)
+        explorer._kept = SimpleNamespace(update=renewed.append)
+        for _ in range(5):
+            explorer._keep()
+        assert len(renewed) == 1
+        await asyncio.sleep(0.4)
+        assert len(renewed) == 2
+
+    asyncio.run(hovered())
+
+
+def test_another_cell_sends_no_picture_of_the_site_again(model, config, monkeypatch):
+    explorer = answered(explore_layers(model, tiny.picture(), config=config))
+    counted = []
+    monkeypatch.setattr(layers_module, "pca_view", lambda *given: counted.append(1) or pca_view(*given))
+    before = explorer.figure.data[1].source
+    for x, y, cell in ((5, 5, "(0, 0)"), (60, 20, "(2, 7)")):
+        hover(explorer, 0, x, y)
+        answered(explorer)
+        assert explorer.figure.layout.annotations[3].text == f"similarity to cell {cell}"
+    assert (counted, explorer.figure.data[1].source) == ([], before)
+    explorer.site.value = "up16.self0.query"
+    answered(explorer)
+    assert len(counted) == 1
+    assert explorer.figure.data[1].source != before
 
 
 def test_a_stored_study_is_read_from_its_folder_alone(stores):

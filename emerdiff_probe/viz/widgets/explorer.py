@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -26,6 +27,8 @@ from emerdiff_probe.viz.widgets.worker import MODELS_IN_USE, Progress, Worker
 
 STEPS, MODULATE_AT = 20, 301
 """A grid that answers soon, and its timestep next to the paper's 281."""
+KEEPING = 1.0
+"""Seconds between two pictures of the state."""
 WIDE = "initial"
 """Descriptions are as wide as their text."""
 
@@ -44,6 +47,7 @@ class Explorer(widgets.VBox):
         self._worker = Worker(self._tell)
         self._asked = False
         self._kept: DisplayHandle | None = None
+        self._renewed, self._renewing = 0.0, False
         super().__init__()
         self.add_class(EXPLORER)
 
@@ -103,9 +107,21 @@ class Explorer(widgets.VBox):
             text = write_error(progress.error)
         else:
             text = f"ready ({progress.seconds:.1f} s)"
-            if self._kept is not None:
-                self._kept.update(HTML(self._keepsake()))
+            self._keep()
         self.status.value = f"<span role='status' aria-live='polite'>{text}</span>"
+
+    def _keep(self) -> None:
+        """Renew the picture of the state, once a second at most: answers to a pointer that moves come faster."""
+        if self._kept is not None and not self._renewing:
+            wait = self._renewed + KEEPING - time.monotonic()
+            self._renewing = wait > 0 and self._worker.later(wait, self._renew)
+            if not self._renewing:
+                self._renew()
+
+    def _renew(self) -> None:
+        self._renewed, self._renewing = time.monotonic(), False
+        if self._kept is not None:
+            self._kept.update(HTML(self._keepsake()))
 
 
 def write_error(error: Exception) -> str:

@@ -57,6 +57,8 @@ class LayersExplorer(Explorer):
         clustered, _ = check_config(model, config, *model.working_size(height, width))
         grid = model.schedule(config.inversion.steps).timesteps
         self._start = grid[0]
+        self._pointing = False
+        self._shown: _Answer | None = None
         sites = [site.name for site in list_sites(model) if site.holds_cells]
         self.site = described(widgets.Dropdown, "site", options=sites, value=clustered[0].name)
         self.timestep = described(
@@ -105,9 +107,16 @@ class LayersExplorer(Explorer):
         self.clusters.max = min(40, rows * columns)
 
     def _point(self, x: float, y: float) -> None:
-        self.row.value, self.column.value = cell_at(x, y, self._grid, *self._image.shape[:2])
+        cell = cell_at(x, y, self._grid, *self._image.shape[:2])
+        if cell != (self.row.value, self.column.value):
+            self._pointing = True  # one question for both sliders
+            self.row.value, self.column.value = cell
+            self._pointing = False
+            self._refresh()
 
     def _refresh(self) -> None:
+        if self._pointing:
+            return
         asked = _Asked(self.site.value, self.timestep.value, self.clusters.value, (self.row.value, self.column.value))
         self._ask(lambda: self._answer(asked), self._show)
 
@@ -117,22 +126,23 @@ class LayersExplorer(Explorer):
         hold_features(probed, [site], [asked.timestep])
         grid, features = probed.grid(site), probed.features(site, asked.timestep)
         cell = min(asked.cell[0], grid[0] - 1) * grid[1] + min(asked.cell[1], grid[1] - 1)
-        similarity = torch.nn.functional.cosine_similarity(features, features[cell][None])
-        return _Answer(
-            asked,
-            pca_view(features, grid),
-            probed.low_resolution_masks(site, asked.clusters, asked.timestep),
-            similarity.reshape(grid).numpy(),
-        )
+        similarity = torch.nn.functional.cosine_similarity(features, features[cell][None]).reshape(grid).numpy()
+        shown = self._shown
+        if shown is not None and asked[:3] == shown.asked[:3]:  # another cell alone, as while one hovers
+            return shown._replace(asked=asked, similarity=similarity)
+        labels = probed.low_resolution_masks(site, asked.clusters, asked.timestep)
+        return _Answer(asked, pca_view(features, grid), labels, similarity)
 
     def _show(self, answer: _Answer) -> None:
         asked, (height, width) = answer.asked, self._image.shape[:2]
+        moved = self._shown is not None and answer.labels is self._shown.labels  # another cell alone
         grid = answer.labels.shape
         place = on_pixels(grid, height, width)
         with self.figure.batch_update():
             _, components, clusters, similarity, *pointers = self.figure.data
-            components.source = data_uri(show_cells(answer.components, height, width))
-            clusters.update(z=answer.labels, **place, **label_colours(asked.clusters))
+            if not moved:
+                components.source = data_uri(show_cells(answer.components, height, width))
+                clusters.update(z=answer.labels, **place, **label_colours(asked.clusters))
             similarity.update(z=answer.similarity, **place)
             for trace in pointers:
                 x, y = place["x0"] + asked.cell[1] * place["dx"], place["y0"] + asked.cell[0] * place["dy"]
@@ -140,6 +150,7 @@ class LayersExplorer(Explorer):
             titles = self.figure.layout.annotations
             titles[2].text = f"k-means, K = {asked.clusters}"
             titles[3].text = f"similarity to cell ({asked.cell[0]}, {asked.cell[1]})"
+        self._shown = answer
 
     def _pictures(self) -> tuple[Sequence[np.ndarray], Sequence[str]]:
         _, _, clusters, similarity, *_ = self.figure.data

@@ -102,6 +102,13 @@ class Worker:
         elif not self._loop.is_closed():
             self._loop.call_soon_threadsafe(call, *args)
 
+    def later(self, seconds: float, call: Callable[[], None]) -> bool:
+        """Call on the loop that widgets are changed by, after so many seconds; False where there is no loop."""
+        if self._loop is None or self._loop.is_closed():
+            return False
+        self._loop.call_soon_threadsafe(self._loop.call_later, seconds, call)
+        return True
+
 
 @dataclass(frozen=True, eq=False)
 class _Request:
