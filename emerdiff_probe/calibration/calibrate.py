@@ -25,7 +25,7 @@ from emerdiff_probe.errors import InputError
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.runs.run import write_to_stderr
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig, check_config
-from emerdiff_probe.segmentation.presets import fast_preset
+from emerdiff_probe.segmentation.presets import approximations
 
 
 def calibrate(
@@ -82,7 +82,7 @@ def calibrate(
     check_config(model, base, model.native_size, model.native_size)
     base.given_clusters  # noqa: B018 - refuses a number that is to be found
     samples = _spread(open_pictures(data, model), images)
-    readout = {} if config.options().keys() & {"compare"} else fast_preset(model)
+    readout = {} if config.options().keys() & {"compare"} else approximations("fast", model)
     measured = base.change(**readout, sharpen="none")
     space = Space.of(model, measured, wanted)
     timesteps = [int(value) for value in space.values.get("modulate_at", ())]

@@ -35,9 +35,6 @@ app = typer.Typer(
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda or mps; the fastest that is there by default.")]
 
 
-FastOption = Annotated[bool, typer.Option("--fast", help="Several times as fast, by approximations.")]
-
-
 FLAGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "feature_sites": ("--feature-layer", "--feature-sites"),
@@ -46,6 +43,13 @@ FLAGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 """Flags of settings that are not just their option names."""
+APPROXIMATE: Mapping[str, str] = MappingProxyType(
+    {
+        "fast": "Several times as fast and nearly as good, by approximations.",
+        "draft": "As fast as two denoising steps are, for a first look.",
+    }
+)
+"""Flags of the approximate modes, and their help."""
 GROUP = "Settings of EmerDiff; what is not given is the best known for the model"
 
 
@@ -56,17 +60,17 @@ class GivenSettings:
     Attributes:
         options: values by option name, as text; those of verbs that take lists hold several.
         file: the settings that `--config` names.
-        fast: whether the fast mode's approximations are asked for.
+        mode: the approximate mode that is asked for, "fast" or "draft"; None for none.
     """
 
     options: Mapping[str, str] = field(default_factory=dict)
     file: Path | None = None
-    fast: bool = False
+    mode: str | None = None
 
     def open_config(self, model: ProbeModel | None = None, **options: Any) -> EmerDiffConfig:
         """These settings, and further ones by option names; what is left open is not filled in.
 
-        Options overrule the fast mode, which is as far as the model has it, and both overrule the file.
+        Options overrule the approximate mode, which is as far as the model has it, and both overrule the file.
 
         Raises:
             InputError: a value out of range, or a file that holds no settings.
@@ -107,17 +111,19 @@ class GivenSettings:
 
     def _make(self, options: Mapping[str, Any], model: ProbeModel | None) -> EmerDiffConfig:
         from emerdiff_probe.segmentation.configuration import EmerDiffConfig
-        from emerdiff_probe.segmentation.presets import FAST, fast_preset
+        from emerdiff_probe.segmentation.presets import MODES, approximations
 
         config = EmerDiffConfig() if self.file is None else EmerDiffConfig.from_dict(read_settings(self.file))
-        approximations = FAST if model is None else fast_preset(model)
-        return config.change(**({**approximations, **options} if self.fast else options))
+        if self.mode is None:
+            return config.change(**options)
+        approximate = MODES[self.mode] if model is None else approximations(self.mode, model)
+        return config.change(**{**approximate, **options})
 
 
 def take_settings(
     *, but: Sequence[str] = (), lists: bool = False
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command an option for every setting, and `--config` and `--fast`; it gets them as `settings`.
+    """Give a command an option for every setting, and `--config`, `--fast` and `--draft`; it gets them as `settings`.
 
     Values are checked, and the file is read, before the command is run.
 
@@ -132,7 +138,10 @@ def take_settings(
         def run(**arguments: Any) -> None:
             given = {name: arguments.pop(f"setting_{name}") for name in names}
             told = {name: text for name, text in given.items() if text is not None}
-            settings = GivenSettings(told, arguments.pop("config"), arguments.pop("fast"))
+            modes = [mode for mode in APPROXIMATE if arguments.pop(mode)]
+            if len(modes) > 1:
+                raise InputError("--fast and --draft; accepted: one of both")
+            settings = GivenSettings(told, arguments.pop("config"), *modes)
             settings.open_configs() if lists else settings.open_config()
             command(**arguments, settings=settings)
 
@@ -146,16 +155,17 @@ def take_settings(
                     rich_help_panel=GROUP,
                 ),
             ],
-            "fast": Annotated[
-                bool, typer.Option("--fast", help="Several times as fast, by approximations.", rich_help_panel=GROUP)
-            ],
+            **{
+                mode: Annotated[bool, typer.Option(f"--{mode}", help=text, rich_help_panel=GROUP)]
+                for mode, text in APPROXIMATE.items()
+            },
             **{f"setting_{name}": _option(name, lists) for name in names},
         }
         made = [
             inspect.Parameter(
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
-                default=False if name == "fast" else None,
+                default=False if name in APPROXIMATE else None,
                 annotation=annotation,
             )
             for name, annotation in extra.items()

@@ -25,7 +25,7 @@ from emerdiff_probe.methods.upsampling import Bilinear, Clustered, Guided, Neare
 from emerdiff_probe.methods.walking import RandomWalk
 from emerdiff_probe.reading.readout import Readout
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig
-from emerdiff_probe.segmentation.presets import FAST
+from emerdiff_probe.segmentation.presets import MODES
 from emerdiff_probe.segmentation.settings import OPTIONS
 from emerdiff_probe.segmentation.sharpen import SHARPENINGS
 
@@ -33,7 +33,7 @@ Method = Segmenter | Reference | Naming | Predictions
 
 _ALL: tuple[Segmenter, ...] = (
     EmerDiff(),
-    EmerDiff(EmerDiffConfig(readout=Readout(**FAST))),
+    *(EmerDiff(EmerDiffConfig(readout=Readout(**approximations))) for approximations in MODES.values()),
     EmerDiff(EmerDiffConfig().change(injection=())),
     Nearest(),
     Bilinear(),

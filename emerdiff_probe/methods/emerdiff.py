@@ -12,7 +12,7 @@ from emerdiff_probe.methods.interface import Counts, check_count
 from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.reading.readout import Readout
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig
-from emerdiff_probe.segmentation.presets import FAST
+from emerdiff_probe.segmentation.presets import MODES
 from emerdiff_probe.segmentation.segment import segment_probed
 
 
@@ -35,7 +35,8 @@ class EmerDiff:
     def name(self) -> str:
         """For tables: what is approximate, what is left out, and the settings that tell it from others."""
         readout = self.config.readout or Readout()
-        approximate = {Readout(): "", Readout(**FAST): " fast"}.get(readout, " approximate")
+        modes = {Readout(**approximations): f" {mode}" for mode, approximations in MODES.items()}
+        approximate = {Readout(): "", **modes}.get(readout, " approximate")
         settings = self.config.options()
         told = "".join(f", {name} {_text(settings[name])}" for name in self.varied if name in settings)
         return "emerdiff" + approximate + " without injection" * (self.config.modulation.injection == ()) + told

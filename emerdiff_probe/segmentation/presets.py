@@ -39,6 +39,17 @@ FAST: dict[str, Any] = {
 }
 """Approximations of the fast mode: the fastest of those that `python -m benchmarks.fast_modes` found to keep 98% of
 the pocket model's mIoU."""
+DRAFT: dict[str, Any] = {
+    "denoising_steps": 2,
+    "compare": "latents",
+    "one_sided": True,
+    "sign_patterns": "auto",
+    "shared_levels": 1,
+}
+"""Approximations of the draft mode: two steps tell what belongs together, and sharpening finds where it ends. Chosen in
+a trial; `python -m benchmarks.fast_modes` names the fastest of its modes that beats the paper's exact one."""
+MODES: Mapping[str, Mapping[str, Any]] = MappingProxyType({"fast": FAST, "draft": DRAFT})
+"""Approximate modes by name."""
 KNOWN = ("sd1", "sd2", "sdxl", "pocket")
 """Families that settings are known for; others get them by rule."""
 MEASURED: Mapping[str, Any] = MappingProxyType({"sharpen": "wls"})
@@ -139,9 +150,9 @@ def stage_features(model: ProbeModel, resolution: int) -> tuple[str, ...]:
     return tuple(f"up{resolution}.{kind}*.{part}" for kind, part in dict.fromkeys(kinds))
 
 
-def fast_preset(model: ProbeModel) -> dict[str, Any]:
-    """The approximations of the fast mode, as far as the model's levels have them."""
-    return {**FAST, "shared_levels": min(FAST["shared_levels"], model.levels - 1)}
+def approximations(mode: str, model: ProbeModel) -> dict[str, Any]:
+    """The approximations of a mode, by its name in `MODES`, as far as the model's levels have them."""
+    return {**MODES[mode], "shared_levels": min(MODES[mode]["shared_levels"], model.levels - 1)}
 
 
 def _paper_sites(model: ProbeModel) -> tuple[Site, Site]:

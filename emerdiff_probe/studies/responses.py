@@ -200,7 +200,9 @@ def additivity(model: ProbeModel, data: DataSet, config: EmerDiffConfig, *, quic
     """Whether the response to a union is the sum of the responses, over strength."""
     plain = resolve_modulation(model, config)
     if not plain.readout.sees_images:
-        raise InputError("study additivity adds up images of single masks; accepted: an exact readout, without --fast")
+        raise InputError(
+            "study additivity adds up images of single masks; accepted: an exact readout, without --fast or --draft"
+        )
     pairs = 2 if quick else 4
     strengths = strengths_around(config, *((0.3, 3) if quick else (0.1, 0.3, 1, 3, 10)))
 

@@ -132,12 +132,16 @@ def test_a_result_folder_is_a_file_of_settings(run, model, tmp_path):
         read_settings(tmp_path / "list.json")
 
 
-def test_fast_fills_in_the_readout_alone(run, model):
+def test_approximate_modes_fill_in_the_readout_alone(run, model):
     *_, settings = run("place", "--fast", "--strength", 5)
     assert settings.config(model) == EmerDiffConfig.fast(model, strength=5.0)
     *_, settings = run("place", "--fast", "--one-sided", "false")
     assert settings.config(model) == EmerDiffConfig.fast(model, one_sided=False)
     assert settings.config(model).readout.skip_after == FAST["skip_after"]
+    *_, settings = run("place", "--draft", "--strength", 5)
+    assert settings.config(model) == EmerDiffConfig.draft(model, strength=5.0)
+    with pytest.raises(InputError, match="--fast and --draft; accepted: one of both"):
+        run("place", "--draft", "--fast")
 
 
 def test_lists_are_every_combination(run, model):

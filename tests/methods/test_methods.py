@@ -15,7 +15,7 @@ from emerdiff_probe.methods.sharpening import Sharpened
 from emerdiff_probe.methods.upsampling import Bilinear
 from emerdiff_probe.reading.readout import Readout
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig
-from emerdiff_probe.segmentation.presets import FAST
+from emerdiff_probe.segmentation.presets import DRAFT, FAST
 from emerdiff_probe.segmentation.settings import FeatureSettings
 
 
@@ -24,7 +24,7 @@ def data():
 
 
 def test_names_are_unique_and_those_of_the_methods():
-    assert len(METHODS) == 15
+    assert len(METHODS) == 16
     assert all(method.name == name for name, method in METHODS.items())
     assert not set(METHODS) & set(TRAININGS)
     assert [Reference(training, data()).name for training in TRAININGS.values()] == list(TRAININGS)
@@ -80,6 +80,7 @@ def test_a_name_follows_from_resolved_settings():
     fast = EmerDiffConfig().change(**FAST)
     assert configure(METHODS["emerdiff"], fast).name == "emerdiff fast"
     assert configure(METHODS["emerdiff"], fast.change(skip_after=5)).name == "emerdiff approximate"
+    assert configure(METHODS["emerdiff"], EmerDiffConfig().change(**DRAFT)).name == "emerdiff draft"
     assert configure(METHODS["emerdiff"], EmerDiffConfig(readout=Readout())).name == "emerdiff"
     assert configure(METHODS["emerdiff"], EmerDiffConfig().change(injection=())).name == "emerdiff without injection"
 

@@ -615,6 +615,7 @@ def test_settings_follow_from_a_rule(family, name):
     kinds = {site.kind for site in list_sites(family, part="query")}
     assert set(config.modulation.injection) == kinds & {"self", "cross", "joint"}
     fast = EmerDiffConfig.fast(family)
+    assert EmerDiffConfig.draft(family).readout.shared_levels == fast.readout.shared_levels
     assert fast.readout.shared_levels == min(1, family.levels - 1)
 
 

@@ -11,7 +11,7 @@ from emerdiff_probe.models.loading import load_model
 from emerdiff_probe.reading.features import combine
 from emerdiff_probe.reading.readout import Readout
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig, find_feature_sites, resolve_modulation
-from emerdiff_probe.segmentation.presets import FAST, POCKET, find_preset
+from emerdiff_probe.segmentation.presets import DRAFT, FAST, POCKET, find_preset
 from emerdiff_probe.segmentation.segment import segment
 from emerdiff_probe.segmentation.settings import OPTIONS, FeatureSettings, ModulationSettings
 from emerdiff_probe.sites import find_site
@@ -50,7 +50,7 @@ def test_what_was_given_is_never_overridden(model, name):
         "shared_levels": 1, "steps": 25, "method": "ddim", "prompt": "a car", "smoothing": 0.0,
         "sharpen": "crf", "seed": 9,
     }  # fmt: skip
-    for made in (EmerDiffConfig.for_model, EmerDiffConfig.fast, EmerDiffConfig.paper):
+    for made in (EmerDiffConfig.for_model, EmerDiffConfig.fast, EmerDiffConfig.draft, EmerDiffConfig.paper):
         assert made(model, **{name: values[name]}).options()[name] == values[name]
 
 
@@ -64,11 +64,13 @@ def test_the_papers_settings_are_those_of_stable_diffusion(sd1):
     assert paper.readout == Readout()
 
 
-def test_fast_changes_the_readout_alone(model):
-    fast, exact = EmerDiffConfig.fast(model), EmerDiffConfig.for_model(model)
-    assert fast.change(readout=Readout()) == exact
-    assert fast.readout == Readout(**FAST)
-    assert EmerDiffConfig.fast(model, readout=Readout()) == exact
+@pytest.mark.parametrize(("made", "readout"), [(EmerDiffConfig.fast, FAST), (EmerDiffConfig.draft, DRAFT)])
+def test_approximate_modes_change_the_readout_alone(model, made, readout):
+    approximate, exact = made(model), EmerDiffConfig.for_model(model)
+    assert approximate.change(readout=Readout()) == exact
+    assert approximate.readout == Readout(**readout)
+    assert made(model, readout=Readout()) == exact
+    assert made(model, one_sided=False, seed=3) == approximate.change(one_sided=False, seed=3)
 
 
 def test_an_open_timestep_is_the_nearest_on_the_grid_and_a_given_one_stays(model):
