@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from statistics import median
 from typing import Annotated, Any
 
@@ -36,7 +37,7 @@ class Late(AssertionError):
     """An answer that did not come, or was an error."""
 
 
-def timed(explorer: Any, change: Callable[[], None]) -> float:
+def timed(explorer: Any, change: Callable[[], object]) -> float:
     """Seconds from a change of an explorer until its answer is shown.
 
     Raises:
@@ -49,9 +50,9 @@ def timed(explorer: Any, change: Callable[[], None]) -> float:
     return time.perf_counter() - began
 
 
-def put(control: Any, value: Any) -> Callable[[], None]:
+def put(control: Any, value: Any) -> Callable[[], object]:
     """A change of a control's value."""
-    return lambda: setattr(control, "value", value)
+    return partial(setattr, control, "value", value)
 
 
 def layers(model: ProbeModel, scene: Any, repeats: int) -> Iterator[tuple[str, float, list[float]]]:
@@ -59,7 +60,7 @@ def layers(model: ProbeModel, scene: Any, repeats: int) -> Iterator[tuple[str, f
     explorer = explore_layers(model, scene.image)
     height, width = scene.image.shape[:2]
     places = [((7 * turn + 3) % width, (11 * turn + 5) % height) for turn in range(1, repeats + 1)]
-    yield "layers: hover", HOVER, [timed(explorer, lambda at=at: explorer._point(*at)) for at in places]
+    yield "layers: hover", HOVER, [timed(explorer, partial(explorer._point, *at)) for at in places]
     sites = [name for name in explorer.site.options if name != explorer.site.value]
     chosen = sites[:: max(1, len(sites) // repeats)][:repeats]
     yield "layers: another site", CHOICE, [timed(explorer, put(explorer.site, name)) for name in chosen]
@@ -74,10 +75,7 @@ def modulation(model: ProbeModel, scene: Any, repeats: int) -> Iterator[tuple[st
     yield (
         "modulation: push a cell",
         PUSH,
-        [
-            timed(explorer, lambda cell=turn * 5 % (rows * columns): explorer.choose((cell,)))
-            for turn in range(1, repeats + 1)
-        ],
+        [timed(explorer, partial(explorer.choose, (turn * 5 % (rows * columns),))) for turn in range(1, repeats + 1)],
     )
     strengths = [value for _, value in explorer.strength.options if value != explorer.strength.value][:repeats]
     yield "modulation: another strength", PUSH, [timed(explorer, put(explorer.strength, each)) for each in strengths]
@@ -90,7 +88,7 @@ def segmentation(model: ProbeModel, scene: Any, repeats: int) -> Iterator[tuple[
     atlas = response_atlas(model, probed.trajectory, resolve_modulation(model, config))
     explorer = explore_segmentation(model, scene.image, atlas=atlas)
     places = [(5 * turn % 60, 9 * turn % 60) for turn in range(1, repeats + 1)]
-    yield "segmentation: hover", HOVER, [timed(explorer, lambda at=at: explorer._preview(*at)) for at in places]
+    yield "segmentation: hover", HOVER, [timed(explorer, partial(explorer._preview, *at)) for at in places]
     counts = [count for count in range(2, explorer.clusters.max) if count != explorer.clusters.value][-repeats:]
     yield "segmentation: another K", CHOICE, [timed(explorer, put(explorer.clusters, count)) for count in counts]
 
