@@ -5,7 +5,9 @@ INSTALLED := .venv/.installed
 PHOTOGRAPH = $(shell $(BIN)/python -c "from sklearn.datasets import images; print(images.__path__[0])")/china.jpg
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test unit notebooks browser lab lint docs
+SCENES ?= 50
+
+.PHONY: demo test unit notebooks elsewhere figures browser lab lint docs
 
 demo: $(INSTALLED)
 	$(BIN)/emerdiff-probe segment "$(PHOTOGRAPH)" --model photo --out out
@@ -22,6 +24,13 @@ unit: $(INSTALLED)  # tiny models: two processes of one thread each beat one pro
 
 notebooks: $(INSTALLED)  # studies of one scene: that they run, not what they find; no browser started for every figure
 	PLOTLY_RENDERER=plotly_mimetype EMERDIFF_SCENES=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --nbmake --nbmake-timeout=600 notebooks
+
+elsewhere: $(INSTALLED)  # the code of every notebook on a small Stable Diffusion and photographs
+	EMERDIFF_ALL_NOTEBOOKS=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/test_notebooks.py
+
+figures: $(INSTALLED)  # hours: measures what the notebooks show, then runs them all and keeps their outputs
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.notebook_results --scenes $(SCENES)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.notebooks
 
 browser: $(INSTALLED)  # the explorers in a real JupyterLab; skipped where there is no Chromium
 	$(BIN)/pytest tests/browser

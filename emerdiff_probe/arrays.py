@@ -92,7 +92,7 @@ def match_labels(labels: np.ndarray, reference: np.ndarray) -> np.ndarray:
     from scipy.optimize import linear_sum_assignment  # here, because it takes a while to load
 
     ours, mine = np.unique(labels, return_inverse=True)
-    theirs, other = np.unique(np.maximum(reference, -1), return_inverse=True)
+    theirs, other = np.unique(np.maximum(reference.astype(np.int64), -1), return_inverse=True)
     shared = np.bincount(mine.ravel() * len(theirs) + other.ravel(), minlength=len(ours) * len(theirs))
     shared = shared.reshape(len(ours), len(theirs)) * (theirs >= 0)
     paired = {

@@ -383,7 +383,7 @@ def test_a_heat_map_over_an_image_shows_both():
 def test_segments_of_two_panels_have_the_colours_of_those_that_they_overlap():
     labels = np.zeros((60, 60), int)
     labels[:, 30:] = 1
-    drawn, matched = draw_segments(labels), draw_segments(1 - labels, like=labels)
+    drawn, matched = draw_segments(labels), draw_segments(1 - labels, like=labels.astype(np.uint8))
     assert np.array_equal(drawn, matched)
     assert (drawn[1, 1] == colour_labels(labels)[0, 0]).all()
     assert (drawn != overlay(np.zeros((60, 60, 3), np.uint8), labels, 1.0)).any(), "numbers stand in them"

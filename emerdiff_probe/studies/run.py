@@ -230,6 +230,9 @@ class StudyResult:
         left_out = [f"{name} is not measured: {why}" for name, why in self.study.left_out.items()]
         return (f"{self.images} images{skipped}, 95% bootstrap intervals over images", *self.notes, *left_out)
 
+    def __repr__(self) -> str:
+        return f"StudyResult({self.study.name!r}, {self.images} images, {', '.join(self.study.measures)})"
+
     def __str__(self) -> str:
         parts = ["\n".join((self.study.question, *self.heading))]
         parts.append(self.table().round(2).to_string(index=False))

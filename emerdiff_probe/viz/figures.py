@@ -135,7 +135,7 @@ def study_figure(
         said = [_named(study.axes[other], value) for other, value in zip(others, values, strict=True)]
         figure.add_trace(
             go.Scatter(
-                x=_places(axis, rows[along].tolist()),
+                x=_beside(axis, rows[along].tolist(), measures.index(name) - (len(measures) - 1) / 2),
                 y=rows[name],
                 error_y={
                     "type": "data",
@@ -360,6 +360,16 @@ def _spans_decades(axis: Axis) -> bool:
 
 def _places(axis: Axis, values: list[Value]) -> list[Value]:
     return values if _is_numeric(axis) else [str(value) for value in values]
+
+
+def _beside(axis: Axis, values: list[Value], steps: float) -> list[Value]:
+    """Places so many hundredths of the axis to the right, so that bars of several measures do not hide each other."""
+    if not _is_numeric(axis) or not steps:
+        return _places(axis, values)
+    numbers = np.array(axis.values, float)
+    if _spans_decades(axis):
+        return [float(value) * (numbers.max() / numbers.min()) ** (0.01 * steps) for value in values]
+    return [float(value) + 0.01 * steps * float(np.ptp(numbers)) for value in values]
 
 
 def _named(axis: Axis, value: Value) -> str:

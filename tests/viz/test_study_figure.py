@@ -98,3 +98,11 @@ def test_long_tables_are_folded_and_short_ones_are_not():
 
 def test_an_interval_is_written_with_its_bounds():
     assert f"{Interval(27.21, 24.1, 30):.1f}%" == "27.2 (24.1 to 30.0)%"
+
+
+def test_bars_of_two_measures_stand_beside_each_other(result):
+    measures = {"value": Measure("a value", "m"), "other": Measure("another", "m")}
+    figure = study_figure(replace(result, study=replace(result.study, measures=measures)), ["value", "other"])
+    first, second = (np.array(trace.x) for trace in figure.data[:2])
+    assert (first < second).all()
+    assert np.allclose(np.sqrt(first * second), [0.3, 3.0, 300.0]), "on a logarithmic axis"
