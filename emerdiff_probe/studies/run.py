@@ -98,7 +98,7 @@ class StudyResult:
         rows = []
         for place in self.study.places():
             ours, theirs = self._values(measure, place), self._values(over, place)
-            if one.kind == "mean":
+            if one.kind != "confusion":
                 found = bootstrap(self._mean(ours - theirs), self.images)
             else:
                 found = self._miou_difference(ours, theirs)
