@@ -228,7 +228,11 @@ class StudyResult:
         """What stands above the table: how many images, of what data, and what was not measured, and why."""
         skipped = f", {len(self.skipped)} skipped" if self.skipped else ""
         left_out = [f"{name} is not measured: {why}" for name, why in self.study.left_out.items()]
-        return (f"{self.images} images{skipped}, 95% bootstrap intervals over images", *self.notes, *left_out)
+        return (
+            f"{self.images} image{'s' * (self.images != 1)}{skipped}, 95% bootstrap intervals over images",
+            *self.notes,
+            *left_out,
+        )
 
     def __repr__(self) -> str:
         return f"StudyResult({self.study.name!r}, {self.images} images, {', '.join(self.study.measures)})"

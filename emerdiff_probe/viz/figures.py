@@ -149,11 +149,11 @@ def study_figure(
             )
         )
     units = f" ({abouts[0].units})" if abouts[0].units else ""
-    images = f"{result.images} images, bars: 95% bootstrap intervals"
-    shown = wrap(abouts[0].description) if len(measures) == 1 else wrap(" and ".join(measures))
+    images = f"{count_images(result.images)}, bars: 95% bootstrap intervals"
+    shown = wrap(abouts[0].description) + units if len(measures) == 1 else abouts[0].units  # the legend names them
     figure.update_layout(
         title={"text": f"{wrap(study.question, 64)}<br><sup>{images}</sup>"},
-        yaxis={"title": shown + units, "rangemode": "tozero"},
+        yaxis={"title": shown, "rangemode": "tozero"},
         xaxis={"title": axis.description + (f" ({axis.units})" if axis.units not in {"", "timestep"} else "")},
         margin={"t": 110},
         width=max(720, 24 * len(axis.values)),
@@ -374,6 +374,11 @@ def _beside(axis: Axis, values: list[Value], steps: float) -> list[Value]:
 
 def _named(axis: Axis, value: Value) -> str:
     return f"{axis.units} {value}" if axis.units else str(value)
+
+
+def count_images(count: int) -> str:
+    """So many images, in words."""
+    return "1 image" if count == 1 else f"{count} images"
 
 
 def wrap(text: str, columns: int = 36) -> str:

@@ -9,7 +9,7 @@ from plotly.subplots import make_subplots
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.evaluation.report import Report
 from emerdiff_probe.studies.run import StudyResult
-from emerdiff_probe.viz.figures import wrap
+from emerdiff_probe.viz.figures import count_images, wrap
 
 VERDICTS = {
     "agrees": ("#0072b2", "circle"),
@@ -104,14 +104,22 @@ def forest_figure(differences: StudyResult | Report | pd.DataFrame, *, title: st
             row=place,
             col=1,
         )
-        figure.update_xaxes(title=f"difference ({unit})" if unit else "difference", zeroline=False, row=place, col=1)
+        ends = [0.0, *shown["low"].dropna(), *shown["high"].dropna()]
+        room = 0.06 * (max(ends) - min(ends)) or 1.0
+        figure.update_xaxes(
+            title=f"difference ({unit})" if unit else "difference",
+            range=[min(ends) - room, max(ends) + room],
+            zeroline=False,
+            row=place,
+            col=1,
+        )
     bars = f"{said}, bars: paired 95% bootstrap intervals" if said else "bars: paired 95% bootstrap intervals"
     heading = _question(differences) if title is None else title
     figure.update_layout(
         title={"text": f"{wrap(heading, 90)}<br><sup>{bars}</sup>" if heading else f"<sup>{bars}</sup>"},
-        width=1040,
+        width=1080,
         height=150 + sum(heights),
-        margin={"t": 100, "l": 340, "r": 270, "b": 50},
+        margin={"t": 100, "l": 340, "r": 310, "b": 50},
         template="plotly_white",
         showlegend=False,
     )
@@ -125,7 +133,7 @@ def _rows(differences: StudyResult | Report | pd.DataFrame) -> tuple[pd.DataFram
         study = differences.study
         made["units"] = [_points(study.measures[direction.measure].units) for direction in study.directions]
         made["within"] = [direction.within for direction in study.directions]
-        return made, f"{differences.images} images"
+        return made, count_images(differences.images)
     frame = differences.frames().get("gains") if isinstance(differences, Report) else differences
     if frame is None:
         return pd.DataFrame(columns=[*COLUMNS, "units", "within"]), ""
@@ -138,7 +146,8 @@ def _rows(differences: StudyResult | Report | pd.DataFrame) -> tuple[pd.DataFram
         if name not in made:
             made[name] = filled
     images = {int(count) for count in made["images"]} if "images" in made else set[int]()
-    return made, f"{' to '.join(map(str, sorted({min(images), max(images)})))} images" if images else ""
+    counted = f"{min(images)} to " if len(images) > 1 else ""
+    return made, counted + count_images(max(images)) if images else ""
 
 
 def _gains(frame: pd.DataFrame) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from plotly.subplots import make_subplots
 
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.studies.run import StudyResult
-from emerdiff_probe.viz.figures import MARKERS, SHADES, wrap
+from emerdiff_probe.viz.figures import MARKERS, SHADES, count_images, wrap
 
 ROW, PANEL = 24, 240
 """Pixels of a row and of a panel."""
@@ -67,12 +67,18 @@ def sites_figure(result: StudyResult, measures: Sequence[str] | None = None) -> 
         figure.update_xaxes(rangemode="tozero", row=1, col=column)
     figure.update_yaxes(categoryorder="array", categoryarray=names[::-1], tickfont={"size": 13}, type="category")
     figure.update_annotations(font={"size": 14})
-    images = f"{result.images} images, bars: 95% bootstrap intervals"
+    images = f"{count_images(result.images)}, bars: 95% bootstrap intervals"
     return figure.update_layout(
-        title={"text": f"{wrap(study.question, 90)}<br><sup>{images}</sup>", "y": 0.98, "yanchor": "top"},
+        title={
+            "text": f"{wrap(study.question, 90)}<br><sup>{images}</sup>",
+            "yref": "container",
+            "y": 1,
+            "yanchor": "top",
+            "pad": {"t": 24},
+        },
         width=220 + PANEL * len(shown) + 60,
-        height=240 + ROW * len(names),
-        margin={"t": 150, "l": 170},
+        height=260 + ROW * len(names),
+        margin={"t": 170, "l": 170},
         legend={"orientation": "h", "y": -0.08, "font": {"size": 13}},
         template="plotly_white",
     )
