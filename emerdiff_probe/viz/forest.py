@@ -104,7 +104,8 @@ def forest_figure(differences: StudyResult | Report | pd.DataFrame, *, title: st
             row=place,
             col=1,
         )
-        ends = [0.0, *shown["low"].dropna(), *shown["high"].dropna()]
+        alike = shown["within"].dropna()
+        ends = [0.0, *shown["low"].dropna(), *shown["high"].dropna(), *alike, *-alike]
         room = 0.06 * (max(ends) - min(ends)) or 1.0
         figure.update_xaxes(
             title=f"difference ({unit})" if unit else "difference",
@@ -115,11 +116,13 @@ def forest_figure(differences: StudyResult | Report | pd.DataFrame, *, title: st
         )
     bars = f"{said}, bars: paired 95% bootstrap intervals" if said else "bars: paired 95% bootstrap intervals"
     heading = _question(differences) if title is None else title
+    told = f"{wrap(heading, 90)}<br><sup>{bars}</sup>" if heading else f"<sup>{bars}</sup>"
+    head = 76 + LINE * told.count("<br>")
     figure.update_layout(
-        title={"text": f"{wrap(heading, 90)}<br><sup>{bars}</sup>" if heading else f"<sup>{bars}</sup>"},
+        title={"text": told},
         width=1080,
-        height=150 + sum(heights),
-        margin={"t": 100, "l": 340, "r": 310, "b": 50},
+        height=head + 50 + sum(heights),
+        margin={"t": head, "l": 340, "r": 310, "b": 50},
         template="plotly_white",
         showlegend=False,
     )
