@@ -68,7 +68,8 @@ def code_of(notebook, given):
     first, *rest = [cell.source for cell in nbformat.read(notebook, 4).cells if cell.cell_type == "code"]
     for name, value in told.items():
         first = re.sub(rf"^{name} = .*$", f"{name} = {value!r}", first, flags=re.MULTILINE)
-    return [first, *rest]
+    # Its atlas is made in the background, which a process that ends does not wait for; explorers have own tests.
+    return [first, *(source for source in rest if "explore_segmentation(" not in source)]
 
 
 @pytest.mark.parametrize("notebook", ALL, ids=lambda path: path.stem)
