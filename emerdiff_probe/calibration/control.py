@@ -5,6 +5,7 @@ from __future__ import annotations
 from copy import copy
 
 import torch
+from torch import nn
 
 from emerdiff_probe.models.probe_model import ProbeModel
 
@@ -23,5 +24,6 @@ def forget(model: ProbeModel, seed: int) -> ProbeModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = type(model.denoiser).from_config(model.denoiser.config)
-    twin.denoiser = fresh.to(model.device, model.dtype).eval().requires_grad_(False)
+    fresh = nn.Module.to(fresh, model.device, model.dtype)  # diffusers' own warns of every cast
+    twin.denoiser = fresh.eval().requires_grad_(False)
     return twin

@@ -110,7 +110,8 @@ class Calibration:
     def _beyond_chance(self, other: Setting | None = None) -> bool:
         """Whether the best setting's criterion is above 0, or above another's, by more than the luckiest of all.
 
-        By the bootstrap of the largest of all settings' means about their own (White's reality check, 2000).
+        By the bootstrap of the largest of all settings' means about their own, each in its own standard deviations
+        (White's reality check, 2000, as Hansen 2005 scales it).
         """
         if not self.gain(self.best).low > 0 or (other is not None and not self._beyond_chance()):
             return False
@@ -118,6 +119,7 @@ class Calibration:
             return True
         gains = np.array([self.values(setting, CRITERION) for setting in self.complete])
         gains = gains[np.isfinite(gains).all(1)] - (0 if other is None else self.values(other, CRITERION))
+        gains /= np.maximum(gains.std(1, keepdims=True), 1e-9)
         centred = gains - gains.mean(1, keepdims=True)
         luck = bootstrap(lambda weights: (weights @ centred.T / len(self.pictures)).max(1), len(self.pictures))
         return bool(gains[0].mean() > luck.high)

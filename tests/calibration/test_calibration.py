@@ -21,7 +21,7 @@ from emerdiff_probe.data.sources import open_data
 from emerdiff_probe.errors import InputError, ModelError
 from emerdiff_probe.reading.correspondence import assign
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig
-from emerdiff_probe.segmentation.presets import fast_preset
+from emerdiff_probe.segmentation.presets import approximations
 from emerdiff_probe.viz.calibration import calibration_figure, criterion_figure, write_report
 
 OPEN = EmerDiffConfig().change(clusters=3, steps=10, feature_draws=1)
@@ -154,7 +154,7 @@ def test_the_control_is_the_same_model_with_other_weights_and_leaves_the_model_a
         assert torch.equal(first[name], same[name])
     assert any(not torch.equal(first[name], other[name]) for name in first)
     assert twins[0].autoencoder is model.autoencoder
-    config = OPEN.change(**fast_preset(model)).resolve(model)
+    config = OPEN.change(**approximations("fast", model)).resolve(model)
     job = CalibrationJob(config, config.start, settings=(Setting.of(config),), twins=2)
     measured = dict(job.measure(model, Sample("a", PICTURES[0], None, "a"), list(job.cells)))
     assert list(measured) == [(*Setting.of(config), 0), (*Setting.of(config), 1)]
@@ -212,7 +212,7 @@ def test_pictures_that_cannot_be_read_are_told_once_and_left_out(model, measured
 def test_layers_that_cannot_differ_are_one_and_named_together(model):
     equal = list_equal_layers(model)
     assert equal["up8.self1.output"] == equal["up8.cross1.output"] == ("up8.self1.output", "up8.cross1.output")
-    config = OPEN.change(**fast_preset(model)).resolve(model)
+    config = OPEN.change(**approximations("fast", model)).resolve(model)
     space = Space.of(model, config, ["layer", "injection"])
     assert len(space.values["layer"]) == len(equal) // 2
     setting = Setting.of(config).change("layer", "up8.self0.output")
