@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -261,7 +262,8 @@ class LatentPool:
         """Encode a chunk into its place."""
         start = number * self.chunk
         end = min(start + self.chunk, self.examples.total or start + self.chunk)
-        drawn = [self.examples.example(one) for one in range(start, end)]
+        with ThreadPoolExecutor() as threads:  # a GPU would wait for them longer than it takes to learn from them
+            drawn = list(threads.map(self.examples.example, range(start, end)))
         latents = self.encode(np.stack([image for image, _ in drawn])).to(torch.float16)
         tokens = self.tokenize([caption for _, caption in drawn]).to(latents.device, torch.int32)
         if self.latents is None or self.tokens is None:

@@ -78,6 +78,8 @@ def config(tmp_path, images):
         steps=4,
         batch=2,
         autoencoder_batch=2,
+        pool=8,
+        reuse=1,  # some are encoded anew
         samples=2,
         sample_steps=2,
         log_every=2,
@@ -165,7 +167,7 @@ def test_run_logs_figures_and_writes_a_card(config):
 def test_a_run_that_breaks_off_and_is_resumed_equals_an_uninterrupted_one(
     config, tmp_path, monkeypatch, stage, optimizer
 ):
-    config = replace(config, optimizer=optimizer, pool=8, reuse=1)  # of which some are encoded anew
+    config = replace(config, optimizer=optimizer)
     whole = train(replace(config, out=tmp_path / "whole"), report=quiet)
 
     class KilledError(Exception):
@@ -201,8 +203,8 @@ def test_killed_process_resumes(config):
         "from emerdiff_probe.pocket.train import TrainConfig, train\n"
         f"architecture = {TINY!r}\n"
         "train(TrainConfig(out=Path(sys.argv[1]), images=Path(sys.argv[2]), captions=Path(sys.argv[3]), device='cpu',"
-        " architecture=architecture, steps=10**6, autoencoder_steps=4, batch=2, autoencoder_batch=2, samples=2,"
-        " sample_steps=2, log_every=2, checkpoint_seconds=0.01))"
+        " architecture=architecture, steps=10**6, autoencoder_steps=4, batch=2, autoencoder_batch=2, pool=8, samples=2,"
+        " sample_steps=2, log_every=2, reuse=1, checkpoint_seconds=0.01))"
     )
     command = [sys.executable, "-c", script, str(config.out), str(config.images), str(config.captions)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
