@@ -49,4 +49,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 docs: $(INSTALLED)  # the documentation site, in docs/_build/html; every page's code is run
-	$(BIN)/sphinx-build --fail-on-warning --keep-going -q -b html docs docs/_build/html
+	OMP_NUM_THREADS=1 $(BIN)/sphinx-build --fail-on-warning --keep-going -q -b html docs docs/_build/html
