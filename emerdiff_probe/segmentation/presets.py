@@ -102,11 +102,7 @@ def paper_preset(model: ProbeModel) -> Preset:
     feature, layer = _paper_sites(model)
     options = {**DEFAULTS, "feature_sites": feature.name, "layer": layer.name}
     if model.family not in KNOWN:
-        note = (
-            f"no paper gives settings for family {model.family} ({model.name}): by rule, {feature.name} is clustered "
-            f"and {layer.name} pushed; `study layers` and `calibrate` find better ones"
-        )
-        return Preset({**options, **_settings_by_rule(model)}, (note,))
+        return Preset({**options, **_settings_by_rule(model)}, (_note_of_rule(model, feature.name, layer.name),))
     layers = list_sites(model, stage=layer.stage, resolution=layer.resolution, kind=layer.kind, part="output")
     if model.family in {"sd1", "sd2"} and (len(layers), layer.kind) != (3, "cross"):
         note = (
@@ -120,10 +116,10 @@ def paper_preset(model: ProbeModel) -> Preset:
 def find_preset(model: ProbeModel) -> Preset:
     """The best known settings for a model: the paper's and `MEASURED`, for the pocket model with its own.
 
-    The pocket model's features are all of its probed stage at several timesteps (`stage_features`), which were better
-    masks on drawn scenes and on photographs than any one site's (`python -m benchmarks.features`). Other U-Nets that
-    nobody has measured get the same by rule. Stable Diffusion's families keep the paper's query, as do transformers,
-    whose depth is no stage: nothing else has been measured there.
+    The pocket model's features are all of its probed stage at several timesteps (`stage_features`), which made better
+    masks of drawn scenes and of photographs than the single site before (`python -m benchmarks.features`). Other U-Nets
+    that nobody has measured get the same by rule. Stable Diffusion's families keep the paper's query, as do
+    transformers, whose depth is no stage: nothing else has been measured there.
     """
     paper = paper_preset(model)
     options = {**paper.options, **MEASURED}
@@ -135,7 +131,8 @@ def find_preset(model: ProbeModel) -> Preset:
         options |= {"feature_sites": stage_features(model, stage), "feature_timesteps": timesteps}
         options |= {"feature_draws": POCKET["feature_draws"]}
     if model.family != "pocket":
-        return replace(paper, options=options)
+        notes = paper.notes if stage is None else (_note_of_rule(model, f"all of up{stage}", options["layer"]),)
+        return Preset(options, notes)
     wanted = POCKET_LAYER.format(resolution=model.latent_side // 2)
     if wanted in {site.name for site in list_sites(model)}:
         return Preset({**options, **POCKET, "layer": wanted})
@@ -172,6 +169,13 @@ def _probed_stage(model: ProbeModel) -> int | None:
     if model.family == "pocket" and model.latent_side // 2 in upwards:
         return model.latent_side // 2
     return min(upwards, key=lambda side: abs(math.log(16 * side / model.native_size)), default=None)
+
+
+def _note_of_rule(model: ProbeModel, clustered: str, pushed: str) -> str:
+    return (
+        f"no paper gives settings for family {model.family} ({model.name}): by rule, {clustered} is clustered "
+        f"and {pushed} pushed; `study layers` and `calibrate` find better ones"
+    )
 
 
 def _settings_by_rule(model: ProbeModel) -> dict[str, Any]:

@@ -34,7 +34,8 @@ def served(name, published, small):
     result = segment(runs, tiny.picture(64, 64), EmerDiffConfig.fast(runs, clusters=3, steps=8))
     features, modulation = config.features, config.modulation
     settings = (
-        f"features `{features.sites[0]}` at {features.timesteps[0]}, modulated `{modulation.layer}` at "
+        f"features {', '.join(f'`{site}`' for site in features.sites)} at {', '.join(map(str, features.timesteps))}, "
+        f"modulated `{modulation.layer}` at "
         f"{modulation.modulate_at}, injection {', '.join(modulation.injection)}"
     )
     labels = "runs" if result.labels.shape == (64, 64) else "fails"
