@@ -18,7 +18,11 @@ from emerdiff_probe.cli.options import (
     take_settings,
     write_settings,
 )
+from emerdiff_probe.errors import InputError
 from emerdiff_probe.files import require_writable
+
+MINUTES = 10**6
+"""The most that may be asked for: two years."""
 
 
 @app.command()
@@ -58,6 +62,8 @@ def calibrate(
     from emerdiff_probe.runs.store import require_local
     from emerdiff_probe.viz.calibration import write_report
 
+    if not 0 < minutes <= MINUTES:
+        raise InputError(f"--minutes {minutes}; accepted: above 0, up to {MINUTES:,}")
     if save_config is not None:
         require_settings_name(save_config)
         require_writable(save_config.parent)

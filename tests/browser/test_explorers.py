@@ -37,6 +37,7 @@ COARSE = {
     "steps": 10,
     "modulate_at": 101,
     "smoothing": 1.0,
+    "feature_sites": "up8.self1.query",
     "feature_timesteps": 1,
     "feature_draws": 1,
 }

@@ -27,11 +27,16 @@ from emerdiff_probe.sites import list_sites
 FAST = ("--clusters", "3", "--steps", "10", "--modulate-at", "101", "--feature-draws", "1", "--device", "cpu")
 
 
+def faults(errors):
+    """Lines of standard error but for the one of results that explain less than their masks: a random model's may."""
+    return [line for line in errors.splitlines() if " explain less of the picture's colours than " not in line]
+
+
 def test_segment_writes_the_documented_files(run, folder, image_file, tmp_path):
     other = tmp_path / "other.jpg"
     Image.fromarray(tiny.picture(40, 72)).save(other)
     code, out, err = run("segment", image_file, other, "--model", folder, *FAST, "--out", tmp_path / "out")
-    assert (code, err) == (0, "")
+    assert (code, faults(err)) == (0, [])
     assert len(out.splitlines()) == 2
     for name, size in (("photo", (64, 64)), ("other", (40, 72))):
         place = tmp_path / "out" / name
@@ -53,7 +58,7 @@ def test_segment_writes_the_documented_files(run, folder, image_file, tmp_path):
 
 def test_fast_takes_the_approximations_of_the_fast_mode(run, folder, image_file, tmp_path):
     code, _, err = run("segment", image_file, "--model", folder, "--fast", "--clusters", 2, "--out", tmp_path)
-    assert (code, err) == (0, "")
+    assert (code, faults(err)) == (0, [])
     model = load_model(folder, device="cpu")
     assert Segmentation.load(tmp_path / "photo").config == EmerDiffConfig.fast(model, clusters=2)
 
@@ -268,7 +273,7 @@ def test_pictures_come_from_lists_patterns_and_data_sets(run, folder, image_file
     ):
         shutil.rmtree("out", ignore_errors=True)
         code, _, err = run("segment", *arguments, "--model", folder, *FAST)
-        assert (code, err) == (0, "")
+        assert (code, faults(err)) == (0, [])
         assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
 
 
@@ -279,7 +284,7 @@ def test_a_name_that_is_too_long_costs_its_own_picture_only(run, folder, image_f
     code, out, err = run("segment", *arguments)
     assert code == 0
     assert "300 bytes; accepted: up to 255" in err
-    assert len(err.splitlines()) == 2
+    assert len(faults(err)) == 2
     assert "photo: 3 masks" in out
     assert Segmentation.load(tmp_path / "out" / long).masks == 3
 
@@ -296,7 +301,7 @@ def test_names_that_the_terminal_cannot_print_end_nothing(run, folder, image_fil
     for stream in streams.values():
         stream.flush()
     told, errors = (stream.buffer.getvalue() for stream in streams.values())
-    assert (code, errors) == (0, b"")
+    assert (code, faults(errors.decode("ascii"))) == (0, [])
     assert rb"out/smile \U0001f600: 3 masks" in told
     assert rb"out/byte\udcff: 3 masks" in told
 

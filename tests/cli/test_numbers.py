@@ -18,13 +18,19 @@ CALLS = {
     "segment": ("IMAGE", "--model", "./no-model"),
     "study": ("strength", "--data", "world:1", "--model", "./no-model"),
     "evaluate": ("--model", "./no-model"),
+    "calibrate": ("--data", "world:1", "--model", "./no-model"),
     "train": ("--world", "--steps", "1"),
     "train-clip": ("--steps", "1"),
     "world": (),
     "find": ("car", "IMAGE", "--model", "./no-model"),
     "layers": ("--model", "./no-model"),
 }
-PLACES = {"study": ("--store", "place"), "evaluate": ("--store", "place"), "layers": ()}
+PLACES = {
+    "study": ("--store", "place"),
+    "calibrate": ("--store", "place"),
+    "evaluate": ("--store", "place"),
+    "layers": (),
+}
 COMMANDS = typer.main.get_command(cli.app).commands
 
 

@@ -167,7 +167,7 @@ def test_a_local_path_that_is_not_there_is_refused_quickly(tmp_path):
 
 def test_an_unknown_name_lists_what_is_accepted():
     """The hub is switched off in tests, as where it cannot be reached."""
-    with pytest.raises(ModelError, match=r"'no-such-model'.*'pocket', a local diffusers folder"):
+    with pytest.raises(ModelError, match=r"'no-such-model'.*'pocket', 'photo', a local diffusers folder"):
         load_model("no-such-model")
 
 
