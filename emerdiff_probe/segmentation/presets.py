@@ -127,12 +127,13 @@ def find_preset(model: ProbeModel) -> Preset:
         return replace(paper, options=options)
     stage = _probed_stage(model)
     if stage is not None:
-        timesteps = _as_noisy_as(model, POCKET["feature_timesteps"])
-        options |= {"feature_sites": stage_features(model, stage), "feature_timesteps": timesteps}
-        options |= {"feature_draws": POCKET["feature_draws"]}
+        options["feature_sites"] = stage_features(model, stage)
     if model.family != "pocket":
-        notes = paper.notes if stage is None else (_note_of_rule(model, f"all of up{stage}", options["layer"]),)
-        return Preset(options, notes)
+        if stage is None:
+            return Preset(options, paper.notes)
+        options["feature_timesteps"] = _as_noisy_as(model, POCKET["feature_timesteps"])
+        options["feature_draws"] = POCKET["feature_draws"]
+        return Preset(options, (_note_of_rule(model, f"all of up{stage}", options["layer"]),))
     wanted = POCKET_LAYER.format(resolution=model.latent_side // 2)
     if wanted in {site.name for site in list_sites(model)}:
         return Preset({**options, **POCKET, "layer": wanted})
