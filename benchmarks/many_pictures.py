@@ -1,13 +1,15 @@
 """A folder of photographs, start to end: seconds a picture, what more workers bring, and whether memory stays.
 
     python -m benchmarks.many_pictures --images PHOTOS --count 1000 --block 250
+    python -m benchmarks.many_pictures --images PHOTOS --ways "2 workers,1 worker,2 nodes" --compared 1
 
 The ways are one process without Ray ("here"), Ray's workers on this machine ("1 worker", "2 workers"), and two workers
 on a cluster of two nodes ("2 nodes"; both on this machine, each with one processor). Every process has one thread.
 Pictures are taken a block at a time, each block in every way in turn, so that a machine whose speed moves is as slow
-for one as for the other; a block and way is a fresh process that reads, segments in the fast mode and writes what
-`segment` writes. Its clock runs from the first result to the last: loading and the start of Ray are told apart.
-Finished blocks are kept: a run that was stopped goes on.
+for one as for the other (`--compared`: only so many blocks, the others in the first way alone); a block and way is a
+fresh process that reads, segments in the fast mode and writes what `segment` writes. Its clock runs from the first
+result to the last: loading and the start of Ray are told apart. Finished blocks are kept: a run that was stopped goes
+on.
 """
 
 from __future__ import annotations
@@ -129,21 +131,23 @@ def _watched() -> Iterator[list[int]]:
 
 
 def summarise(records: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row a way: seconds a picture, pictures an hour, efficiency, memory.
+    """One row a way: seconds a picture, efficiency, memory.
 
-    Efficiency is how many times as fast a way is as one worker, a worker; the time is counted from every block's first
-    result, so that the picture before it is not.
+    Efficiency is how many times as fast a way is as one worker, a worker, on the blocks that both took; the time is
+    counted from every block's first result, so that the picture before it is not.
     """
     table = pd.DataFrame(records)
+    alone = table[table["way"] == "1 worker"]
     rows = []
     for way, part in table.groupby("way", sort=False):
-        counted = int((part["pictures"] - 1).sum())
+        both, one = (each[each["block"].isin(other["block"])] for each, other in ((part, alone), (alone, part)))
         rows.append(
             {
                 "way": way,
                 "pictures": int(part["pictures"].sum()),
                 "skipped": int(part["skipped"].sum()),
-                "seconds": part["seconds"].sum() / counted,
+                "seconds": _seconds(part),
+                "efficiency": _seconds(one) / _seconds(both) / (WAYS[str(way)] or 1) if len(both) else float("nan"),
                 "start": part["start"].median(),
                 "growth_mib": int((part["late_mib"] - part["early_mib"]).max()),
                 "peak_mib": int(part["late_mib"].max()),
@@ -151,11 +155,11 @@ def summarise(records: list[dict[str, Any]]) -> pd.DataFrame:
                 "mib_a_picture": part["written_mib"].sum() / part["pictures"].sum(),
             }
         )
-    found = pd.DataFrame(rows)
-    alone = found.loc[found["way"] == "1 worker", "seconds"]
-    workers = found["way"].map(WAYS)
-    found.insert(4, "efficiency", alone.iloc[0] / found["seconds"] / workers if len(alone) else float("nan"))
-    return found.round({"seconds": 3, "efficiency": 3, "start": 1, "mib_a_picture": 2})
+    return pd.DataFrame(rows).round({"seconds": 3, "efficiency": 3, "start": 1, "mib_a_picture": 2})
+
+
+def _seconds(blocks: pd.DataFrame) -> float:
+    return float(blocks["seconds"].sum() / (blocks["pictures"] - 1).sum())
 
 
 def kept(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -171,6 +175,7 @@ def main(
     count: Annotated[int, typer.Option(help="Pictures, at most.")] = 1000,
     block: Annotated[int, typer.Option(help="Pictures a block, 2 or more.")] = 250,
     ways: Annotated[str, typer.Option(help=f"With commas between: {', '.join(WAYS)}.")] = ",".join(WAYS),
+    compared: Annotated[int | None, typer.Option(help="Blocks taken in every way; the others in the first.")] = None,
     model: Annotated[str, typer.Option(help="'pocket', a hub id, or a local folder.")] = "pocket",
     clusters: Annotated[int, typer.Option(help="Number of masks.")] = 12,
     store: Annotated[Path, typer.Option(help="Where finished blocks are kept.")] = Path("out/many_pictures"),
@@ -192,10 +197,11 @@ def main(
     records = []
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as fresh:
         for number, part in enumerate(cuts):
-            for way in asked:
+            for way in asked if compared is None or number < compared else asked[:1]:
                 asking = Block(part, way, model, clusters, str(folder / "scratch"))
                 path = folder / f"{number:04}-{way.replace(' ', '-')}.json"
-                records.append(kept(path, lambda asking=asking: fresh.submit(measure, asking).result()))  # type: ignore[misc]
+                found = kept(path, lambda asking=asking: fresh.submit(measure, asking).result())  # type: ignore[misc]
+                records.append({"block": number} | found)
                 print(f"# block {number + 1} of {len(cuts)}: {records[-1]}", flush=True)
     table = summarise(records)
     print(f"\nfast mode, {model}, K = {clusters}, one thread a process, {len(paths)} pictures of {images}\n")

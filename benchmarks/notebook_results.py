@@ -4,16 +4,17 @@
     python -m benchmarks.notebook_results --scenes 50 --only strength,rivals
     python -m benchmarks.notebook_results --model FOLDER --data folder:PATH --out notebooks/results/photographs
 
-A study becomes NAME.zarr.zip (`emerdiff_probe.read_result` reads it), an evaluation a folder NAME of tables with
-about.json. Records are kept in --store: what was stopped goes on, and what is there is not measured again.
+A study becomes NAME.zarr.zip (`emerdiff_probe.read_result` reads it), an evaluation or a calibration a folder NAME of
+tables with about.json. Records are kept in --store: what was stopped goes on, and what is there is not measured again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,8 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 
+from emerdiff_probe.calibration.calibrate import calibrate
+from emerdiff_probe.calibration.control import forget
 from emerdiff_probe.data.dataset import DataSet
 from emerdiff_probe.data.sources import open_data
 from emerdiff_probe.errors import InputError
@@ -39,8 +42,8 @@ from emerdiff_probe.studies.catalogue import make_study
 from emerdiff_probe.studies.portable import write_result
 from emerdiff_probe.studies.run import run_study
 
-OPTIONS: dict[str, Any] = {"clusters": 12, "steps": 10, "sharpen": "none"}
-"""Of every configuration here: half the grid, and labels read off as in the paper."""
+OPTIONS: dict[str, Any] = {"steps": 10, "sharpen": "none"}
+"""Of studies and evaluations: half the grid, and labels read off as in the paper."""
 TABLES = ("scores", "gains", "segments")
 """Of a report that are kept: those of classes are large."""
 NAMINGS = ("maskclip", "maskclip + emerdiff fast", "cross-attention", "cross-attention + emerdiff fast")
@@ -78,6 +81,58 @@ class EvaluationPlan:
     fast: bool = False
 
 
+@dataclass(frozen=True)
+class CalibrationPlan:
+    """A calibration of a notebook, on data with labels, which it is held against.
+
+    Attributes:
+        untrained: with a denoiser of random weights in the place of the model's.
+        quick: whether strength alone is searched.
+    """
+
+    untrained: bool = False
+    quick: bool = False
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """What all results of one run of this command share.
+
+    Attributes:
+        model, data: what is measured.
+        store, out: folders of records and of the small files.
+        about: what is written beside numbers.
+        clusters: number of masks.
+        labelled: labelled scenes for the reference of notebook 13.
+    """
+
+    model: ProbeModel
+    data: DataSet
+    store: Path
+    out: Path
+    about: dict[str, str]
+    clusters: int
+    labelled: int
+
+    def records(self, name: str, identity: dict[str, Any]) -> Path:
+        """A folder of its own for all that would mean something else: other settings do not meet old records."""
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:8]
+        return self.store / self.model.fingerprint / f"{name}-{digest}"
+
+    def config(self, fast: bool, **options: Any) -> EmerDiffConfig:
+        """Of the exact or the fast mode, with `OPTIONS`."""
+        make = EmerDiffConfig.fast if fast else EmerDiffConfig.for_model
+        return make(self.model, **({"clusters": self.clusters} | OPTIONS | options))
+
+    def write(self, name: str, tables: Mapping[str, pd.DataFrame], told: dict[str, Any]) -> Path:
+        """Write tables and what they are of into a folder."""
+        for table, frame in tables.items():
+            write_whole(self.out / name / f"{table}.csv", partial(_write_table, frame))
+        about = json.dumps(told | self.about, indent=2) + "\n"
+        write_whole(self.out / name / "about.json", lambda path: path.write_text(about, "utf-8"))
+        return self.out / name
+
+
 def rivals(data: DataSet, scenes: int) -> tuple[Method, ...]:
     """All that need neither training nor words."""
     return tuple(METHODS.values())
@@ -95,7 +150,7 @@ def supervised(data: DataSet, scenes: int) -> tuple[Method, ...]:
     return EmerDiff(), METHODS["bilinear"], Reference(TRAININGS["linear probe"], labelled)
 
 
-PLANS: dict[str, StudyPlan | EvaluationPlan] = {
+PLANS: dict[str, StudyPlan | EvaluationPlan | CalibrationPlan] = {
     "layers": StudyPlan(fast=False),
     "feature_timestep": StudyPlan(quick=False),
     "modulate_at": StudyPlan(quick=False),
@@ -111,6 +166,8 @@ PLANS: dict[str, StudyPlan | EvaluationPlan] = {
     "rivals": EvaluationPlan(rivals),
     "naming": EvaluationPlan(naming, labels="objects", fast=True),
     "supervised": EvaluationPlan(supervised, fast=True),
+    "calibration": CalibrationPlan(),
+    "calibration_untrained": CalibrationPlan(untrained=True),
 }
 """In the order of the notebooks."""
 
@@ -123,6 +180,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Where the small files go.")] = Path("notebooks/results"),
     store: Annotated[Path, typer.Option(help="Where records are kept.")] = Path("out/notebook_results"),
     quick: Annotated[bool, typer.Option("--quick", help="All studies on their small grids: a trial.")] = False,
+    clusters: Annotated[int, typer.Option(help="Number of masks.")] = 12,
     labelled: Annotated[int, typer.Option(help="Labelled scenes for the reference of notebook 13.")] = 200,
     device: Annotated[str | None, typer.Option()] = None,
 ) -> None:
@@ -138,77 +196,64 @@ def main(
         samples = open_data(data or f"world:{scenes},labels={labels}", side=probed.native_size)
         asked = f"python -m benchmarks.notebook_results --only {name} --model {model}"
         command = f"{asked} --data {data}" if data else f"{asked} --scenes {scenes}"
+        command += f" --clusters {clusters}"
         if name == "supervised":
             command += f" --labelled {labelled}"
-        if quick and isinstance(plan, StudyPlan):
+        if quick and not isinstance(plan, EvaluationPlan):
             plan, command = replace(plan, quick=True), f"{command} --quick"
         about = {"model": f"{probed.name} ({probed.fingerprint})", "measured by": command}
-        make = partial(_config, probed, plan.fast)
+        measuring = Measuring(probed, samples, store, out, about, clusters, labelled)
         try:
             if isinstance(plan, StudyPlan):
-                written = measure_study(name, plan, probed, samples, make(**plan.options), store, out, about)
+                written = measure_study(name, plan, measuring)
+            elif isinstance(plan, EvaluationPlan):
+                written = measure_evaluation(name, plan, measuring)
             else:
-                written = measure_evaluation(name, plan, probed, samples, make(), store, out, about, labelled)
+                written = measure_calibration(name, plan, measuring)
         except InputError as error:
             print(f"{name}: left out: {error}")
             continue
         print(f"{name}: {written}, {time.perf_counter() - began:.0f} s", flush=True)
 
 
-def _config(model: ProbeModel, fast: bool, **options: Any) -> EmerDiffConfig:
-    make = EmerDiffConfig.fast if fast else EmerDiffConfig.for_model
-    return make(model, **(OPTIONS | options))
-
-
-def _records(store: Path, name: str, model: ProbeModel, identity: dict[str, Any]) -> Path:
-    """A folder of its own for all that would mean something else: other settings of a model do not meet old records."""
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:8]
-    return store / model.fingerprint / f"{name}-{digest}"
-
-
 def _write_table(frame: pd.DataFrame, path: Path) -> None:
     frame.to_csv(path, index=False)
 
 
-def measure_study(
-    name: str,
-    plan: StudyPlan,
-    model: ProbeModel,
-    data: DataSet,
-    config: EmerDiffConfig,
-    store: Path,
-    out: Path,
-    about: dict[str, str],
-) -> Path:
+def measure_study(name: str, plan: StudyPlan, given: Measuring) -> Path:
     """Run a study, or finish it, and write its small file."""
-    study = make_study(name, model, data, config, quick=plan.quick)
-    records = _records(store, name, model, study.identity())
-    result = run_study(model, study, data, store=records, progress=True)
-    return write_result(replace(result, computed=0, reused=0), out / f"{name}.zarr.zip", about=about)
+    config = given.config(plan.fast, **plan.options)
+    study = make_study(name, given.model, given.data, config, quick=plan.quick)
+    records = given.records(name, study.identity())
+    result = run_study(given.model, study, given.data, store=records, progress=True)
+    return write_result(replace(result, computed=0, reused=0), given.out / f"{name}.zarr.zip", about=given.about)
 
 
-def measure_evaluation(
-    name: str,
-    plan: EvaluationPlan,
-    model: ProbeModel,
-    data: DataSet,
-    config: EmerDiffConfig,
-    store: Path,
-    out: Path,
-    about: dict[str, str],
-    labelled: int,
-) -> Path:
+def measure_evaluation(name: str, plan: EvaluationPlan, given: Measuring) -> Path:
     """Run an evaluation, or finish it, and write its small tables."""
-    evaluation = Evaluation(plan.methods(data, labelled), (OPTIONS["clusters"],), config)
-    records = _records(store, name, model, config.to_dict())
-    report = make_report(run_evaluation(model, data, evaluation, store=records, progress=True))
-    for table, frame in report.frames().items():
-        if table in TABLES:
-            write_whole(out / name / f"{table}.csv", partial(_write_table, frame))
-    told = {"title": report.title, "images": len(report.images), "classes": str(report.labels), **about}
-    told["configuration"] = config.to_dict()
-    write_whole(out / name / "about.json", lambda path: path.write_text(json.dumps(told, indent=2) + "\n", "utf-8"))
-    return out / name
+    config = given.config(plan.fast)
+    evaluation = Evaluation(plan.methods(given.data, given.labelled), (given.clusters,), config)
+    records = given.records(name, config.to_dict())
+    report = make_report(run_evaluation(given.model, given.data, evaluation, store=records, progress=True))
+    tables = {table: frame for table, frame in report.frames().items() if table in TABLES}
+    told = {"title": report.title, "images": len(report.images), "classes": str(report.labels)}
+    return given.write(name, tables, told | {"configuration": config.to_dict()})
+
+
+def measure_calibration(name: str, plan: CalibrationPlan, given: Measuring) -> Path:
+    """Search settings to the end on all pictures, or go on, and write what was found."""
+    config = EmerDiffConfig().change(clusters=given.clusters)
+    model = forget(given.model, 0) if plan.untrained else given.model
+    records = given.records(name, config.to_dict() | {"pictures": len(given.data)})
+    images, search = len(given.data), ("strength",) if plan.quick else None
+    found = calibrate(
+        model, given.data, config, images=images, minutes=math.inf, search=search, store=records, progress=True
+    )
+    if not found.labelled:
+        raise InputError(f"{given.data.name} has no labels, which criteria are held against")
+    told = {"images": len(found.pictures), "notes": list(found.notes), "regret": found.regret()}
+    tables = {"settings": found.table(), "criteria": found.correlations(), "guard": found.guard()}
+    return given.write(name, tables, told | {"configuration": found.base.to_dict(), "chosen": found.options})
 
 
 if __name__ == "__main__":

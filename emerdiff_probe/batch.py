@@ -29,6 +29,7 @@ from emerdiff_probe.segmentation.configuration import EmerDiffConfig
 from emerdiff_probe.segmentation.result import (
     WAY_OUT,
     Segmentation,
+    is_doubtful,
     is_finished,
     model_precision,
     read_summary,
@@ -182,7 +183,7 @@ def segment_pictures(
         if len(data) == 1:
             raise InputError(reason)
         raise InputError(f"none of {len(data)} pictures could be segmented; the first, {name}: {reason}")
-    doubtful = tuple(name for name in folders if (gain := work.gains[name]) is not None and gain < 0)
+    doubtful = tuple(name for name in folders if is_doubtful(work.gains[name]))
     return Batch(folders, frozenset(work.finished), work.skipped, doubtful)
 
 

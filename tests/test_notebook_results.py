@@ -11,16 +11,23 @@ from emerdiff_probe.methods.catalogue import METHODS
 from emerdiff_probe.methods.emerdiff import EmerDiff
 from emerdiff_probe.studies.catalogue import STUDIES
 from emerdiff_probe.studies.portable import read_result
+from emerdiff_probe.viz.calibration import criterion_figure
 from emerdiff_probe.viz.forest import forest_figure
 
 
 @pytest.fixture
-def measure(folder, tmp_path, monkeypatch):
+def measure(folder, tmp_path):
     """The command on the tiny model and two scenes, in a folder."""
-    monkeypatch.setattr(notebook_results, "OPTIONS", {"clusters": 3, "steps": 10, "sharpen": "none"})
 
     def run(only, **options):
-        asked = {"scenes": 2, "model": str(folder), "quick": True, "labelled": 2, "device": "cpu"} | options
+        asked = {
+            "scenes": 2,
+            "model": str(folder),
+            "quick": True,
+            "clusters": 3,
+            "labelled": 2,
+            "device": "cpu",
+        } | options
         notebook_results.main(only=only, data=None, out=tmp_path / "results", store=tmp_path / "store", **asked)
         return tmp_path / "results"
 
@@ -49,8 +56,21 @@ def test_an_evaluation_becomes_tables(measure, monkeypatch):
     assert forest_figure(gains).data
 
 
+def test_a_calibration_becomes_tables_that_the_figure_takes_and_a_denoiser_of_random_weights_has_its_own(measure):
+    settings = {}
+    for name in ("calibration", "calibration_untrained"):
+        place = measure(name) / name
+        about = json.loads((place / "about.json").read_text())
+        assert about["images"] == 2
+        assert {"best", "chosen", "preset", "regret"} == set(about["regret"])
+        assert len(pd.read_csv(place / "criteria.csv")) > 5
+        settings[name] = pd.read_csv(place / "settings.csv")
+    assert len(criterion_figure(settings).data) == 6
+    assert not settings["calibration"]["gain"].equals(settings["calibration_untrained"]["gain"])
+
+
 def test_results_have_names_of_studies_and_others_are_refused(measure):
     with pytest.raises(InputError, match="no results speed; accepted: layers"):
         measure("speed")
-    evaluations = {"rivals", "naming", "supervised"}
-    assert set(notebook_results.PLANS) - evaluations <= set(STUDIES)
+    others = {"rivals", "naming", "supervised", "calibration", "calibration_untrained"}
+    assert set(notebook_results.PLANS) - others <= set(STUDIES)

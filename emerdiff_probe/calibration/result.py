@@ -26,6 +26,10 @@ SHOWN = 12
 """Rows of the table that are shown; `Calibration.table` has all."""
 MEAN_RANK = "mean_rank"
 """Name of the criterion that averages the ranks of `RANKED`."""
+THRESHOLDS = (0, -1, -2, -3, -4, -6, -8, -12)
+"""Points of the criterion below which a single result might be doubted; see `Calibration.guard`."""
+TRUTH = "mIoU gain"
+"""Column of the table that criteria are held against."""
 POINTS = 100.0
 """Shares are told in points: hundredths."""
 
@@ -187,7 +191,7 @@ class Calibration:
             for name in self.criteria[1:]:
                 row[name] = float(self.values(setting, name, self._pictures_of(setting)).mean())
             if self.labelled:
-                row["mIoU gain"] = self.true_gain(setting)
+                row[TRUTH] = self.true_gain(setting)
             rows.append(row)
         return pd.DataFrame(rows)
 
@@ -241,6 +245,27 @@ class Calibration:
             "preset": gains[self.preset],
             "regret": best - gains[self.chosen],
         }
+
+    def guard(self) -> pd.DataFrame:
+        """What the criterion of a single result tells about its mIoU, over the settings of all pictures.
+
+        A row a threshold, in points: how many `results` are below it, how many of them `lost` mIoU against the enlarged
+        masks (majority protocol, picture by picture; percent) and their mean `change` in points; and the same of the
+        `others`.
+        """
+        held = [(setting, name) for setting in self.complete for name in self.pictures]
+        values = POINTS * np.array([float(self.records[setting][name][CRITERION]) for setting, name in held])
+        changes = np.array([self.true_gain(setting, [name]) for setting, name in held])
+        rows = []
+        for threshold in THRESHOLDS:
+            row: dict[str, float] = {"below": threshold}
+            for which, prefix in ((values < threshold, ""), (~(values < threshold), "others ")):
+                part = changes[which]
+                row[f"{prefix}results"] = len(part)
+                row[f"{prefix}lost %"] = POINTS * float((part < 0).mean()) if len(part) else np.nan
+                row[f"{prefix}change"] = float(part.mean()) if len(part) else np.nan
+            rows.append(row)
+        return pd.DataFrame(rows)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -311,7 +336,7 @@ class Calibration:
             table[name] = [f"{value:+.1f} [{low:.1f}, {high:.1f}]" for value, low, high in zip(*parts, strict=True)]
         searched = [name for name in Setting._fields if name in self.space.values]
         columns = [*searched, "same", "pictures", "gain", "over preset", "note"]
-        columns += ["mIoU gain"] if self.labelled else []
+        columns += [TRUTH] if self.labelled else []
         return table[columns].round(2)
 
     def _note(self, setting: Setting) -> str:

@@ -58,6 +58,13 @@ PANEL = 384
 
 WAY_OUT = "a lower strength may help, or the settings that `emerdiff-probe calibrate` finds on such pictures"
 """Where labels explain less of a picture's colours than the masks that they were made of."""
+DOUBTFUL = 0.0
+"""Colour gain below which most results had lost mIoU against their own enlarged masks; see `is_doubtful`."""
+
+
+def is_doubtful(colour_gain: float | None) -> bool:
+    """Whether there is something to say against a result of this `colour_gain`; nothing where it was not measured."""
+    return colour_gain is not None and colour_gain < DOUBTFUL
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +105,7 @@ class Segmentation:
     @property
     def notes(self) -> tuple[str, ...]:
         """What there is to say against the result, a sentence each; nothing is the usual."""
-        if self.colour_gain is None or self.colour_gain >= 0:
+        if self.colour_gain is None or not is_doubtful(self.colour_gain):
             return ()
         lost = f"{-100 * self.colour_gain:.1f} points"
         return (f"the labels explain {lost} less of the picture's colours than the enlarged masks do; {WAY_OUT}",)

@@ -7,17 +7,21 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
+from scipy.stats import spearmanr
 
 from emerdiff_probe.calibration.criteria import CRITERION
-from emerdiff_probe.calibration.result import POINTS, Calibration
+from emerdiff_probe.calibration.result import POINTS, TRUTH, Calibration
 from emerdiff_probe.calibration.space import Setting
 from emerdiff_probe.errors import InputError
 from emerdiff_probe.files import write_whole
 from emerdiff_probe.viz.figures import MARKERS, SHADES
 
 GREY = "#999999"
+SHARES = (CRITERION, "colour", "latents_gain")
+"""Criteria that are told in points."""
 
 
 def calibration_figure(result: Calibration) -> go.Figure:
@@ -65,48 +69,54 @@ def calibration_figure(result: Calibration) -> go.Figure:
     )
 
 
-def criterion_figure(results: Mapping[str, Calibration], criterion: str = CRITERION) -> go.Figure:
+def criterion_figure(results: Mapping[str, Calibration | pd.DataFrame], criterion: str = CRITERION) -> go.Figure:
     """A criterion against the true gain in mIoU, a point a setting, a panel a calibration.
 
+    Settings that were measured on every picture are shown, and their rank correlation is told.
+
     Args:
-        results: by title; of data with labels.
+        results: by title; of data with labels, as they are or as the tables they give (`Calibration.table`).
         criterion: one of `CRITERIA`.
 
     Raises:
         InputError: none, data without labels, or a criterion that was not measured.
     """
-    bad = [title for title, one in results.items() if not one.labelled or criterion not in one.criteria]
-    if bad or not results:
+    column = "gain" if criterion == CRITERION else criterion
+    tables = {title: one.table() if isinstance(one, Calibration) else one for title, one in results.items()}
+    bad = [title for title, one in tables.items() if not {column, TRUTH} <= set(one.columns)]
+    if bad or not tables:
         raise InputError(f"a figure of {', '.join(bad) or 'nothing'}; accepted: data with labels, and {criterion!r}")
-    figure = make_subplots(1, len(results), subplot_titles=list(results), horizontal_spacing=0.08)
-    for column, result in enumerate(results.values(), start=1):
+    scale = POINTS if criterion in SHARES and criterion != CRITERION else 1.0  # the table has gains in points
+    figure = make_subplots(1, len(tables), subplot_titles=list(tables), horizontal_spacing=0.08)
+    for place, (title, table) in enumerate(tables.items(), start=1):
+        whole = table[table["pictures"] == table["pictures"].max()]
+        whole = whole[np.isfinite(whole[column])]
+        notes = whole["note"].fillna("")
+        ranks = spearmanr(whole[column], whole[TRUTH]).statistic if len(whole) > 2 else np.nan
+        told = f"{len(whole)} settings, {whole['pictures'].max()} pictures: rank correlation {ranks:.2f}"
+        figure.layout.annotations[place - 1].text = f"{title}<br><sup>{told}</sup>"
         groups = {
-            "settings": list(result.complete),
-            "preset": [result.preset],
-            "chosen": [result.chosen],
+            "settings": (whole, "circle", 8, SHADES[0]),
+            "preset": (whole[notes.str.contains("preset")], "circle-open", 18, "black"),
+            "chosen": (whole[notes.str.contains("chosen")], "star-open", 18, "black"),
         }
-        for index, (name, settings) in enumerate(groups.items()):
+        for name, (rows, symbol, size, colour) in groups.items():
             trace = go.Scatter(
-                x=[_scaled(criterion) * float(result.values(one, criterion).mean()) for one in settings],
-                y=[result.true_gain(one, result.pictures) for one in settings],
+                x=scale * rows[column],
+                y=rows[TRUTH],
                 name=name,
                 legendgroup=name,
-                showlegend=column == 1,
+                showlegend=place == 1,
                 mode="markers",
-                text=[_told(one) for one in settings],
-                marker={
-                    "symbol": ("circle", "circle-open", "star-open")[index],
-                    "size": (8, 18, 18)[index],
-                    "color": SHADES[0] if index == 0 else "black",
-                    "line": {"width": 1 if index == 0 else 2},
-                },
+                text=[_told(Setting(*row)) for row in rows[list(Setting._fields)].itertuples(index=False)],
+                marker={"symbol": symbol, "size": size, "color": colour, "line": {"width": 1 if size < 10 else 2}},
                 hovertemplate="%{text}: %{x:.1f}, %{y:.1f}<extra></extra>",
             )
-            figure.add_trace(trace, 1, column)
-        figure.update_xaxes(title=f"{criterion} (points)" if _scaled(criterion) == POINTS else criterion, col=column)
-    figure.update_yaxes(title="gain in mIoU over the enlarged masks (points)", col=1)
+            figure.add_trace(trace, 1, place)
+        figure.update_xaxes(title=f"{criterion} (points)" if criterion in SHARES else criterion, col=place)
+    figure.update_yaxes(title="gain in mIoU over<br>the enlarged masks (points)", col=1)
     return figure.update_layout(
-        width=max(460, 340 * len(results)), height=420, template="plotly_white", legend={"orientation": "h", "y": -0.25}
+        width=max(460, 340 * len(tables)), height=420, template="plotly_white", legend={"orientation": "h", "y": -0.25}
     )
 
 
@@ -156,7 +166,3 @@ def _told(setting: Setting) -> str:
         f"{setting.layer} at {setting.modulate_at}, strength {setting.strength:g}, {setting.placement}, "
         f"{setting.injection}, {setting.steps} steps"
     )
-
-
-def _scaled(criterion: str) -> float:
-    return POINTS if criterion in {CRITERION, "colour", "latents_gain"} else 1.0

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 
 import numpy as np
+import pandas as pd
 import pytest
 import tiny
 import torch
@@ -311,6 +312,24 @@ def test_rank_correlations_and_regret_are_held_against_the_labels(labelled):
     assert "rank correlation" in labelled._repr_html_()
 
 
+def test_the_guard_says_how_often_results_below_a_threshold_had_lost(model):
+    config = OPEN.resolve(model)
+    space = Space.of(model, config, ("strength",))
+    records = {}
+    for strength, known in ((300.0, ((-0.05, 30), (0.02, 10))), (95.0, ((-0.015, 10), (0.03, 0)))):
+        records[Setting.of(config).change("strength", strength)] = {
+            name: {CRITERION: gain, PUSHED: confusion(50 - misses, misses), ENLARGED: confusion(30, 20)}
+            for name, (gain, misses) in zip("ab", known, strict=True)
+        }
+    table = Calibration(config, space, records, ("a", "b"), labelled=True).guard().set_index("below")
+    assert table.loc[0, ["results", "lost %", "others results", "others lost %"]].tolist() == [2, 50, 2, 0]
+    assert table.loc[-2, ["results", "lost %", "others results", "others lost %"]].tolist() == [1, 100, 3, 0]
+    before, after = (0.6 + 1 / 1.4) / 2, (0.4 + 1 / 1.6) / 2
+    assert table.loc[-2, "change"] == pytest.approx(100 * (after - before))
+    assert table.loc[-12, "results"] == 0
+    assert np.isnan(table.loc[-12, "change"])
+
+
 def test_labels_are_measured_where_there_are_some(model):
     scenes = open_data("world:2,first=5", side=64)
     given = OPEN.change(layer="up8.cross1.output", modulate_at=101, placement="after", injection=("self",), steps=10)
@@ -335,7 +354,16 @@ def test_the_report_and_figures_mark_preset_and_choice(model, measured, labelled
     assert write_report(found, tmp_path / "report.html").stat().st_size > 10**6
     with pytest.raises(InputError, match="with labels"):
         criterion_figure({"a": found})
-    assert len(criterion_figure({"a": labelled, "b": labelled}).data) == 6
+    table = labelled.table()
+    table.to_csv(tmp_path / "table.csv", index=False)
+    drawn = criterion_figure({"a": labelled, "b": pd.read_csv(tmp_path / "table.csv")})
+    assert len(drawn.data) == 6
+    for one, other in zip(drawn.data[:3], drawn.data[3:], strict=True):
+        np.testing.assert_allclose(one.x, other.x)
+        np.testing.assert_allclose(one.y, other.y)
+    assert list(drawn.data[0].x) == pytest.approx([100 * labelled.gain(one).value for one in labelled.complete])
+    assert list(drawn.data[0].y) == pytest.approx([labelled.true_gain(one) for one in labelled.complete])
+    assert f"{len(labelled.complete)} settings" in drawn.layout.annotations[0].text
 
 
 @pytest.mark.parametrize(
