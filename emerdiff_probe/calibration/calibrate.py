@@ -124,8 +124,8 @@ def calibrate(
 
 
 def _advance(bar: tqdm, seconds: float) -> None:
-    left = math.inf if bar.total is None else max(bar.total - bar.n, 0)
-    bar.update(min(round(seconds, 1), left))
+    bar.n = round(min(bar.n + seconds, math.inf if bar.total is None else bar.total), 1)
+    bar.update(0)
 
 
 def open_pictures(
