@@ -17,6 +17,7 @@ from benchmarks import (
     growth,
     ideas,
     many_pictures,
+    merging,
     pocket_quality,
     sharpening,
 )
@@ -310,13 +311,17 @@ def test_ceilings_rise_to_the_truth_with_the_truths_own_masks_and_borders():
 def test_many_pictures_are_timed_from_the_first_result_to_the_last():
     def record(way, pictures, seconds):
         memory = {"early_mib": 700, "late_mib": 710, "workers_mib": 600, "written_mib": 2.0 * pictures}
-        return {"way": way, "pictures": pictures, "skipped": 0, "start": 20.0, "seconds": seconds} | memory
+        known = {"way": way, "pictures": pictures, "skipped": 0, "start": 20.0, "seconds": seconds}
+        return {"block": len(records), **known, **memory}
 
-    table = many_pictures.summarise(
-        [record("1 worker", 11, 20.0), record("2 workers", 11, 10.0), record("1 worker", 6, 25.0)]
-    ).set_index("way")
+    records = []
+    for way, pictures, seconds in (("1 worker", 11, 20.0), ("1 worker", 6, 25.0)):
+        records.append(record(way, pictures, seconds))
+    records += [record("2 workers", 11, 8.0) | {"block": 0}, record("2 workers", 6, 27.0)]
+    table = many_pictures.summarise(records).set_index("way")
     assert table.loc["1 worker", ["pictures", "seconds", "efficiency"]].tolist() == [17, 3, 1]
-    assert table.loc["2 workers", ["seconds", "efficiency", "growth_mib", "mib_a_picture"]].tolist() == [1, 1.5, 10, 2]
+    assert table.loc["2 workers", ["seconds", "growth_mib", "mib_a_picture"]].tolist() == [2.333, 10, 2]
+    assert table.loc["2 workers", "efficiency"] == 2 / 0.8 / 2, "on the block that both took"
 
 
 def test_a_block_of_pictures_is_segmented_and_nothing_of_it_stays(folder, tmp_path):
@@ -329,3 +334,17 @@ def test_a_block_of_pictures_is_segmented_and_nothing_of_it_stays(folder, tmp_pa
     assert (found["pictures"], found["skipped"]) == (2, 1)
     assert min(found["start"], found["seconds"], found["written_mib"]) > 0
     assert not scratch.exists()
+
+
+def test_the_largest_pieces_are_kept_and_the_others_go_to_the_nearest():
+    labels = np.array([[0, 0, 0, 1], [0, 0, 1, 1], [2, 0, 0, 0]])
+    assert merging.largest_pieces(labels, 2).tolist() == [[0, 0, 0, 1], [0, 0, 1, 1], [0, 0, 0, 0]]
+    assert sorted(np.unique(merging.largest_pieces(np.array([[0, 1, 0]]), 3))) == [0, 1, 2], "pieces, not segments"
+
+
+def test_merged_masks_are_compared_in_the_same_number_of_segments():
+    right, wrong = np.diag([5, 5]), np.array([[0, 5], [0, 5]])
+    rows = merging.summarise([{"a": wrong, "b": right}] * 3, "a")
+    assert [row["labels"] for row in rows] == ["a", "b"]
+    assert rows[1]["miou"] == 100
+    assert rows[1]["gain low"] == rows[1]["gain miou"] == 100 - rows[0]["miou"]
