@@ -104,6 +104,7 @@ class Measuring:
         about: what is written beside numbers.
         clusters: number of masks.
         labelled: labelled scenes for the reference of notebook 13.
+        minutes: of measuring that a calibration may take.
     """
 
     model: ProbeModel
@@ -113,6 +114,7 @@ class Measuring:
     about: dict[str, str]
     clusters: int
     labelled: int
+    minutes: float
 
     def records(self, name: str, identity: dict[str, Any]) -> Path:
         """A folder of its own for all that would mean something else: other settings do not meet old records."""
@@ -182,6 +184,7 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="All studies on their small grids: a trial.")] = False,
     clusters: Annotated[int, typer.Option(help="Number of masks.")] = 12,
     labelled: Annotated[int, typer.Option(help="Labelled scenes for the reference of notebook 13.")] = 200,
+    minutes: Annotated[float, typer.Option(help="Of measuring, a calibration; 'inf' until it ends.")] = math.inf,
     device: Annotated[str | None, typer.Option()] = None,
 ) -> None:
     """Measure what the notebooks show, and say how long each took; what the data does not allow is left out."""
@@ -199,10 +202,12 @@ def main(
         command += f" --clusters {clusters}"
         if name == "supervised":
             command += f" --labelled {labelled}"
+        if isinstance(plan, CalibrationPlan):
+            command += f" --minutes {minutes:g}"
         if quick and not isinstance(plan, EvaluationPlan):
             plan, command = replace(plan, quick=True), f"{command} --quick"
         about = {"model": f"{probed.name} ({probed.fingerprint})", "measured by": command}
-        measuring = Measuring(probed, samples, store, out, about, clusters, labelled)
+        measuring = Measuring(probed, samples, store, out, about, clusters, labelled, minutes)
         try:
             if isinstance(plan, StudyPlan):
                 written = measure_study(name, plan, measuring)
@@ -241,13 +246,13 @@ def measure_evaluation(name: str, plan: EvaluationPlan, given: Measuring) -> Pat
 
 
 def measure_calibration(name: str, plan: CalibrationPlan, given: Measuring) -> Path:
-    """Search settings to the end on all pictures, or go on, and write what was found."""
+    """Search settings on all pictures to the end, or until the time is over, or go on, and write what was found."""
     config = EmerDiffConfig().change(clusters=given.clusters)
     model = forget(given.model, 0) if plan.untrained else given.model
     records = given.records(name, config.to_dict() | {"pictures": len(given.data)})
     images, search = len(given.data), ("strength",) if plan.quick else None
     found = calibrate(
-        model, given.data, config, images=images, minutes=math.inf, search=search, store=records, progress=True
+        model, given.data, config, images=images, minutes=given.minutes, search=search, store=records, progress=True
     )
     if not found.labelled:
         raise InputError(f"{given.data.name} has no labels, which criteria are held against")

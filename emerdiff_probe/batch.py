@@ -62,7 +62,7 @@ class Batch:
         if not self.doubtful:
             return ""
         return (
-            f"{len(self.doubtful)} of {len(self.folders)} results explain less of the picture's colours than their "
+            f"{len(self.doubtful)} of {len(self.folders)} results explain much less of the picture's colours than their "
             f"enlarged masks do ({list_some(self.doubtful)}); {WAY_OUT}"
         )
 

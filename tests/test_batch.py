@@ -63,7 +63,7 @@ def test_results_with_something_against_them_are_named_also_those_finished_befor
         assert list(batch.doubtful) == doubtful
         assert (batch.note == "") == (not doubtful)
     batch = replace(batch, doubtful=("photo 1",))
-    assert batch.note.startswith("1 of 3 results explain less of the picture's colours")
+    assert batch.note.startswith("1 of 3 results explain much less of the picture's colours")
     assert "emerdiff-probe calibrate" in batch.note
 
 

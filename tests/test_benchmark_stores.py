@@ -1,9 +1,10 @@
 """Seconds that benchmarks keep are of the machine, threads and precision that are asked about."""
 
+import numpy as np
 import pytest
 import torch
 
-from benchmarks import fast_modes, number_of_segments
+from benchmarks import fast_modes, number_of_segments, store
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig
 
 
@@ -32,3 +33,11 @@ def test_trees_are_compared_with_as_many_modulated_masks(model, config, tmp_path
     scene = asked.truth()
     labels = number_of_segments.assign(asked.maps(int(scene["objects"]))).numpy()
     assert scene[number_of_segments.FLAT] == number_of_segments.adjusted_rand(labels, asked.scene.objects)
+
+
+def test_a_part_of_an_array_is_kept_as_it_is(tmp_path):
+    whole = np.arange(12).reshape(3, 4)
+    for _ in range(2):
+        np.testing.assert_array_equal(
+            store.kept(tmp_path / "a.safetensors", lambda: {"a": whole[:, :-1]})["a"], whole[:, :-1]
+        )

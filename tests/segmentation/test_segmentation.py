@@ -26,7 +26,7 @@ from emerdiff_probe.reading.correspondence import assign
 from emerdiff_probe.reading.features import one_hot_masks, upsampled
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig, check_config, find_feature_sites
 from emerdiff_probe.segmentation.criteria import CRITERIA, ResponseOverlap, find_criterion
-from emerdiff_probe.segmentation.result import Segmentation, is_finished, read_summary, require_replaceable
+from emerdiff_probe.segmentation.result import DOUBTFUL, Segmentation, is_finished, read_summary, require_replaceable
 from emerdiff_probe.segmentation.segment import measure_colour_gain, segment, segment_all, segment_probed
 from emerdiff_probe.segmentation.sharpen import SHARPENINGS, read_labels
 from emerdiff_probe.segmentation.tree import groups_within, likeness_linkage
@@ -518,17 +518,17 @@ def test_a_result_shows_itself(result):
     assert result.side_by_side().width > 4 * 81
 
 
-def test_a_result_says_whether_its_labels_explain_less_colour_than_the_enlarged_masks(result, config, tmp_path):
+def test_a_result_says_where_its_labels_explain_much_less_colour_than_the_enlarged_masks(result, config, tmp_path):
     maps = torch.from_numpy(result.difference_maps)
     size = maps.shape[1:]
     colours = lab_colours(IMAGE, tuple(size))
     plain = explained_variance(assign(maps).numpy(), colours)
     assert result.colour_gain == plain - explained_variance(upsampled(result.low_resolution_masks, *size), colours)
     assert Segmentation.load(result.save(tmp_path / "out")).colour_gain == result.colour_gain
-    good, bad = replace(result, colour_gain=0.0), replace(result, colour_gain=-0.0312)
+    good, bad = replace(result, colour_gain=DOUBTFUL), replace(result, colour_gain=-0.0812)
     assert good.notes == () == replace(result, colour_gain=None).notes
     assert good._repr_html_() is None
-    assert "explain 3.1 points less" in repr(bad)
+    assert "explain 8.1 points less" in repr(bad)
     assert "emerdiff-probe calibrate" in bad._repr_html_()
 
 
