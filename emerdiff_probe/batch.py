@@ -62,8 +62,8 @@ class Batch:
         if not self.doubtful:
             return ""
         return (
-            f"{len(self.doubtful)} of {len(self.folders)} results explain much less of the picture's colours than their "
-            f"enlarged masks do ({list_some(self.doubtful)}); {WAY_OUT}"
+            f"{len(self.doubtful)} of {len(self.folders)} results explain much less of the picture's colours than "
+            f"their enlarged masks do ({list_some(self.doubtful)}); {WAY_OUT}"
         )
 
 
