@@ -27,6 +27,6 @@ def folder_of(store: Path, *identity: object) -> Path:
 def kept(path: Path, compute: Callable[[], Arrays]) -> Arrays:
     """What a file holds; computed and written first where it is not there."""
     if not path.exists():
-        arrays = {name: np.ascontiguousarray(array) for name, array in compute().items()}  # others are written garbled
+        arrays = {name: np.array(array, order="C") for name, array in compute().items()}  # others are written garbled
         write_whole(path, lambda partial: save_file(arrays, partial))
     return load_file(path)
