@@ -114,15 +114,15 @@ def main(
     model: Annotated[str, typer.Option(help="A model of the world's scenes.")] = "pocket",
     steps: Annotated[int | None, typer.Option(help="Of the scheduler's grid.")] = None,
     modulate_at: Annotated[int | None, typer.Option()] = None,
+    layer: Annotated[str | None, typer.Option(help="That is pushed; the preset's by default.")] = None,
+    strength: Annotated[float | None, typer.Option(help="Of the push; the preset's by default.")] = None,
     device: Annotated[str | None, typer.Option()] = None,
     store: Annotated[Path, typer.Option(help="Where finished scenes are kept.")] = Path("out/atlas"),
 ) -> None:
     """Print the table and, as the last line, one JSON object."""
     probed = load_model(model, device=device, dtype="float32")
-    config = EmerDiffConfig.for_model(probed)
-    config = config.change(
-        steps=steps or config.inversion.steps, modulate_at=modulate_at or config.modulation.modulate_at
-    )
+    asked = {"steps": steps, "modulate_at": modulate_at, "layer": layer, "strength": strength}
+    config = EmerDiffConfig.for_model(probed, **{name: value for name, value in asked.items() if value is not None})
     counts = [int(count) for count in clusters.split(",")]
     folder = folder_of(store, asdict(config), counts, probed.fingerprint, probed.device.type, torch.get_num_threads())
     scores = [

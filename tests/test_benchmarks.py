@@ -177,6 +177,7 @@ def test_the_order_of_growth_is_the_slope_of_logarithms():
 
 def test_an_atlas_is_compared_with_the_masks_run_by_themselves(folder, tmp_path, capsys):
     asked = {"scenes": 2, "clusters": "2,3", "model": str(folder), "steps": 10, "modulate_at": 101, "device": "cpu"}
+    asked |= {"layer": "up8.cross1.output", "strength": 300.0}
     outputs = []
     for _ in range(2):
         atlas.main(**asked, store=tmp_path)
