@@ -66,8 +66,8 @@ POCKET: Mapping[str, Any] = MappingProxyType(
     }
 )
 """What was measured to be best for the pocket model."""
-POCKET_LAYER = "down{resolution}.cross0.output"
-"""Its layer that is pushed, on the grid that is half as fine as its latents'; found by `calibrate` (notebook 15)."""
+POCKET_LAYER = "up{resolution}.cross1.output"
+"""Its layer that is pushed, on the grid that is half as fine as its latents'."""
 CLUSTERED = ("query", "key", "value", "output")
 """What is clustered of every attention layer of a stage, all together."""
 NOISE: Mapping[int, float] = MappingProxyType(

@@ -69,13 +69,9 @@ def test_a_distilled_model_with_two_layers_a_stage_is_pushed_in_the_last_one_and
 def test_a_pocket_model_without_its_layers_gets_the_papers():
     pipeline = tiny.pocket()
     model = variant(pipeline, layers_per_block=1, up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"))
-    assert find_preset(model).options["layer"] == "down8.cross0.output"
-    assert EmerDiffConfig.paper(model).modulation.layer == "up8.cross1.output"
-    plain = ("DownBlock2D", "DownBlock2D", "DownBlock2D")
-    bare = variant(
-        tiny.pocket(), down_block_types=plain, up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D")
-    )
-    with pytest.warns(ProbeWarning, match=r"no down8\.cross0\.output as the pocket model has"):
+    assert find_preset(model).options["layer"] == "up8.cross1.output"
+    bare = variant(tiny.pocket(), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"))
+    with pytest.warns(ProbeWarning, match=r"no up8\.cross1\.output as the pocket model has"):
         made = EmerDiffConfig.for_model(bare)
     assert made.modulation.layer == "up4.cross2.output"
     assert {site.resolution for site in find_feature_sites(bare, made)} == {4}

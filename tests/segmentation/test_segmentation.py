@@ -154,7 +154,7 @@ def test_an_image_of_one_colour_is_segmented(model, config):
 def test_defaults_come_from_the_model(model):
     default = EmerDiffConfig.for_model(model)
     assert find_feature_sites(model, default)[0].part == "query"
-    assert find_site(model, default.modulation.layer).kind == "cross"
+    assert find_site(model, default.modulation.layer).stage == "up"
     assert EmerDiffConfig.for_model(model, strength=3.5).modulation.strength == 3.5
     with pytest.raises(InputError, match="no such setting: lambda_"):
         EmerDiffConfig.for_model(model, lambda_=3.5)
@@ -629,6 +629,6 @@ def test_stable_diffusions_topology_saved_and_reloaded_runs_the_whole_job(tmp_pa
 
 def test_half_precision_gives_nearly_the_same_maps(folder):
     full, half = (load_model(folder, device="cpu", dtype=dtype) for dtype in ("float32", "bfloat16"))
-    config = EmerDiffConfig.for_model(full, **{**FAST, "clusters": 2, "layer": "up16.cross1.output"})
+    config = EmerDiffConfig.for_model(full, **{**FAST, "clusters": 2})
     one, other = segment(full, IMAGE, config), segment(half, IMAGE, config)
     assert np.corrcoef(one.difference_maps.max(0).ravel(), other.difference_maps.max(0).ravel())[0, 1] > 0.8
