@@ -29,7 +29,7 @@ FAST = ("--clusters", "3", "--steps", "10", "--modulate-at", "101", "--feature-d
 
 def faults(errors):
     """Lines of standard error but for the one of results that explain less than their masks: a random model's may."""
-    return [line for line in errors.splitlines() if " explain less of the picture's colours than " not in line]
+    return [line for line in errors.splitlines() if " explain much less of the picture's colours than " not in line]
 
 
 def test_segment_writes_the_documented_files(run, folder, image_file, tmp_path):
