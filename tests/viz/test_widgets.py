@@ -20,6 +20,7 @@ from emerdiff_probe.data.world import World
 from emerdiff_probe.errors import InputError, ModelError, TimestepError
 from emerdiff_probe.images import load_labels, palette
 from emerdiff_probe.interventions import InjectAttention
+from emerdiff_probe.models.pixels import to_pixels
 from emerdiff_probe.reading.atlas import response_atlas
 from emerdiff_probe.reading.correspondence import difference_map, modulated_images
 from emerdiff_probe.reading.features import pca_view
@@ -276,6 +277,49 @@ def test_the_modulation_explorer_shows_what_the_model_paints(model, config, prob
     minus, plus = modulated_images(model, probed.trajectory, mask, replace(modulation, injection=None))
     assert np.allclose(explorer.figure.data[3].z, difference_map(minus, plus)[0], atol=1e-5)
     assert isinstance(modulation.injection, InjectAttention)
+
+
+def test_a_push_that_an_atlas_holds_is_shown_before_it_is_run(model, config, probed, atlas, monkeypatch):
+    explorer = answered(explore_modulation(model, tiny.picture(), config=config, atlas=atlas))
+    asked = []
+    monkeypatch.setattr(explorer, "_ask", lambda work, show: asked.append((work, show)))
+    mask = torch.zeros(1, *atlas.grid)
+    mask[0, 2:4, 3:5] = 1
+    cells = tuple(np.flatnonzero(mask).tolist())
+    explorer.choose(cells)
+    *_, difference, _ = explorer.figure.data
+    assert np.allclose(difference.z, atlas.difference_maps(mask)[0], atol=1e-5)
+    assert "atlas" in explorer.figure.layout.annotations[3].text
+    response = atlas.respond(mask)[0]
+    for trace, sign in ((1, -1), (2, 1)):
+        shown = to_pixels(probed.reconstruction + sign * response)
+        assert explorer.figure.data[trace].source == data_uri(shown)
+    [(work, show)] = asked
+    show(work())
+    assert explorer.figure.layout.annotations[3].text == f"difference at timestep {config.modulation.modulate_at}"
+    minus, plus = modulated_images(model, probed.trajectory, mask, resolve_modulation(model, config))
+    assert np.allclose(difference.z, difference_map(minus, plus)[0], atol=1e-5)
+
+
+def test_an_atlas_answers_to_its_own_push_only_and_no_older_answer_replaces_it(model, config, atlas, monkeypatch):
+    explorer = answered(explore_modulation(model, tiny.picture(), config=config, atlas=atlas))
+    asked = []
+    monkeypatch.setattr(explorer, "_ask", lambda work, show: asked.append((work, show)))
+    other = next(value for _, value in explorer.strength.options if value != explorer.strength.value)
+    for control, value in ((explorer.strength, other), (explorer.placement, "before"), (explorer.injection, "none")):
+        before, own = explorer.figure.data[3].z.copy(), control.value
+        control.value = value
+        assert np.array_equal(explorer.figure.data[3].z, before)
+        control.value = own
+        assert "atlas" in explorer.figure.layout.annotations[3].text
+    explorer.choose((1,))
+    explorer.choose((2,))
+    shown = explorer.figure.data[3].z.copy()
+    work, show = asked[-2]  # of cell 1, that was running when cell 2 was asked for
+    show(work())
+    assert np.array_equal(explorer.figure.data[3].z, shown)
+    with pytest.raises(InputError, match="size"):
+        explore_modulation(model, tiny.picture(64, 96), config=config, atlas=atlas)
 
 
 def test_cells_are_chosen_by_click_and_sliders(model, config):

@@ -19,6 +19,7 @@ from emerdiff_probe.errors import InputError
 from emerdiff_probe.images import contact_sheet
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.probe import ProbedImage
+from emerdiff_probe.reading.atlas import ResponseAtlas
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig
 from emerdiff_probe.sites import Site
 from emerdiff_probe.viz.figures import label_colours
@@ -237,3 +238,14 @@ def require_same_size(one: Sequence[int], other: Sequence[int], what: str) -> No
     """Raise InputError unless two sizes in pixels are the same."""
     if tuple(one) != tuple(other):
         raise InputError(f"{what}: {one[0]} x {one[1]} and {other[0]} x {other[1]} pixels; accepted: the same size")
+
+
+def require_atlas_of(atlas: ResponseAtlas, model: ProbeModel, height: int, width: int) -> None:
+    """Raise InputError unless an atlas was made with a model, for an image of height x width pixels."""
+    made = atlas.settings
+    if made["fingerprint"] != model.fingerprint:
+        raise InputError(
+            f"an atlas of model {made['model']} ({made['fingerprint']}) and model {model.name} ({model.fingerprint}); "
+            "accepted: both of one model"
+        )
+    require_same_size(atlas.responses.shape[2:], (height, width), "atlas and probed image")

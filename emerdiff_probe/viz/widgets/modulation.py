@@ -21,6 +21,7 @@ from emerdiff_probe.models.addresses import AttentionKind
 from emerdiff_probe.models.pixels import to_pixels
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.probe import ProbedImage
+from emerdiff_probe.reading.atlas import ResponseAtlas
 from emerdiff_probe.reading.correspondence import Modulation, difference_map, modulated_images
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig, check_config
 from emerdiff_probe.sites import find_site, list_sites
@@ -33,6 +34,7 @@ from emerdiff_probe.viz.widgets.explorer import (
     on_pixels,
     picture,
     probing_config,
+    require_atlas_of,
     row_of,
     show_cells,
 )
@@ -63,11 +65,15 @@ class ModulationExplorer(Explorer):
         figure: the image with its cells, I-, I+ and the difference map.
     """
 
-    def __init__(self, model: ProbeModel, image: np.ndarray, config: EmerDiffConfig) -> None:
+    def __init__(
+        self, model: ProbeModel, image: np.ndarray, config: EmerDiffConfig, atlas: ResponseAtlas | None
+    ) -> None:
         super().__init__()
         height, width = model.working_size(*image.shape[:2])
         check_config(model, config, height, width)
-        self._model, self._config = model, config
+        if atlas is not None:
+            require_atlas_of(atlas, model, height, width)
+        self._model, self._config, self._atlas = model, config, atlas
         self._image = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
         grid = model.schedule(config.inversion.steps).timesteps
         start = config.modulation
@@ -92,6 +98,7 @@ class ModulationExplorer(Explorer):
         self.cells: tuple[int, ...] = ()
         self._choosing = False
         self._shown: _Answer | None = None
+        self._newest: _Asked | None = None
         self._fit_sliders()
         rows, columns = self._grid
         self.row.value, self.column.value, self.size.value = rows // 2, columns // 2, max(1, rows // 8)
@@ -217,7 +224,37 @@ class ModulationExplorer(Explorer):
             self.cells,
         )
         if max(asked.cells, default=0) < self._grid[0] * self._grid[1]:  # else the square moves to this grid first
+            self._newest = asked
+            if self._atlas is not None and self._holds(self._atlas, asked):
+                self._show(self._sum(self._atlas, asked), "the atlas' sum, before it is run")
             self._ask(lambda: self._answer(asked), self._show)
+
+    def _holds(self, atlas: ResponseAtlas, asked: _Asked) -> bool:
+        """Whether an atlas has answers to this modulation of this picture's trajectory."""
+        site, inversion = find_site(self._model, asked.site), self._config.inversion
+        wanted = {
+            "layer": site.name,
+            "strength": asked.strength,
+            "modulate_at": asked.timestep,
+            "placement": asked.placement,
+            "direction": None,
+            "injection": list(asked.injection),
+            "injection_sites": None,
+            "injection_timesteps": None,
+            "steps": inversion.steps,
+            "prompt": inversion.prompt,
+        }
+        return all(atlas.settings[name] == value for name, value in wanted.items())
+
+    def _sum(self, atlas: ResponseAtlas, asked: _Asked) -> _Answer:
+        """The answer by adding up those to the single cells: the pictures are a response away from the unchanged."""
+        mask = torch.zeros(atlas.grid)
+        mask.view(-1)[list(asked.cells)] = 1
+        response = atlas.respond(mask[None])[0]
+        with MODELS_IN_USE:
+            unchanged = self._probed.reconstruction
+        minus, plus = unchanged - response, unchanged + response
+        return _Answer(asked, minus, plus, difference_map(minus[None], plus[None])[0].numpy())
 
     def _answer(self, asked: _Asked) -> _Answer:
         modulation = Modulation(
@@ -234,7 +271,9 @@ class ModulationExplorer(Explorer):
         require_finite(minus, plus, asked.strength)
         return _Answer(asked, minus[0], plus[0], difference_map(minus, plus)[0].numpy())
 
-    def _show(self, answer: _Answer) -> None:
+    def _show(self, answer: _Answer, note: str = "") -> None:
+        if self._atlas is not None and answer.asked != self._newest:
+            return  # the newest one may be there already, from the atlas
         asked, self._shown = answer.asked, answer
         with self.figure.batch_update():
             _, minus, plus, difference, _ = self.figure.data
@@ -243,7 +282,7 @@ class ModulationExplorer(Explorer):
             titles = self.figure.layout.annotations
             titles[0].text = f"cells to push: {len(asked.cells)}"
             titles[1].text, titles[2].text = f"I-: strength -{asked.strength:.3g}", f"I+: strength {asked.strength:.3g}"
-            titles[3].text = f"difference at timestep {asked.timestep}"
+            titles[3].text = note or f"difference at timestep {asked.timestep}"
 
     def _pictures(self) -> tuple[Sequence[np.ndarray], Sequence[str]]:
         if self._shown is None:
@@ -312,6 +351,7 @@ def explore_modulation(
     image: str | Path | Image.Image | np.ndarray,
     *,
     config: EmerDiffConfig | None = None,
+    atlas: ResponseAtlas | None = None,
 ) -> ModulationExplorer:
     """Push any region of an attention layer's grid while the image is denoised: I-, I+ and their difference map.
 
@@ -319,8 +359,10 @@ def explore_modulation(
         model: from `load_model`.
         image: a file, a Pillow image or an array; see `load_image`.
         config: where to start; the model's own settings on a grid of 20 steps when None.
+        atlas: of the image, from `response_atlas` or a segmentation explorer's `atlas`. Pushes by its own settings are
+            shown at once as the sum of its answers, and then as they are run.
 
     Raises:
-        InputError, SiteError, TimestepError: as in `segment`.
+        InputError, SiteError, TimestepError: as in `segment`; or an atlas of another model or of another size.
     """
-    return ModulationExplorer(model, load_image(image), probing_config(model, config))
+    return ModulationExplorer(model, load_image(image), probing_config(model, config), atlas)

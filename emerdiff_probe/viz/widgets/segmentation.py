@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from PIL import Image
 from plotly.colors import label_rgb
 
-from emerdiff_probe.errors import InputError, ProbeError
+from emerdiff_probe.errors import ProbeError
 from emerdiff_probe.images import colour_labels, load_image, palette, write_names
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.probe import ProbedImage
@@ -38,7 +38,7 @@ from emerdiff_probe.viz.widgets.explorer import (
     picture,
     point_at,
     pointer,
-    require_same_size,
+    require_atlas_of,
     row_of,
     write_error,
 )
@@ -71,7 +71,7 @@ class SegmentationExplorer(Explorer):
         height, width = model.working_size(*image.shape[:2])
         sites, _ = check_config(model, config, height, width)
         if atlas is not None:
-            _require_fit(atlas, model, height, width)
+            require_atlas_of(atlas, model, height, width)
         self._model, self._image, self._config, self.atlas = model, image, config, atlas
         self._sites = sites
         self._height, self._width = height, width
@@ -327,16 +327,6 @@ def _shade(height: int, width: int) -> go.Heatmap:
         z=np.zeros((height, width), np.uint8), zmin=0, zmax=1, showscale=False, hoverinfo="skip",
         colorscale=[[0, "rgba(0,0,0,0)"], [1, "rgba(0,0,0,0.6)"]],
     )  # fmt: skip
-
-
-def _require_fit(atlas: ResponseAtlas, model: ProbeModel, height: int, width: int) -> None:
-    made = atlas.settings
-    if made["fingerprint"] != model.fingerprint:
-        raise InputError(
-            f"an atlas of model {made['model']} ({made['fingerprint']}) and model {model.name} ({model.fingerprint}); "
-            "accepted: both of one model"
-        )
-    require_same_size(atlas.responses.shape[2:], (height, width), "atlas and probed image")
 
 
 def explore_segmentation(
