@@ -132,7 +132,7 @@ def study_figure(
     groups = table.groupby(others, sort=False) if others else [((), table)]
     drawn = [(name, values, rows) for values, rows in groups for name in measures]
     for index, (name, values, rows) in enumerate(drawn):
-        said = [_named(study.axes[other], value) for other, value in zip(others, values, strict=True)]
+        said = [_named(other, study.axes[other], value) for other, value in zip(others, values, strict=True)]
         figure.add_trace(
             go.Scatter(
                 x=_beside(axis, rows[along].tolist(), measures.index(name) - (len(measures) - 1) / 2),
@@ -372,8 +372,9 @@ def _beside(axis: Axis, values: list[Value], steps: float) -> list[Value]:
     return [float(value) + 0.01 * steps * float(np.ptp(numbers)) for value in values]
 
 
-def _named(axis: Axis, value: Value) -> str:
-    return f"{axis.units} {value}" if axis.units else str(value)
+def _named(name: str, axis: Axis, value: Value) -> str:
+    """A value of an axis in a legend: words stand for themselves, numbers have the axis's units or name."""
+    return f"{axis.units or name} {value:g}" if _is_numeric(axis) else str(value)
 
 
 def count_images(count: int) -> str:
