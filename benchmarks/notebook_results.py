@@ -47,6 +47,9 @@ OPTIONS: dict[str, Any] = {"steps": 10, "sharpen": "none"}
 TABLES = ("scores", "gains", "segments")
 """Of a report that are kept: those of classes are large."""
 NAMINGS = ("maskclip", "maskclip + emerdiff fast", "cross-attention", "cross-attention + emerdiff fast")
+SHARPENED = "wls"
+"""How EmerDiff and its rivals take the picture's own borders where all do."""
+RIVALS = ("bilinear", "diffseg", "diffcut", "random walk", "slic", "felzenszwalb", "rgb k-means", "coordinate k-means")
 LABELLED = 500_000
 """Seed of the first scene that the reference of notebook 13 is trained on."""
 
@@ -74,11 +77,13 @@ class EvaluationPlan:
         methods: made for a model's data and the number of labelled samples.
         labels: of drawn scenes, "parts" or "objects".
         fast: whether EmerDiff's default is the fast mode.
+        options: settings beside `OPTIONS`.
     """
 
     methods: Callable[[DataSet, int], tuple[Method, ...]]
     labels: str = "parts"
     fast: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -140,6 +145,11 @@ def rivals(data: DataSet, scenes: int) -> tuple[Method, ...]:
     return tuple(METHODS.values())
 
 
+def sharpened(data: DataSet, scenes: int) -> tuple[Method, ...]:
+    """EmerDiff, and its rivals sharpened as it is."""
+    return EmerDiff(), *(find_method(f"{name} + {SHARPENED}") for name in RIVALS)
+
+
 def naming(data: DataSet, scenes: int) -> tuple[Method, ...]:
     """Namers by themselves and inside segments."""
     words = Words(data, source="pocket")
@@ -166,6 +176,7 @@ PLANS: dict[str, StudyPlan | EvaluationPlan | CalibrationPlan] = {
     "small_parts": StudyPlan(quick=False),
     "video": StudyPlan(),
     "rivals": EvaluationPlan(rivals),
+    "sharpened": EvaluationPlan(sharpened, options={"sharpen": SHARPENED}),
     "naming": EvaluationPlan(naming, labels="objects", fast=True),
     "supervised": EvaluationPlan(supervised, fast=True),
     "calibration": CalibrationPlan(),
@@ -236,7 +247,7 @@ def measure_study(name: str, plan: StudyPlan, given: Measuring) -> Path:
 
 def measure_evaluation(name: str, plan: EvaluationPlan, given: Measuring) -> Path:
     """Run an evaluation, or finish it, and write its small tables."""
-    config = given.config(plan.fast)
+    config = given.config(plan.fast, **plan.options)
     evaluation = Evaluation(plan.methods(given.data, given.labelled), (given.clusters,), config)
     records = given.records(name, config.to_dict())
     report = make_report(run_evaluation(given.model, given.data, evaluation, store=records, progress=True))

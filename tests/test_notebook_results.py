@@ -56,6 +56,13 @@ def test_an_evaluation_becomes_tables(measure, monkeypatch):
     assert forest_figure(gains).data
 
 
+def test_where_all_are_sharpened_emerdiff_is_too(measure, monkeypatch):
+    monkeypatch.setattr(notebook_results, "RIVALS", ("bilinear", "slic"))
+    place = measure("sharpened") / "sharpened"
+    assert json.loads((place / "about.json").read_text())["configuration"]["sharpen"] == "wls"
+    assert set(pd.read_csv(place / "gains.csv")["over"]) == {"bilinear + wls", "slic + wls"}
+
+
 def test_a_calibration_becomes_tables_that_the_figure_takes_and_a_denoiser_of_random_weights_has_its_own(measure):
     settings = {}
     for name in ("calibration", "calibration_untrained"):
@@ -72,5 +79,5 @@ def test_a_calibration_becomes_tables_that_the_figure_takes_and_a_denoiser_of_ra
 def test_results_have_names_of_studies_and_others_are_refused(measure):
     with pytest.raises(InputError, match="no results speed; accepted: layers"):
         measure("speed")
-    others = {"rivals", "naming", "supervised", "calibration", "calibration_untrained"}
+    others = {"rivals", "sharpened", "naming", "supervised", "calibration", "calibration_untrained"}
     assert set(notebook_results.PLANS) - others <= set(STUDIES)
