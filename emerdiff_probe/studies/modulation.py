@@ -39,8 +39,10 @@ RELATIVE = Measure("strength relative to the norm of the layer's output", "", "m
 
 
 def modulate_at(model: ProbeModel, data: DataSet, config: EmerDiffConfig, *, quick: bool = False) -> Study:
-    """Table 7: the timestep of the modulation."""
+    """Table 7: the timestep of the modulation; a readout that shares levels needs a second step, after any of them."""
     grid = model.schedule(config.inversion.steps).timesteps
+    if config.resolve(model).readout.shared_levels:
+        grid = grid[:-1]
     values = on_grid(grid, (101, 281, 481) if quick else (21, 101, 181, 281, 381, 481, 681, 881))
     low, middle, high = values[0], on_grid(grid, (281,))[0], values[-1]
     claims = [

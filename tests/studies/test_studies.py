@@ -275,6 +275,14 @@ def test_a_cell_at_the_configurations_own_values_is_segment(model, pictures, con
     assert len(np.unique(labels)) > 4
 
 
+def test_masks_are_pushed_at_every_timestep_that_the_readout_can_take(model, pictures, config, tmp_path):
+    data = pictures["labelled"][:1]
+    exact, fast = (make_study("modulate_at", model, data, config.change(**each)) for each in ({}, FAST))
+    last = model.schedule(config.inversion.steps).timesteps[-1]
+    assert set(exact.axes["modulate_at"].values) - set(fast.axes["modulate_at"].values) == {last}
+    assert run_study(model, fast, data, store=tmp_path).images == 1
+
+
 @pytest.fixture(scope="module")
 def stable_diffusion():
     """A Stable Diffusion 1.x of 32 pixels, narrow, with random weights: the probed block has 4 x 4 cells."""
