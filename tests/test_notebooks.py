@@ -98,7 +98,7 @@ def is_run(notebook):
     return notebook.stem[:2] in QUICK or "EMERDIFF_ALL_NOTEBOOKS" in os.environ
 
 
-@pytest.mark.parametrize("notebook", filter(is_run, ALL), ids=lambda path: path.stem)
+@pytest.mark.parametrize("notebook", list(filter(is_run, ALL)), ids=lambda path: path.stem)
 def test_a_small_stable_diffusion_and_photographs_run_through(notebook, given, tmp_path, monkeypatch):
     monkeypatch.setenv("PLOTLY_RENDERER", "plotly_mimetype")
     monkeypatch.setenv("EMERDIFF_SCENES", "1")
