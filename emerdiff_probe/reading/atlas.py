@@ -77,6 +77,10 @@ class ResponseAtlas:
         """Difference maps of masks (mask, grid_height, grid_width): (mask, height, width), as by running them."""
         return 2 * magnitude(self.respond(masks), smoothing)  # I+ and I- are a response away, on either side
 
+    def holds(self, modulation: Modulation, trajectory: Trajectory) -> bool:
+        """Whether it was made with this modulation, on a trajectory with the settings of this one."""
+        return all(self.settings[name] == value for name, value in _settings(modulation, trajectory).items())
+
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file; the grid and the settings are in its metadata."""
         path = Path(path)
@@ -142,11 +146,15 @@ def response_atlas(
             bar.update(len(masks))
             if report is not None:
                 report(sum(map(len, responses)), len(cells))
+    settings = {"model": model.name, "fingerprint": model.fingerprint, **_settings(modulation, trajectory)}
+    return ResponseAtlas(torch.cat(responses), grid, settings)
+
+
+def _settings(modulation: Modulation, trajectory: Trajectory) -> dict[str, Any]:
+    """What an atlas says of how it was made, the model aside."""
     injection, direction = modulation.injection, modulation.direction
     sites, timesteps = (None, None) if injection is None else (injection.sites, injection.timesteps)
-    settings = {
-        "model": model.name,
-        "fingerprint": model.fingerprint,
+    return {
         "layer": modulation.site.name,
         "strength": modulation.strength,
         "modulate_at": modulation.modulate_at,
@@ -160,4 +168,3 @@ def response_atlas(
         "prompt": trajectory.prompt,
         "guidance": trajectory.guidance,
     }
-    return ResponseAtlas(torch.cat(responses), grid, settings)

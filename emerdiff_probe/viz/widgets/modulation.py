@@ -137,7 +137,8 @@ class ModulationExplorer(Explorer):
 
     @cached_property
     def _probed(self) -> ProbedImage:
-        return self._config.probe(self._model, self._image, start=self._start)
+        with MODELS_IN_USE:
+            return self._config.probe(self._model, self._image, start=self._start)
 
     def choose(self, cells: tuple[int, ...]) -> None:
         """Push these cells, by their numbers in reading order."""
@@ -225,49 +226,32 @@ class ModulationExplorer(Explorer):
         )
         if max(asked.cells, default=0) < self._grid[0] * self._grid[1]:  # else the square moves to this grid first
             self._newest = asked
-            if self._atlas is not None and self._holds(self._atlas, asked):
+            if self._atlas is not None and self._atlas.holds(self._modulation(asked), self._probed.trajectory):
                 self._show(self._sum(self._atlas, asked), "the atlas' sum, before it is run")
             self._ask(lambda: self._answer(asked), self._show)
 
-    def _holds(self, atlas: ResponseAtlas, asked: _Asked) -> bool:
-        """Whether an atlas has answers to this modulation of this picture's trajectory."""
-        site, inversion = find_site(self._model, asked.site), self._config.inversion
-        wanted = {
-            "layer": site.name,
-            "strength": asked.strength,
-            "modulate_at": asked.timestep,
-            "placement": asked.placement,
-            "direction": None,
-            "injection": list(asked.injection),
-            "injection_sites": None,
-            "injection_timesteps": None,
-            "steps": inversion.steps,
-            "prompt": inversion.prompt,
-        }
-        return all(atlas.settings[name] == value for name, value in wanted.items())
-
     def _sum(self, atlas: ResponseAtlas, asked: _Asked) -> _Answer:
         """The answer by adding up those to the single cells: the pictures are a response away from the unchanged."""
-        mask = torch.zeros(atlas.grid)
-        mask.view(-1)[list(asked.cells)] = 1
-        response = atlas.respond(mask[None])[0]
+        response = atlas.respond(_mask(asked.cells, atlas.grid))
         with MODELS_IN_USE:
             unchanged = self._probed.reconstruction
         minus, plus = unchanged - response, unchanged + response
-        return _Answer(asked, minus, plus, difference_map(minus[None], plus[None])[0].numpy())
+        return _Answer(asked, minus[0], plus[0], difference_map(minus, plus)[0].numpy())
 
-    def _answer(self, asked: _Asked) -> _Answer:
-        modulation = Modulation(
+    def _modulation(self, asked: _Asked) -> Modulation:
+        return Modulation(
             find_site(self._model, asked.site),
             asked.strength,
             asked.timestep,
             asked.placement,
             InjectAttention(asked.injection) if asked.injection else None,
         )
+
+    def _answer(self, asked: _Asked) -> _Answer:
+        modulation = self._modulation(asked)
         with MODELS_IN_USE:
-            mask = torch.zeros(self._probed.grid(modulation.site))
-            mask.view(-1)[list(asked.cells)] = 1
-            minus, plus = modulated_images(self._model, self._probed.trajectory, mask[None], modulation)
+            mask = _mask(asked.cells, self._probed.grid(modulation.site))
+            minus, plus = modulated_images(self._model, self._probed.trajectory, mask, modulation)
         require_finite(minus, plus, asked.strength)
         return _Answer(asked, minus[0], plus[0], difference_map(minus, plus)[0].numpy())
 
@@ -326,6 +310,13 @@ class _Answer(NamedTuple):
     minus: torch.Tensor
     plus: torch.Tensor
     difference: np.ndarray
+
+
+def _mask(cells: Sequence[int], grid: tuple[int, int]) -> torch.Tensor:
+    """The mask (1, grid_height, grid_width) of these cells."""
+    mask = torch.zeros(1, *grid)
+    mask.view(-1)[list(cells)] = 1
+    return mask
 
 
 def _cell_centres() -> go.Scatter:
