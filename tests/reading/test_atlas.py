@@ -57,6 +57,17 @@ def test_the_norm_is_taken_after_the_sum(halves):
     assert atlas.difference_maps(torch.tensor([[[1.0, 0.0]]])).min() > 0
 
 
+def test_an_atlas_holds_the_push_and_the_trajectory_that_it_was_made_with_and_no_other(
+    atlas, trajectory, modulation, tmp_path
+):
+    for each in (atlas, ResponseAtlas.load(atlas.save(tmp_path / "atlas.safetensors"))):
+        assert each.holds(modulation, trajectory)
+        assert not each.holds(replace(modulation, strength=0.6), trajectory)
+        assert not each.holds(replace(modulation, injection=None), trajectory)
+        assert not each.holds(modulation, replace(trajectory, prompt="a car"))
+        assert not each.holds(modulation, replace(trajectory, eta=trajectory.eta / 2))
+
+
 def test_a_saved_atlas_reads_back(atlas, tmp_path, halves):
     again = ResponseAtlas.load(atlas.save(tmp_path / "deep" / "atlas.safetensors"))
     assert torch.equal(again.responses, atlas.responses)
