@@ -12,6 +12,7 @@ from PIL import Image
 from benchmarks import (
     atlas,
     ceilings,
+    criteria,
     fast_modes,
     features,
     growth,
@@ -25,6 +26,9 @@ from benchmarks.emerdiff import MODES, Setup, agreement, rows_of, run
 from benchmarks.hooks import Ways, largest_differences
 from benchmarks.reference import Paper, Reference
 from benchmarks.rounds import beside_the_first, seconds_of
+from emerdiff_probe.calibration.criteria import CRITERION
+from emerdiff_probe.calibration.result import Calibration
+from emerdiff_probe.calibration.space import Space
 from emerdiff_probe.data.sample import IGNORED
 from emerdiff_probe.data.sources import open_data
 from emerdiff_probe.errors import InputError
@@ -349,3 +353,33 @@ def test_merged_masks_are_compared_in_the_same_number_of_segments():
     assert [row["labels"] for row in rows] == ["a", "b"]
     assert rows[1]["miou"] == 100
     assert rows[1]["gain low"] == rows[1]["gain miou"] == 100 - rows[0]["miou"]
+
+
+def test_criteria_are_held_against_miou_as_a_calibration_holds_them(folder, tmp_path):
+    model, scenes = load_model(folder, dtype="float32"), open_data("world:2,first=40", side=64)
+    around = (["up16.self1.output", "up16.cross1.output"], [501, 601], [30.0])
+    job = criteria.make_job(model, 3, len(scenes.classes), around, seeds=False)
+    assert len(job.settings) == 3, "both layers of a block are one; the preset is first"
+    made = criteria.run(model, job, scenes, store=tmp_path)
+    records = {one: {name: made.record(name, tuple(one)) for name in made.names} for one in job.settings}
+    config = EmerDiffConfig().change(clusters=3).resolve(model)
+    whole = Calibration(config, Space.of(model, config, ("strength",)), records, made.names, labelled=True)
+    expected = whole.correlations().set_index("criterion")["rank correlation"]
+    gains, values = criteria.gains_of(made, job.settings), criteria.criteria_of(made, job.settings)
+    settings = criteria.list_settings(job.settings, values, gains, 2)
+    assert settings["mIoU gain"].tolist() == [round(gain, 2) for gain in sorted(whole.table()["mIoU gain"])[::-1]]
+    found = criteria.summarise(values, gains, 2).set_index("criterion")["rank correlation"]
+    assert found.to_dict() == pytest.approx(expected.round(2).to_dict(), nan_ok=True)
+    with pytest.raises(InputError, match="timestep 602"):
+        criteria.make_job(model, 3, 1, (["up16.cross1.output"], [602], [30.0]), seeds=False)
+
+
+def test_a_criterion_that_is_the_truth_has_no_regret_and_its_opposite_all():
+    draw = np.random.default_rng(0)
+    gains = np.array([1.0, 4.0, 3.0, 0.0])
+    pictures = gains[:, None] / 100 + draw.normal(0, 1e-6, (4, 30))
+    known = dict.fromkeys(criteria.RANKED, pictures) | {"opposite": -pictures}
+    truth = [lambda weights, gain=gain: np.full(len(weights), gain) for gain in gains]
+    table = criteria.summarise(known, truth, 30).set_index("criterion")
+    assert table.loc[CRITERION].tolist() == [1, 1, 1, 0, 0, 0, 0]
+    assert table.loc["opposite"].tolist() == [-1, -1, -1, 4, 4, 4, 4]
