@@ -25,6 +25,9 @@ from emerdiff_probe.trajectories.trajectory import Trajectory
 CELLS_AT_ONCE = 20
 """Cells whose images are held at a time; the denoiser's own batches are smaller where memory asks for it."""
 
+TOLERANCE = 0.1
+"""How far two latents of one image may be apart, in standard deviations: it may have been resized otherwise."""
+
 
 @dataclass(frozen=True, eq=False)
 class ResponseAtlas:
@@ -36,6 +39,8 @@ class ResponseAtlas:
     Attributes:
         responses: (cell, 3, height, width) float16, (I+ - I-) / 2 in units where black to white is 2.
         grid: grid_height and grid_width; cells are numbered in reading order.
+        latents: (channel, latent_height, latent_width) float32, the clean latents of the image: they tell it from
+            others.
         settings: what it was made with: model, fingerprint, layer, strength, modulate_at, placement, direction (None
             for all ones), injection (kinds), injection_sites, injection_timesteps (None for all), and the trajectory's
             steps, eta, prompt and guidance.
@@ -43,6 +48,7 @@ class ResponseAtlas:
 
     responses: Tensor
     grid: tuple[int, int]
+    latents: Tensor
     settings: Mapping[str, Any]
 
     def __post_init__(self) -> None:
@@ -81,12 +87,23 @@ class ResponseAtlas:
         """Whether it was made with this modulation, on a trajectory with the settings of this one."""
         return all(self.settings[name] == value for name, value in _settings(modulation, trajectory).items())
 
+    def is_of(self, latents: Tensor) -> bool:
+        """Whether it was made of the image of these clean latents (channel, latent_height, latent_width).
+
+        Those of one image differ by rounding, between machines and precisions; those of two by about as much as one
+        image's own do among themselves.
+        """
+        if latents.shape != self.latents.shape:
+            return False
+        apart = (latents.float().cpu() - self.latents).square().mean().sqrt()
+        return bool(apart <= TOLERANCE * self.latents.std())
+
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file; the grid and the settings are in its metadata."""
         path = Path(path)
         settings = json.dumps(dict(self.settings), default=np.generic.item)
         metadata = {"grid": json.dumps(self.grid, default=np.generic.item), "settings": settings}
-        tensors = {"responses": self.responses.contiguous()}
+        tensors = {"responses": self.responses.contiguous(), "latents": self.latents.contiguous()}
         write_whole(path, lambda partial: save_file(tensors, partial, metadata=metadata))
         return path
 
@@ -101,7 +118,8 @@ class ResponseAtlas:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
                 grid = json.loads(metadata["grid"])
-                return cls(file.get_tensor("responses"), (grid[0], grid[1]), json.loads(metadata["settings"]))
+                responses, latents = file.get_tensor("responses"), file.get_tensor("latents")
+                return cls(responses, (grid[0], grid[1]), latents, json.loads(metadata["settings"]))
         except (OSError, KeyError, ValueError, SafetensorError) as error:
             raise InputError(f"{path}: no readable response atlas in it ({error})") from error
 
@@ -147,7 +165,7 @@ def response_atlas(
             if report is not None:
                 report(sum(map(len, responses)), len(cells))
     settings = {"model": model.name, "fingerprint": model.fingerprint, **_settings(modulation, trajectory)}
-    return ResponseAtlas(torch.cat(responses), grid, settings)
+    return ResponseAtlas(torch.cat(responses), grid, trajectory.final[0].float().cpu(), settings)
 
 
 def _settings(modulation: Modulation, trajectory: Trajectory) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def test_responses_are_linear_and_a_permutation_of_masks_permutes_the_maps(atlas
 def test_the_norm_is_taken_after_the_sum(halves):
     """Opposite answers of two cells cancel in their union."""
     response = torch.rand(1, 3, 4, 4)
-    atlas = ResponseAtlas(torch.cat([response, -response]).half(), (1, 2), {})
+    atlas = ResponseAtlas(torch.cat([response, -response]).half(), (1, 2), torch.zeros(4, 2, 2), {})
     assert atlas.difference_maps(torch.ones(1, 1, 2)).max() == 0
     assert atlas.difference_maps(torch.tensor([[[1.0, 0.0]]])).min() > 0
 
@@ -66,6 +66,15 @@ def test_an_atlas_holds_the_push_and_the_trajectory_that_it_was_made_with_and_no
         assert not each.holds(replace(modulation, injection=None), trajectory)
         assert not each.holds(modulation, replace(trajectory, prompt="a car"))
         assert not each.holds(modulation, replace(trajectory, eta=trajectory.eta / 2))
+
+
+def test_an_atlas_knows_its_own_image_by_the_latents(atlas, trajectory, tmp_path):
+    own, noise = trajectory.final[0], torch.randn(trajectory.final[0].shape, generator=torch.manual_seed(0))
+    for each in (atlas, ResponseAtlas.load(atlas.save(tmp_path / "atlas.safetensors"))):
+        assert each.is_of(own)
+        assert each.is_of((own + 0.02 * own.std() * noise).half()), "as another machine rounds them"
+        assert not each.is_of(own.flip(-1))
+        assert not each.is_of(own[..., :-1])
 
 
 def test_a_saved_atlas_reads_back(atlas, tmp_path, halves):

@@ -457,6 +457,12 @@ def test_names_and_merges_are_values():
             refused()
 
 
+@pytest.mark.parametrize("explore", [explore_segmentation, explore_modulation])
+def test_an_atlas_of_another_image_is_refused(model, atlas, config, explore):
+    with pytest.raises(InputError, match="another image"):
+        explore(model, tiny.picture(seed=1), atlas=atlas, config=config)
+
+
 def test_an_atlas_of_another_model_or_size_is_refused(model, atlas, config):
     other = replace(atlas, settings={**atlas.settings, "fingerprint": "0"})
     with pytest.raises(InputError, match="accepted: both of one model"):

@@ -240,12 +240,16 @@ def require_same_size(one: Sequence[int], other: Sequence[int], what: str) -> No
         raise InputError(f"{what}: {one[0]} x {one[1]} and {other[0]} x {other[1]} pixels; accepted: the same size")
 
 
-def require_atlas_of(atlas: ResponseAtlas, model: ProbeModel, height: int, width: int) -> None:
-    """Raise InputError unless an atlas was made with a model, for an image of height x width pixels."""
+def require_atlas_of(atlas: ResponseAtlas, probed: ProbedImage) -> None:
+    """Raise InputError unless an atlas was made with the model of a probed image, and of that image."""
+    model, latents = probed.model, probed.latents[0]
     made = atlas.settings
     if made["fingerprint"] != model.fingerprint:
         raise InputError(
             f"an atlas of model {made['model']} ({made['fingerprint']}) and model {model.name} ({model.fingerprint}); "
             "accepted: both of one model"
         )
+    height, width = (side * model.factor for side in latents.shape[-2:])
     require_same_size(atlas.responses.shape[2:], (height, width), "atlas and probed image")
+    if not atlas.is_of(latents):
+        raise InputError("an atlas of another image of the same size; accepted: one of the image that is shown")

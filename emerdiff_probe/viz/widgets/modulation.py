@@ -71,13 +71,13 @@ class ModulationExplorer(Explorer):
         super().__init__()
         height, width = model.working_size(*image.shape[:2])
         check_config(model, config, height, width)
-        if atlas is not None:
-            require_atlas_of(atlas, model, height, width)
         self._model, self._config, self._atlas = model, config, atlas
         self._image = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
         grid = model.schedule(config.inversion.steps).timesteps
         start = config.modulation
         self._start = grid[0]
+        if atlas is not None:
+            require_atlas_of(atlas, self._probed)
         sites = [site.name for site in list_sites(model, part="output") if site.layer]
         given = {tuple(kinds): name for name, kinds in INJECTIONS.items()} | {("cross", "self"): "self and cross"}
         self.site = described(widgets.Dropdown, "attention layer", options=sites, value=_layer(model, start.layer))
@@ -354,6 +354,6 @@ def explore_modulation(
             shown at once as the sum of its answers, and then as they are run.
 
     Raises:
-        InputError, SiteError, TimestepError: as in `segment`; or an atlas of another model or of another size.
+        InputError, SiteError, TimestepError: as in `segment`; or an atlas of another model or of another image.
     """
     return ModulationExplorer(model, load_image(image), probing_config(model, config), atlas)

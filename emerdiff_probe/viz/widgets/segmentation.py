@@ -70,11 +70,11 @@ class SegmentationExplorer(Explorer):
         super().__init__()
         height, width = model.working_size(*image.shape[:2])
         sites, _ = check_config(model, config, height, width)
-        if atlas is not None:
-            require_atlas_of(atlas, model, height, width)
         self._model, self._image, self._config, self.atlas = model, image, config, atlas
         self._sites = sites
         self._height, self._width = height, width
+        if atlas is not None:
+            require_atlas_of(atlas, self._probed)
         rows, columns = finest_grid(sites, height // model.factor, width // model.factor)
         self.clusters = described(
             widgets.IntSlider, "clusters K", min=1, max=min(40, rows * columns), value=config.given_clusters
@@ -348,7 +348,7 @@ def explore_segmentation(
         folder: where labels are exported to, unless another is typed in.
 
     Raises:
-        InputError, SiteError, TimestepError: as in `segment`; or an atlas of another model or of another size.
+        InputError, SiteError, TimestepError: as in `segment`; or an atlas of another model or of another image.
     """
     settings = (config or EmerDiffConfig()).resolve(model)
     return SegmentationExplorer(model, load_image(image), settings, atlas, str(folder))
