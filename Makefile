@@ -15,7 +15,7 @@ demo: $(INSTALLED)
 	@echo
 	@echo "out/china: a photograph that the small model of street photographs never saw."
 	@echo "out/scene: a drawn scene that the pocket model never saw, of the world whose truth is known."
-	@echo "Look at side_by_side.png and difference_maps.png in both folders."
+	@echo "Look at readings.png and difference_maps.png in both folders."
 
 test: unit browser notebooks
 

@@ -41,6 +41,9 @@ LICENCE = """The photographs that it was trained on are LabelMeFacade's (Froehli
 from LabelMe) and CamVid's (Brostow, Fauqueur, Cipolla 2009). Both are for research and non-commercial use; none of them
 is in this package, and **the weights are for research, too**."""
 
+FOUND = """The sample china.jpg (`make demo`): the masks of its features, enlarged; what modulated denoising makes of
+them, read as in the paper; and with the photograph's own borders."""
+
 
 @torch.no_grad()
 def reconstruct(parts: Parts, images: np.ndarray) -> np.ndarray:
@@ -117,6 +120,7 @@ def write_card(folder: Path, parts: Parts, held_out: Path, history: str, weaknes
         f"## Originals and reconstructions\n\n![originals and reconstructions](card/reconstructions.jpg)\n\n"
         f"Sample photographs of scikit-image and scikit-learn: {names}.\n\n"
         f"## Samples\n\n![samples](card/samples.jpg)\n\nFrom noise alone; DDIM with {steps} steps.\n\n"
+        f"## What it finds\n\n![masks and segments of a photograph](../assets/photograph.png)\n\n{FOUND}\n\n"
         f"## Known weaknesses\n\n{weaknesses.strip()}\n",
         encoding="utf-8",
     )

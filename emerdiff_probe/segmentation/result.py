@@ -39,7 +39,9 @@ from emerdiff_probe.images import (
     write_names,
 )
 from emerdiff_probe.models.probe_model import ProbeModel
+from emerdiff_probe.reading.features import upsampled
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig
+from emerdiff_probe.segmentation.sharpen import read_labels
 from emerdiff_probe.segmentation.tree import SegmentTree
 
 if TYPE_CHECKING:
@@ -165,6 +167,25 @@ class Segmentation:
         pictures = [small.image, np.array(coarse), draw_segments(small.labels), np.array(small.contours())]
         return contact_sheet(pictures, ["image", "low-resolution masks", "EmerDiff", "contours"])
 
+    def readings(self) -> Image.Image:
+        """Image, enlarged masks, maps read as in the paper, and labels in a row, each at most 384 pixels long.
+
+        What pushing adds to the masks, and what the picture's own borders add to that; without `sharpen` the last two
+        are one.
+
+        Raises:
+            InputError: a result without maps.
+        """
+        small = self.shrink(PANEL)
+        height, width = small.labels.shape
+        shown = {
+            "low-resolution masks, enlarged bilinearly": upsampled(self.low_resolution_masks, height, width),
+            "EmerDiff, read as in the paper": read_labels(torch.from_numpy(self.difference_maps), small.image)[0],
+        }
+        if self.config.sharpen != "none":
+            shown[f'EmerDiff, sharpened ("{self.config.sharpen}")'] = small.labels
+        return contact_sheet([small.image, *map(draw_segments, shown.values())], ["image", *shown])
+
     def difference_sheet(self) -> Image.Image:
         """The image and every difference map under its mask's number, all on one scale, at most 384 pixels long.
 
@@ -194,8 +215,8 @@ class Segmentation:
         Files: image.png (of more than a megapixel image.jpg, for looking at), labels.png (indexed, the image's size),
         segmentation.safetensors (low_resolution_masks, responses, mask_embeddings, linkage; with `maps` also
         difference_maps, float16 at the size that the model works at), pictures of at most 1,024 pixels (overlay.png,
-        contours.png, side_by_side.png, difference_maps.png, levels.png of the tree), and result.json with settings
-        and a checksum of every file.
+        contours.png, side_by_side.png, readings.png, difference_maps.png, levels.png of the tree), and result.json with
+        settings and a checksum of every file.
 
         Args:
             folder: new, empty, or of an earlier result.
@@ -233,6 +254,7 @@ class Segmentation:
         panel = self.shrink(PANEL)
         save_picture(panel.tree.levels(panel.image), folder / "levels.png")
         if self.maps is not None:
+            save_picture(self.readings(), folder / "readings.png")
             save_picture(self.difference_sheet(), folder / "difference_maps.png")
         content = save({name: np.ascontiguousarray(values) for name, values in tensors.items()})
         (folder / "segmentation.safetensors").write_bytes(content)  # the library's own file would be for its owner only

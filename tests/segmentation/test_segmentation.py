@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from emerdiff_probe.errors import InputError, InterventionError, ModelError, SiteError, TimestepError
 from emerdiff_probe.files import seal
-from emerdiff_probe.images import load_image
+from emerdiff_probe.images import draw_segments, load_image
 from emerdiff_probe.metrics.colour import explained_variance, lab_colours
 from emerdiff_probe.models.loading import load_model
 from emerdiff_probe.reading.correspondence import assign
@@ -420,7 +420,7 @@ def damages(path):
     "name",
     [
         *("result.json", "segmentation.safetensors", "labels.png", "image.png", "overlay.png", "contours.png"),
-        *("side_by_side.png", "difference_maps.png", "levels.png"),
+        *("side_by_side.png", "readings.png", "difference_maps.png", "levels.png"),
     ],
 )
 def test_a_damaged_file_is_named_and_the_image_is_not_finished(result, model, config, tmp_path, name):
@@ -516,6 +516,22 @@ def test_a_result_shows_itself(result):
     assert result.overlay().size == result.contours().size == (81, 50)
     assert result.overlay(names={0: "tree"}).tobytes() != result.overlay().tobytes()
     assert result.side_by_side().width > 4 * 81
+
+
+def test_readings_show_the_masks_the_papers_labels_and_the_sharpened_ones_at_one_size(result):
+    plain = replace(result, config=result.config.change(sharpen="none"))
+    sharp = replace(result, config=result.config.change(sharpen="wls"), labels=np.zeros_like(result.labels))
+    three, four = (np.array(one.readings()) for one in (plain, sharp))
+    assert (four.shape[1] - three.shape[1]) == 81 + 8, "one panel and a gap more"
+    assert four.shape[0] >= 50
+    panels = [four[-50:, place * 89 : place * 89 + 81] for place in range(4)]
+    assert np.array_equal(panels[0], IMAGE)
+    assert np.array_equal(panels[1], draw_segments(upsampled(result.low_resolution_masks, 50, 81)))
+    labels, _ = read_labels(torch.from_numpy(result.difference_maps), IMAGE)
+    assert np.array_equal(panels[2], draw_segments(labels))
+    assert np.array_equal(panels[3], draw_segments(sharp.labels))
+    with pytest.raises(InputError, match="without difference maps"):
+        replace(result, maps=None).readings()
 
 
 def test_a_result_says_where_its_labels_explain_much_less_colour_than_the_enlarged_masks(result, config, tmp_path):
