@@ -122,7 +122,7 @@ def main(
     """Print the table and, as the last line, one JSON object."""
     probed = load_model(model, device=device, dtype="float32")
     asked = {"steps": steps, "modulate_at": modulate_at, "layer": layer, "strength": strength}
-    config = EmerDiffConfig.for_model(probed, **{name: value for name, value in asked.items() if value is not None})
+    config = EmerDiffConfig.for_atlas(probed, **{name: value for name, value in asked.items() if value is not None})
     counts = [int(count) for count in clusters.split(",")]
     folder = folder_of(store, asdict(config), counts, probed.fingerprint, probed.device.type, torch.get_num_threads())
     scores = [

@@ -86,7 +86,7 @@ def segmentation(model: ProbeModel, scene: Any, repeats: int) -> Iterator[tuple[
 
     Pushed late, an atlas is made in a minute where the model's own takes twenty; reading it takes as long.
     """
-    config = EmerDiffConfig.for_model(model, steps=10, modulate_at=101)
+    config = EmerDiffConfig.for_atlas(model, steps=10, modulate_at=101)
     probed: ProbedImage = config.probe(model, scene.image)
     atlas = response_atlas(model, probed.trajectory, resolve_modulation(model, config))
     explorer = explore_segmentation(model, scene.image, atlas=atlas, config=config)

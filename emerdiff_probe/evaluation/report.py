@@ -125,6 +125,22 @@ class Gain:
     miou: Score
 
 
+@dataclass(frozen=True)
+class Difference:
+    """How far two methods are apart without classes, on the same images with the same number asked for.
+
+    Attributes:
+        method, over: as of a `Gain`, but for namers.
+        clusters: the number, or several of which the differences are the average.
+        figures: of each of `FIGURES` the first method's less the other's, with paired intervals.
+    """
+
+    method: str
+    over: str
+    clusters: tuple[int | None, ...]
+    figures: tuple[Score, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Report:
     """All tables of an evaluation; prints as Markdown, shows itself in a notebook.
@@ -137,6 +153,7 @@ class Report:
         lines: by method and number of segments.
         rows: by method, number of segments and protocol.
         gains: of every variant of EmerDiff over its rivals, and of the first over the others.
+        differences: of the same in what needs no classes.
         judged: segments with their classes by the first protocol, for pictures.
     """
 
@@ -147,6 +164,7 @@ class Report:
     lines: tuple[Line, ...]
     rows: tuple[Row, ...]
     gains: tuple[Gain, ...]
+    differences: tuple[Difference, ...]
     judged: Mapping[Cell, Judged]
 
     def __str__(self) -> str:
@@ -163,7 +181,7 @@ class Report:
         return list(self.named_tables().values())
 
     def named_tables(self) -> dict[str, Table]:
-        """The same by name: "scores", "gains" and "classes" where there are classes, and "segments"."""
+        """The same by name: "scores", "gains" and "classes" where there are classes, "segments" and "differences"."""
         tables: dict[str, Table] = {}
         title = f"{self.title}: {len(self.images)} images, {len(self.skipped)} skipped; {self.labels}"
         if self.rows:
@@ -206,6 +224,18 @@ class Report:
         ]
         note = "no classes, nothing matched: means over images with 95% intervals; variation in bits, lower is better"
         tables["segments"] = note if self.rows else f"{title}; {note}", header, body
+        if self.differences:
+            body = [
+                (
+                    apart.method,
+                    apart.over,
+                    _numbers(apart.clusters),
+                    *(f"{score.value:+.3f} [{score.low:+.3f}, {score.high:+.3f}]" for score in apart.figures),
+                )
+                for apart in self.differences
+            ]
+            note = "The same without classes: differences on the same images with paired 95% intervals"
+            tables["differences"] = note, ("method", "over", "K", *FIGURES), body
         if self.rows:
             tables["classes"] = self._classes()
         return tables
@@ -238,8 +268,21 @@ class Report:
         of `shown` alone.
         """
         frames = {
-            "segments": pd.DataFrame([{**_place(line.cell), **_figures(line), **_costs(line)} for line in self.lines])
+            "segments": pd.DataFrame(
+                [{**_place(line.cell), **_figures(line.figures), **_costs(line)} for line in self.lines]
+            )
         }
+        if self.differences:
+            frames["differences"] = pd.DataFrame(
+                {
+                    "method": apart.method,
+                    "over": apart.over,
+                    "K": _numbers(apart.clusters),
+                    **_figures(apart.figures),
+                    "images": apart.figures[0].images,
+                }
+                for apart in self.differences
+            )
         if not self.rows:
             return frames
         shares = {
@@ -285,7 +328,7 @@ class Report:
                 }
                 for gain in self.gains
             )
-        for name in frames.keys() - {"gains"}:
+        for name in frames.keys() - {"gains", "differences"}:
             frames[name]["K"] = frames[name]["K"].astype("Int64")  # whole numbers, and empty for "auto"
         return frames
 
@@ -333,13 +376,19 @@ class Report:
             "without_classes": [
                 {
                     **_cell_json(line.cell),
-                    **{
-                        score.metric: [round(figure, 4) for figure in (score.value, score.low, score.high)]
-                        for score in line.figures
-                    },
+                    **_figures_json(line.figures),
                     **_cost_json(line),
                 }
                 for line in self.lines
+            ],
+            "differences": [
+                {
+                    "method": apart.method,
+                    "over": apart.over,
+                    "clusters": apart.clusters[0] if len(apart.clusters) == 1 else list(apart.clusters),
+                    **_figures_json(apart.figures),
+                }
+                for apart in self.differences
             ],
             "images": len(self.images),
             "skipped": len(self.skipped),
@@ -367,10 +416,12 @@ def make_report(result: EvaluationResult, protocols: Sequence[str] = ("majority"
     labels.require_scorable()
     lines, rows = [], []
     pictured: dict[Cell, Judged] = {}
+    unnamed: dict[Cell, np.ndarray] = {}
     scored: dict[tuple[str, str, int | None], Judged] = {}
     for cell, method in result.evaluation.cells.items():
         records = result.records(cell)
-        figures = tuple(average(name, [record.figures[name] for record in records]) for name in FIGURES)
+        unnamed[cell] = np.array([[record.figures[name] for record in records] for name in FIGURES])
+        figures = tuple(map(average, FIGURES, unnamed[cell]))
         peaks = [record.peak_mib for record in records if record.peak_mib is not None]
         line = Line(
             cell,
@@ -398,6 +449,7 @@ def make_report(result: EvaluationResult, protocols: Sequence[str] = ("majority"
         tuple(lines),
         tuple(rows),
         tuple(_gains(result.evaluation, scored)),
+        tuple(_differences(result.evaluation, unnamed)),
         pictured,
     )
 
@@ -434,15 +486,35 @@ _Scored = Mapping[tuple[str, str, int | None], Judged]
 
 def _gains(evaluation: Evaluation, scored: _Scored) -> Iterable[Gain]:
     """Of EmerDiff over its rivals, its first variant over the others, and of namers in segments over those without."""
-    variants = [method.name for method in evaluation.methods if _is_emerdiff(method)]
-    for place, variant in enumerate(variants):
-        known = variants if place else [variant]  # variants are compared with the first alone
-        others = dict.fromkeys((protocol, method) for protocol, method, _ in scored if method not in known)
-        for protocol, method in others:
-            yield from _gain(scored, protocol, variant, method)
+    for variant, other in _compared(evaluation):
+        for protocol in dict.fromkeys(protocol for protocol, method, _ in scored if method == other):
+            yield from _gain(scored, protocol, variant, other)
     for naming in evaluation.methods:
         if isinstance(naming, Naming) and naming.masks is not None:
             yield from _gain(scored, OpenVocabulary().name, naming.name, naming.namer, whole=True)
+
+
+def _compared(evaluation: Evaluation) -> Iterable[tuple[str, str]]:
+    """Every variant of EmerDiff with each of its rivals, and the first with the other variants."""
+    variants = [method.name for method in evaluation.methods if _is_emerdiff(method)]
+    for place, variant in enumerate(variants):
+        known = variants if place else [variant]
+        yield from ((variant, other.name) for other in evaluation.methods if other.name not in known)
+
+
+def _differences(evaluation: Evaluation, figures: Mapping[Cell, np.ndarray]) -> Iterable[Difference]:
+    """In what needs no classes, (figure, image) by cell; those of several numbers on average, too."""
+    for variant, over in _compared(evaluation):
+        pairs = {
+            count: figures[Cell(variant, count)] - figures[Cell(over, count)]
+            for name, count in figures
+            if name == variant and count is not None and Cell(over, count) in figures
+        }
+        apart: dict[tuple[int | None, ...], np.ndarray] = {(count,): found for count, found in pairs.items()}
+        if len(pairs) > 1:
+            apart[tuple(pairs)] = np.mean(list(pairs.values()), axis=0)
+        for counts, found in apart.items():
+            yield Difference(variant, over, counts, tuple(map(average, FIGURES, found)))
 
 
 def _is_emerdiff(method: Method) -> bool:
@@ -530,8 +602,12 @@ def _interval(name: str, score: Score) -> dict[str, float]:
     return {name: score.value, f"{name} low": score.low, f"{name} high": score.high}
 
 
-def _figures(line: Line) -> dict[str, float]:
-    return {key: value for score in line.figures for key, value in _interval(score.metric, score).items()}
+def _figures(figures: Iterable[Score]) -> dict[str, float]:
+    return {key: value for score in figures for key, value in _interval(score.metric, score).items()}
+
+
+def _figures_json(figures: Iterable[Score]) -> dict[str, list[float]]:
+    return {score.metric: [round(figure, 4) for figure in (score.value, score.low, score.high)] for score in figures}
 
 
 def _costs(line: Line) -> dict[str, float | None]:

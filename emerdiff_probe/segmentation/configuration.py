@@ -19,7 +19,7 @@ from emerdiff_probe.reading.correspondence import Modulation
 from emerdiff_probe.reading.features import finest_grid
 from emerdiff_probe.reading.readout import Readout
 from emerdiff_probe.segmentation.criteria import CRITERIA, accepted_clusters
-from emerdiff_probe.segmentation.presets import Preset, approximations, find_preset, paper_preset
+from emerdiff_probe.segmentation.presets import Preset, adding_preset, approximations, find_preset, paper_preset
 from emerdiff_probe.segmentation.settings import OPEN, Settings
 from emerdiff_probe.sites import Site, coarsest_blocks, find_site, list_sites
 from emerdiff_probe.trajectories.trajectory import require_on_grid
@@ -78,6 +78,11 @@ class EmerDiffConfig(Settings):
     def paper(cls, model: ProbeModel, **options: Any) -> Self:
         """The paper's settings, its layers in the block of this model's own resolution, under these options."""
         return cls().change(**options)._fill_from(model, paper_preset(model))
+
+    @classmethod
+    def for_atlas(cls, model: ProbeModel, **options: Any) -> Self:
+        """The settings of `for_model`, pushed where answers to single cells add up, as an atlas needs it."""
+        return cls().change(**options)._fill_from(model, adding_preset(model))
 
     def resolve(self, model: ProbeModel, timesteps: Sequence[int] | None = None) -> Self:
         """A copy in which nothing is left open: the best known settings for a model fill in what was.

@@ -68,6 +68,11 @@ POCKET: Mapping[str, Any] = MappingProxyType(
 """What was measured to be best for the pocket model."""
 POCKET_LAYER = "up{resolution}.cross1.output"
 """Its layer that is pushed, on the grid that is half as fine as its latents'."""
+CALIBRATED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {"photo": {"layer": "down16.self0.output", "modulate_at": 601, "strength": 300.0}}
+)
+"""Where models that ship are pushed by what `emerdiff-probe calibrate` found on pictures without labels, by name, where
+labels (benchmarks/NOTES.md, "Settings without labels") did not speak against it."""
 CLUSTERED = ("query", "key", "value", "output")
 """What is clustered of every attention layer of a stage, all together."""
 NOISE: Mapping[int, float] = MappingProxyType(
@@ -120,6 +125,16 @@ def find_preset(model: ProbeModel) -> Preset:
     masks of drawn scenes and of photographs than the single site before (`python -m benchmarks.features`). Other U-Nets
     that nobody has measured get the same by rule. Stable Diffusion's families keep the paper's query, as do
     transformers, whose depth is no stage: nothing else has been measured there.
+    """
+    found = adding_preset(model)
+    return replace(found, options={**found.options, **CALIBRATED.get(model.name, {})})
+
+
+def adding_preset(model: ProbeModel) -> Preset:
+    """As `find_preset`, but always pushed in the decoder, as in the paper, where answers to single cells add up.
+
+    Answers to cells that are pushed in the encoder do not: the difference map of a mask is another than their sum
+    (`python -m benchmarks.atlas`).
     """
     paper = paper_preset(model)
     options = {**paper.options, **MEASURED}

@@ -174,6 +174,22 @@ def test_json_has_what_was_promised(report):
     assert len(made["without_classes"]) == len(CELLS)
 
 
+def test_differences_without_classes_are_paired_and_their_averages_are_means(report):
+    apart = {(each.over, each.clusters): each for each in report.differences}
+    assert {each.method for each in report.differences} == {gain.method for gain in report.gains}
+    assert {over for over, _ in apart} == {gain.over for gain in report.gains}
+    lines = {line.cell: line for line in report.lines}
+    for (over, clusters), each in apart.items():
+        for place, score in enumerate(each.figures):
+            pairs = [(lines["emerdiff", count].figures[place], lines[over, count].figures[place]) for count in clusters]
+            assert score.metric == FIGURES[place]
+            assert score.value == pytest.approx(np.mean([ours.value - theirs.value for ours, theirs in pairs]))
+            assert score.low <= score.value <= score.high
+    made = report.to_json()["differences"]
+    assert len(made) == len(report.differences) == len(report.frames()["differences"])
+    assert made[0][FIGURES[0]][0] == round(report.differences[0].figures[0].value, 4)
+
+
 def test_every_printed_line_of_scores_has_its_protocol(report):
     lines = str(report).splitlines()
     assert "6 images, 1 skipped" in lines[0]
@@ -182,7 +198,7 @@ def test_every_printed_line_of_scores_has_its_protocol(report):
         count = "auto" if row.line.cell.clusters is None else str(row.line.cell.clusters)
         wanted = re.compile(rf"\| {row.line.cell.method} +\| {count} +\| {figure} +\|.*{re.escape(row.miou.protocol)}")
         assert any(wanted.match(line) for line in lines)
-    assert sum("| mean of 2, 4" in line for line in lines) == 4
+    assert sum("| mean of 2, 4" in line for line in lines) == 4 + 1  # of gains, and of differences without classes
 
 
 def test_methods_that_choose_their_number_gain_nothing_and_the_table_says_so(report):
@@ -278,7 +294,7 @@ def test_every_variant_of_emerdiff_gains_over_rivals_and_the_first_over_the_othe
 
 def test_files_hold_every_table_for_programs_and_for_papers(report, tmp_path):
     written = {path.name for path in report.save(tmp_path / "tables")}
-    names = {"scores", "gains", "segments", "classes"}
+    names = {"scores", "gains", "segments", "differences", "classes"}
     assert written == {"report.md", "confusion.csv", *(f"{name}.{kind}" for name in names for kind in ("csv", "tex"))}
     assert (tmp_path / "tables" / "report.md").read_text(encoding="utf-8") == f"{report}\n"
     scores = pd.read_csv(tmp_path / "tables" / "scores.csv")

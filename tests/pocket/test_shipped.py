@@ -1,6 +1,7 @@
 """The models that ship: they load by name, are small, in half precision, and their cards show what they say."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ from safetensors.torch import load_file
 
 from emerdiff_probe.errors import ModelError
 from emerdiff_probe.models.loading import SHIPPED, find_source, load_model
+from emerdiff_probe.segmentation.configuration import EmerDiffConfig
+from emerdiff_probe.segmentation.presets import CALIBRATED
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -25,6 +28,18 @@ def test_a_model_that_ships_is_small_and_has_a_card(name):
     assert "Known weaknesses" in card
     model = load_model(name, device="cpu")
     assert (model.name, model.family, model.native_size) == (name, "pocket", 256)
+
+
+def test_the_photo_model_is_pushed_where_calibration_found_and_its_atlas_where_cells_add_up():
+    model = load_model("photo", device="cpu")
+    calibrated, atlas = EmerDiffConfig.for_model(model), EmerDiffConfig.for_atlas(model)
+    assert calibrated.modulation.layer == CALIBRATED["photo"]["layer"] == "down16.self0.output"
+    assert atlas.modulation.layer == "up16.cross1.output"
+    assert replace(calibrated, modulation=atlas.modulation) == atlas
+    given = EmerDiffConfig.for_atlas(model, layer="up16.self0.output", strength=30.0)
+    assert (given.modulation.layer, given.modulation.strength) == ("up16.self0.output", 30.0)
+    pocket = load_model("pocket", device="cpu")
+    assert EmerDiffConfig.for_model(pocket) == EmerDiffConfig.for_atlas(pocket) == atlas
 
 
 def test_the_photographs_licence_is_told():

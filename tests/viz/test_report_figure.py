@@ -21,7 +21,7 @@ def report():
             miou = Score("mIoU", value, value - 0.05, value + 0.05, "majority", 1)
             rows.append(Row(line, miou, miou, np.array([[8, 1, 1], [3, 0, 7]])))
     labels = LabelSummary(("sky", "sea"), (1, 1), 0)
-    return Report("made", ("one",), {}, labels, tuple(row.line for row in rows), tuple(rows), (), {})
+    return Report("made", ("one",), {}, labels, tuple(row.line for row in rows), tuple(rows), (), (), {})
 
 
 def test_markers_of_several_numbers_stand_side_by_side(report):

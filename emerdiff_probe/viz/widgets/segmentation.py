@@ -344,11 +344,12 @@ def explore_segmentation(
         image: a file, a Pillow image or an array; see `load_image`.
         atlas: of the image, from `response_atlas`. Where there is none it is made in the background, which takes
             minutes; meanwhile answers are those of the fast mode.
-        config: which features to cluster, what to push, and where to start; the model's own settings when None.
+        config: which features to cluster, what to push, and where to start; what it leaves open, and all when None, is
+            the model's own (`EmerDiffConfig.for_atlas`).
         folder: where labels are exported to, unless another is typed in.
 
     Raises:
         InputError, SiteError, TimestepError: as in `segment`; or an atlas of another model or of another image.
     """
-    settings = (config or EmerDiffConfig()).resolve(model)
+    settings = EmerDiffConfig.for_atlas(model, **(config or EmerDiffConfig()).options())
     return SegmentationExplorer(model, load_image(image), settings, atlas, str(folder))
