@@ -366,8 +366,8 @@ def test_criteria_are_held_against_miou_as_a_calibration_holds_them(folder, tmp_
     whole = Calibration(config, Space.of(model, config, ("strength",)), records, made.names, labelled=True)
     expected = whole.correlations().set_index("criterion")["rank correlation"]
     gains, values = criteria.gains_of(made, job.settings), criteria.criteria_of(made, job.settings)
-    settings = criteria.list_settings(job.settings, values, gains, 2)
-    assert settings["mIoU gain"].tolist() == [round(gain, 2) for gain in sorted(whole.table()["mIoU gain"])[::-1]]
+    settings = criteria.list_settings(job.settings, values, {"plain": gains}, 2)
+    assert settings["plain mIoU gain"].tolist() == [round(gain, 2) for gain in sorted(whole.table()["mIoU gain"])[::-1]]
     found = criteria.summarise(values, gains, 2).set_index("criterion")["rank correlation"]
     assert found.to_dict() == pytest.approx(expected.round(2).to_dict(), nan_ok=True)
     with pytest.raises(InputError, match="timestep 602"):

@@ -48,7 +48,7 @@ def calibrate(
     are searched one after the other until nothing gets better, then placement, injection and the number of steps;
     the variants of each are halved while pictures are added. At last, whatever time is left, the best is held against
     denoisers of random weights, which must not do as well. What these pictures cannot tell from the preset leaves the
-    preset as it is.
+    preset as it is. Where labels will be sharpened, a setting must not explain less than the preset by those, either.
 
     Args:
         model: from `load_model`.
@@ -102,6 +102,7 @@ def calibrate(
             start,
             len(samples.classes) if samples.labelled else 0,
             seeds,
+            base.sharpen,
             tell=lambda spent: _advance(bar, spent),
         )
         found = Search(model, samples, space, job, Path(folder), 60 * minutes, warn, show)

@@ -10,13 +10,15 @@ from types import MappingProxyType
 import numpy as np
 import torch
 from einops import rearrange
+from PIL import Image
 from torch import Tensor
 
 from emerdiff_probe.arrays import find_borders
 from emerdiff_probe.metrics.colour import explained_variance, lab_colours
 from emerdiff_probe.metrics.overlaps import adjusted_rand
 from emerdiff_probe.reading.correspondence import assign
-from emerdiff_probe.reading.features import upsampled
+from emerdiff_probe.reading.features import one_hot_masks, upsampled
+from emerdiff_probe.segmentation.sharpen import Sharpening, read_labels
 
 CRITERION = "colour_gain"
 """The one that settings are chosen by."""
@@ -34,7 +36,16 @@ CRITERIA: Mapping[str, str] = MappingProxyType(
 )
 """What is measured of every setting, by name; of all of them more is said to be better."""
 SEEDS = "seeds"
-"""The criterion that takes twice as long: adjusted Rand index of the labels under two draws of the noise."""
+"""The criterion that takes twice as long."""
+SHARPENED = "sharpened_gain"
+"""The criterion by the labels as they will be read, where that is sharpened; settings are left out by it."""
+OPTIONAL: Mapping[str, str] = MappingProxyType(
+    {
+        SEEDS: "adjusted Rand index of the labels under two draws of the noise",
+        SHARPENED: "colour variance (Lab) explained by the sharpened labels, less that of masks sharpened alike",
+    }
+)
+"""What is measured where it is asked for, by name."""
 RANKED = (CRITERION, "latents_gain", "strongest")
 """Those whose ranks are averaged in `mean_rank`."""
 
@@ -48,12 +59,14 @@ class Ground:
         latents: (channel, latent_height, latent_width), the encoded picture.
         low_resolution_masks: (grid_height, grid_width) labels, the same for all settings.
         size: height and width of difference maps.
+        sharpen: how labels will be read.
     """
 
     image: np.ndarray
     latents: Tensor
     low_resolution_masks: np.ndarray
     size: tuple[int, int]
+    sharpen: Sharpening = "none"
 
     @cached_property
     def colours(self) -> np.ndarray:
@@ -77,13 +90,23 @@ class Ground:
         cells = labels[steps[0] // 2 :: steps[0], steps[1] // 2 :: steps[1]]
         return explained_variance(labels, self.colours), explained_variance(cells, values)
 
+    def sharpened(self, maps: Tensor) -> float:
+        """Share of the variance of colours that the sharpened labels of maps (mask, height, width) explain."""
+        image = Image.fromarray(self.image).resize(self.size[::-1], Image.Resampling.BOX)
+        return explained_variance(read_labels(maps, np.array(image), self.sharpen)[0], self.colours)
+
+    @cached_property
+    def unpushed_sharpened(self) -> float:
+        """`sharpened` of the low-resolution masks."""
+        return self.sharpened(one_hot_masks(self.low_resolution_masks))
+
     @cached_property
     def unpushed(self) -> tuple[float, float]:
         """`explained` of the enlarged masks."""
         return self.explained(self.enlarged)
 
     def measure(self, maps: Tensor) -> dict[str, float]:
-        """`CRITERIA` of difference maps (mask, height, width)."""
+        """`CRITERIA` of difference maps (mask, height, width), and `SHARPENED` where labels will be."""
         labels = assign(maps).numpy()
         colour, latents = self.explained(labels)
         highest, second = torch.topk(maps, 2, dim=0).values if len(maps) > 1 else (maps[0], torch.zeros_like(maps[0]))
@@ -91,7 +114,8 @@ class Ground:
         inside = np.array([float(own[self.enlarged == mask].mean()) for mask, own in enumerate(maps.numpy())])
         outside = [float(own[self.enlarged != mask].mean()) for mask, own in enumerate(maps.numpy())]
         borders = find_borders(labels)
-        return {
+        told = {} if self.sharpen == "none" else {SHARPENED: self.sharpened(maps) - self.unpushed_sharpened}
+        return told | {
             CRITERION: colour - self.unpushed[0],
             "colour": colour,
             "latents_gain": latents - self.unpushed[1],

@@ -13,22 +13,24 @@ import numpy as np
 import torch
 
 from emerdiff_probe.calibration.control import forget
-from emerdiff_probe.calibration.criteria import CRITERIA, CRITERION, SEEDS, Ground
+from emerdiff_probe.calibration.criteria import CRITERIA, CRITERION, OPTIONAL, SEEDS, SHARPENED, Ground
 from emerdiff_probe.calibration.space import Setting
 from emerdiff_probe.data.sample import IGNORED, Sample
 from emerdiff_probe.errors import ModelError
 from emerdiff_probe.metrics.overlaps import adjusted_rand, majority_confusion
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.reading.correspondence import assign, difference_maps
-from emerdiff_probe.reading.features import upsampled
+from emerdiff_probe.reading.features import one_hot_masks, upsampled
 from emerdiff_probe.runs.job import Cell
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig, find_feature_sites, resolve_modulation
-from emerdiff_probe.segmentation.sharpen import read_labels
+from emerdiff_probe.segmentation.sharpen import Sharpening, read_labels
 from emerdiff_probe.studies.study import Subject
 from emerdiff_probe.studies.truth import one_truth
 
 SECONDS, PUSHED, ENLARGED = "seconds", "confusion", "enlarged_confusion"
 """In records beside criteria: what the record took, and (class, class) pixels of labels and of enlarged masks."""
+SHARP_PUSHED, SHARP_ENLARGED = "sharpened_confusion", "sharpened_enlarged_confusion"
+"""The same of labels and masks that are both sharpened."""
 
 
 @dataclass(eq=False)
@@ -39,6 +41,7 @@ class Picture:
         model, sample, config: as of a `Subject`, resolved.
         start: the highest timestep at which anything is pushed.
         classes: number of classes of its labels; 0 where it has none.
+        sharpen: how labels will be read.
     """
 
     model: ProbeModel
@@ -46,6 +49,7 @@ class Picture:
     config: EmerDiffConfig
     start: int
     classes: int = 0
+    sharpen: Sharpening = "none"
     subjects: dict[tuple[int, int], Subject] = field(default_factory=dict)
 
     def subject(self, steps: int, start: int, seed: int) -> Subject:
@@ -84,12 +88,18 @@ class Picture:
         subject = self.subject(self.config.inversion.steps, self.start, self.config.seed)
         latents = subject.probed.latents[0]
         height, width = (side * self.model.factor for side in latents.shape[-2:])
-        return Ground(subject.image, latents, self.low_resolution_masks, (height, width))
+        return Ground(subject.image, latents, self.low_resolution_masks, (height, width), self.sharpen)
 
     @cached_property
     def enlarged_confusion(self) -> np.ndarray:
         """As `confusion`, of the enlarged masks: the rival that pushing has to beat."""
         return self.confusion(upsampled(self.low_resolution_masks, *self.ground.image.shape[:2]))
+
+    @cached_property
+    def sharp_enlarged_confusion(self) -> np.ndarray:
+        """As `enlarged_confusion`, sharpened."""
+        masks = one_hot_masks(self.low_resolution_masks)
+        return self.confusion(read_labels(masks, self.ground.image, self.sharpen)[0])
 
     def confusion(self, labels: np.ndarray) -> np.ndarray:
         """(class, class) pixels of the majority protocol."""
@@ -105,6 +115,7 @@ class CalibrationJob:
         start: the highest timestep at which anything is pushed.
         classes: number of classes of the data; 0 where it has none.
         seeds: whether the labels under another draw of the noise are found, too.
+        sharpen: how labels will be read: `SHARPENED` is measured where they are sharpened.
         settings: those that are wanted now.
         twins: how many untrained denoisers are measured in the model's place; none, the model itself.
         seconds: of work that there still are; once they are over nothing more is measured.
@@ -117,6 +128,7 @@ class CalibrationJob:
     start: int
     classes: int = 0
     seeds: bool = False
+    sharpen: Sharpening = "none"
     settings: tuple[Setting, ...] = ()
     twins: int = 0
     seconds: float = math.inf
@@ -139,12 +151,21 @@ class CalibrationJob:
             "calibration": kept.to_dict(),
             "criteria": list(CRITERIA),
             "seeds": self.seeds,
+            "read": self.sharpen,
             "masks_of": self.config.inversion.steps,
         }
 
     def describe(self) -> dict[str, Any]:
         """What the numbers of a cell are."""
-        return {"cell": list(Setting._fields), "criteria": dict(CRITERIA)}
+        return {
+            "cell": list(Setting._fields),
+            "criteria": {**CRITERIA, **{name: OPTIONAL[name] for name in self.optional}},
+        }
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """Criteria of `OPTIONAL` that are measured."""
+        return (SEEDS,) * self.seeds + (SHARPENED,) * (self.sharpen != "none")
 
     def prepare(self, model: ProbeModel, cells: Collection[Cell]) -> None:
         """Nothing is needed before the first picture."""
@@ -169,15 +190,14 @@ class CalibrationJob:
             yield cell, record | {SECONDS: seconds}
 
     def _picture(self, model: ProbeModel, sample: Sample) -> Picture:
-        return Picture(model, sample, self.config, self.start, self.classes)
+        return Picture(model, sample, self.config, self.start, self.classes, self.sharpen)
 
     def _record(self, picture: Picture, setting: Setting) -> dict[str, float | np.ndarray]:
         try:
             maps = picture.maps(setting)
             other = picture.maps(setting, seed=self.config.seed + 1) if self.seeds else maps
         except ModelError:
-            names = (*CRITERIA, SEEDS) if self.seeds else CRITERIA
-            return dict.fromkeys(names, math.nan) | self._confusions(picture, None)
+            return dict.fromkeys((*CRITERIA, *self.optional), math.nan) | self._confusions(picture, None)
         values: dict[str, float | np.ndarray] = {**picture.ground.measure(maps)}
         if self.seeds:
             values[SEEDS] = adjusted_rand(assign(maps).numpy(), assign(other).numpy())
@@ -196,8 +216,12 @@ class CalibrationJob:
         if not self.classes:
             return {}
         image = picture.ground.image
-        labels = np.zeros(image.shape[:2], np.uint8) if maps is None else read_labels(maps, image)[0]
-        return {
-            PUSHED: picture.confusion(labels),
-            ENLARGED: picture.enlarged_confusion,
-        }
+
+        def confusion(sharpen: Sharpening) -> np.ndarray:
+            labels = np.zeros(image.shape[:2], np.uint8) if maps is None else read_labels(maps, image, sharpen)[0]
+            return picture.confusion(labels)
+
+        found = {PUSHED: confusion("none"), ENLARGED: picture.enlarged_confusion}
+        if self.sharpen != "none":
+            found |= {SHARP_PUSHED: confusion(self.sharpen), SHARP_ENLARGED: picture.sharp_enlarged_confusion}
+        return found

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata, spearmanr
 
-from emerdiff_probe.calibration.criteria import CRITERIA, CRITERION, RANKED, SEEDS
+from emerdiff_probe.calibration.criteria import CRITERIA, CRITERION, OPTIONAL, RANKED, SEEDS, SHARPENED
 from emerdiff_probe.calibration.job import ENLARGED, PUSHED
 from emerdiff_probe.calibration.space import Setting, Space
 from emerdiff_probe.metrics.intervals import Interval, bootstrap, student_interval
@@ -78,8 +78,16 @@ class Calibration:
 
     @property
     def best(self) -> Setting:
-        """The setting of the highest criterion, whether or not it can be told from the preset."""
-        return self.complete[0] if self.complete else self.preset
+        """The setting of the highest criterion that `keeps_sharpened`; it may not be told from the preset."""
+        return next((setting for setting in self.complete if self.keeps_sharpened(setting)), self.preset)
+
+    def keeps_sharpened(self, setting: Setting) -> bool:
+        """Whether its sharpened labels, where they will be, explain as much as the preset's do; as far as is known."""
+        if SHARPENED not in self.criteria:
+            return True
+        both = [name for name in self._pictures_of(setting) if name in self.records[self.preset]]
+        apart = self.values(setting, SHARPENED, both) - self.values(self.preset, SHARPENED, both)
+        return bool(np.nan_to_num(apart.mean(), nan=-np.inf) >= 0)
 
     @cached_property
     def equals(self) -> tuple[Setting, ...]:
@@ -121,7 +129,8 @@ class Calibration:
             return False
         if len(self.pictures) < FEW:
             return True
-        gains = np.array([self.values(setting, CRITERION) for setting in self.complete])
+        known = [self.best, *(setting for setting in self.complete if setting != self.best)]
+        gains = np.array([self.values(setting, CRITERION) for setting in known])
         gains = gains[np.isfinite(gains).all(1)] - (0 if other is None else self.values(other, CRITERION))
         gains /= np.maximum(gains.std(1, keepdims=True), 1e-9)
         centred = gains - gains.mean(1, keepdims=True)
@@ -165,11 +174,8 @@ class Calibration:
     @property
     def criteria(self) -> tuple[str, ...]:
         """Names of the criteria that were measured."""
-        return (
-            (*CRITERIA, SEEDS)
-            if any(SEEDS in one for held in self.records.values() for one in held.values())
-            else (tuple(CRITERIA))
-        )
+        records = [one for held in self.records.values() for one in held.values()]
+        return (*CRITERIA, *(name for name in OPTIONAL if any(name in one for one in records)))
 
     def table(self) -> pd.DataFrame:
         """A row for every setting that was measured, the best first, those of all pictures before the others.
@@ -218,7 +224,7 @@ class Calibration:
                 values.append(float(np.nan_to_num(apart.mean(), nan=-np.inf)))
         averaged = [*RANKED, SEEDS] if SEEDS in found else RANKED
         found[MEAN_RANK] = list(np.mean([rankdata(found[name]) for name in averaged], axis=0))
-        told = {**CRITERIA, SEEDS: "adjusted Rand index of the labels under two draws of the noise"}
+        told = {**CRITERIA, **OPTIONAL}
         told[MEAN_RANK] = f"mean of the ranks of {', '.join(averaged)}"
         rows = [
             {
@@ -275,6 +281,12 @@ class Calibration:
             told.append(
                 f"{len(self.pictures)} pictures are too few: with fewer than {FEW} the preset is kept unless the "
                 "difference is beyond doubt"
+            )
+        ahead = self.complete.index(self.best) if self.best in self.complete else 0
+        if ahead:
+            told.append(
+                f"{ahead} settings that are ahead by plain labels are left out: sharpened, as labels will be read, "
+                "theirs explain less than the preset's"
             )
         if not self.finished:
             told.append("the time was over before the search was; with more --minutes the same command goes on")
@@ -342,7 +354,8 @@ class Calibration:
     def _note(self, setting: Setting) -> str:
         names = {"chosen": self.chosen, "preset": self.preset}
         told = [name for name, one in names.items() if one == setting]
-        return ", ".join(told + (["equal to the best"] if setting in self.equals and setting != self.best else []))
+        told += ["equal to the best"] if setting in self.equals and setting != self.best else []
+        return ", ".join(told if self.keeps_sharpened(setting) else [*told, "less when sharpened"])
 
     def _pictures_of(self, setting: Setting) -> list[str]:
         return [name for name in self.pictures if name in self.records[setting]]

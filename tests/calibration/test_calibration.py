@@ -12,17 +12,28 @@ from diffusers.models.attention import BasicTransformerBlock
 
 from emerdiff_probe.calibration.calibrate import calibrate
 from emerdiff_probe.calibration.control import forget
-from emerdiff_probe.calibration.criteria import CRITERIA, CRITERION, SEEDS, Ground
-from emerdiff_probe.calibration.job import ENLARGED, PUSHED, SECONDS, CalibrationJob, Picture
+from emerdiff_probe.calibration.criteria import CRITERIA, CRITERION, SEEDS, SHARPENED, Ground
+from emerdiff_probe.calibration.job import (
+    ENLARGED,
+    PUSHED,
+    SECONDS,
+    SHARP_ENLARGED,
+    SHARP_PUSHED,
+    CalibrationJob,
+    Picture,
+)
 from emerdiff_probe.calibration.result import FEW, MEAN_RANK, Calibration
 from emerdiff_probe.calibration.space import Setting, Space, list_equal_layers
 from emerdiff_probe.data.pictures import Pictures
 from emerdiff_probe.data.sample import Sample
 from emerdiff_probe.data.sources import open_data
 from emerdiff_probe.errors import InputError, ModelError
+from emerdiff_probe.metrics.colour import explained_variance, lab_colours
 from emerdiff_probe.reading.correspondence import assign
+from emerdiff_probe.reading.features import one_hot_masks
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig
 from emerdiff_probe.segmentation.presets import approximations
+from emerdiff_probe.segmentation.sharpen import read_labels
 from emerdiff_probe.viz.calibration import calibration_figure, criterion_figure, write_report
 
 OPEN = EmerDiffConfig().change(clusters=3, steps=10, feature_draws=1)
@@ -312,6 +323,45 @@ def test_rank_correlations_and_regret_are_held_against_the_labels(labelled):
     assert "rank correlation" in labelled._repr_html_()
 
 
+def test_settings_that_lose_by_sharpened_labels_are_left_out_and_it_is_said(model):
+    config = OPEN.resolve(model)
+    space = Space.of(model, config, ("strength",))
+    noise = np.random.default_rng(0).normal(0, 0.001, 12)
+
+    def found(sharpened):
+        records = {
+            Setting.of(config).change("strength", strength): {
+                f"p{place}": {CRITERION: gain + each} | ({SHARPENED: sharp + each} if sharpened else {})
+                for place, each in enumerate(noise)
+            }
+            for strength, gain, sharp in ((300.0, 0.1, 0.02), (95.0, 0.3, -0.04), (30.0, 0.2, 0.03))
+        }
+        return Calibration(config, space, records, tuple(f"p{place}" for place in range(12)))
+
+    plain, both = found(False), found(True)
+    assert (plain.chosen.strength, both.chosen.strength) == (95.0, 30.0)
+    assert both.found
+    assert both.config.modulation.strength == 30.0
+    assert "1 settings that are ahead by plain labels are left out" in " ".join(both.notes)
+    assert "left out" not in " ".join(plain.notes)
+    assert [SHARPENED in one.criteria for one in (plain, both)] == [False, True]
+
+
+def test_sharpened_labels_are_held_against_masks_sharpened_alike():
+    image = tiny.picture(32, 32)
+    image[:, 16:] = 255 - image[:, 16:] // 4
+    masks = np.arange(4).reshape(2, 2)
+    ground = Ground(image, torch.zeros(4, 8, 8), masks, (32, 32), "wls")
+    alike = one_hot_masks(masks)
+    assert ground.measure(torch.nn.functional.interpolate(alike[None], size=(32, 32), mode="bilinear")[0]).keys() == {
+        *CRITERIA,
+        SHARPENED,
+    }
+    labels = read_labels(alike, image, "wls")[0]
+    assert ground.unpushed_sharpened == pytest.approx(explained_variance(labels, lab_colours(image)))
+    assert ground.sharpened(alike) - ground.unpushed_sharpened == 0
+
+
 def test_the_guard_says_how_often_results_below_a_threshold_had_lost(model):
     config = OPEN.resolve(model)
     space = Space.of(model, config, ("strength",))
@@ -338,7 +388,10 @@ def test_labels_are_measured_where_there_are_some(model):
     record = found.records[found.preset]["scene-000005"]
     assert record[PUSHED].sum() == record[ENLARGED].sum() == 64 * 64
     assert -1 <= record[SEEDS] <= 1
-    assert len(found.correlations()) == len(CRITERIA) + 2
+    assert len(found.correlations()) == len(CRITERIA) + 3, "seeds, sharpened, mean rank"
+    assert record[SHARP_PUSHED].sum() == record[SHARP_ENLARGED].sum() == 64 * 64
+    plain = calibrate(model, scenes, given.change(sharpen="none"), images=1, minutes=0.01)
+    assert not {SHARPENED, SHARP_PUSHED} & set(plain.records[plain.preset]["scene-000005"])
 
 
 def test_the_report_and_figures_mark_preset_and_choice(model, measured, labelled, tmp_path):
