@@ -54,7 +54,7 @@ def make_job(
     Settings that cannot differ are one.
     """
     config = EmerDiffConfig().change(clusters=clusters).resolve(model)
-    measured = config.change(**approximations("fast", model), sharpen="none")
+    measured = config.change(**approximations("fast", model))
     space = Space.of(model, measured, ("layer", "modulate_at", "strength"))
     settings = [space.preset]
     for layer, timestep, strength in product(*around):
@@ -64,7 +64,7 @@ def make_job(
         settings.append(changed)
     unified = tuple(dict.fromkeys(space.unify(setting) for setting in settings))
     start = max(config.start, *(setting.modulate_at for setting in unified))
-    return CalibrationJob(measured, start, classes, seeds, config.sharpen, unified)
+    return CalibrationJob(measured, start, classes, seeds, unified)
 
 
 def gains_of(made: Run, settings: Sequence[Setting], truth: str = "plain") -> list[Statistic]:
@@ -172,9 +172,8 @@ def main(
     folder = folder_of(store, probed.fingerprint, samples.identity(), job.identity())
     made = run(probed, job, samples, store=folder / "records", progress=True)
     count, criteria = len(made.names), criteria_of(made, job.settings)
-    gains = {
-        truth: gains_of(made, job.settings, truth) for truth in TRUTHS if truth == "plain" or job.sharpen != "none"
-    }
+    sharpened = job.config.sharpen != "none"
+    gains = {truth: gains_of(made, job.settings, truth) for truth in TRUTHS if truth == "plain" or sharpened}
     settings = list_settings(job.settings, criteria, gains, count)
     print(f"{probed.name}, K = {clusters}, {count} images of {data}\n\n{settings.to_string(index=False)}\n")
     told: dict[str, Any] = {"settings": settings.to_dict("records")}

@@ -83,7 +83,7 @@ def calibrate(
     base.given_clusters  # noqa: B018 - refuses a number that is to be found
     samples = _spread(open_pictures(data, model), images)
     readout = {} if config.options().keys() & {"compare"} else approximations("fast", model)
-    measured = base.change(**readout, sharpen="none")
+    measured = base.change(**readout)
     space = Space.of(model, measured, wanted)
     timesteps = [int(value) for value in space.values.get("modulate_at", ())]
     start = max([*timesteps, base.start])
@@ -102,7 +102,6 @@ def calibrate(
             start,
             len(samples.classes) if samples.labelled else 0,
             seeds,
-            base.sharpen,
             tell=lambda spent: _advance(bar, spent),
         )
         found = Search(model, samples, space, job, Path(folder), 60 * minutes, warn, show)

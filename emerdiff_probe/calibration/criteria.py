@@ -69,9 +69,14 @@ class Ground:
     sharpen: Sharpening = "none"
 
     @cached_property
+    def small(self) -> np.ndarray:
+        """The image at the maps' size, (height, width, 3) uint8."""
+        return np.array(Image.fromarray(self.image).resize(self.size[::-1], Image.Resampling.BOX))
+
+    @cached_property
     def colours(self) -> np.ndarray:
         """Lab, (height, width, 3)."""
-        return lab_colours(self.image, self.size)
+        return lab_colours(self.small)
 
     @cached_property
     def enlarged(self) -> np.ndarray:
@@ -92,8 +97,7 @@ class Ground:
 
     def sharpened(self, maps: Tensor) -> float:
         """Share of the variance of colours that the sharpened labels of maps (mask, height, width) explain."""
-        image = Image.fromarray(self.image).resize(self.size[::-1], Image.Resampling.BOX)
-        return explained_variance(read_labels(maps, np.array(image), self.sharpen)[0], self.colours)
+        return explained_variance(read_labels(maps, self.small, self.sharpen)[0], self.colours)
 
     @cached_property
     def unpushed_sharpened(self) -> float:

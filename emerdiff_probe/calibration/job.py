@@ -41,7 +41,6 @@ class Picture:
         model, sample, config: as of a `Subject`, resolved.
         start: the highest timestep at which anything is pushed.
         classes: number of classes of its labels; 0 where it has none.
-        sharpen: how labels will be read.
     """
 
     model: ProbeModel
@@ -49,7 +48,6 @@ class Picture:
     config: EmerDiffConfig
     start: int
     classes: int = 0
-    sharpen: Sharpening = "none"
     subjects: dict[tuple[int, int], Subject] = field(default_factory=dict)
 
     def subject(self, steps: int, start: int, seed: int) -> Subject:
@@ -88,7 +86,7 @@ class Picture:
         subject = self.subject(self.config.inversion.steps, self.start, self.config.seed)
         latents = subject.probed.latents[0]
         height, width = (side * self.model.factor for side in latents.shape[-2:])
-        return Ground(subject.image, latents, self.low_resolution_masks, (height, width), self.sharpen)
+        return Ground(subject.image, latents, self.low_resolution_masks, (height, width), self.config.sharpen)
 
     @cached_property
     def enlarged_confusion(self) -> np.ndarray:
@@ -99,7 +97,7 @@ class Picture:
     def sharp_enlarged_confusion(self) -> np.ndarray:
         """As `enlarged_confusion`, sharpened."""
         masks = one_hot_masks(self.low_resolution_masks)
-        return self.confusion(read_labels(masks, self.ground.image, self.sharpen)[0])
+        return self.confusion(read_labels(masks, self.ground.image, self.config.sharpen)[0])
 
     def confusion(self, labels: np.ndarray) -> np.ndarray:
         """(class, class) pixels of the majority protocol."""
@@ -111,11 +109,10 @@ class CalibrationJob:
     """Settings of the modulation, each measured of every picture until the time is over.
 
     Attributes:
-        config: what no setting changes, resolved; read fast and not sharpened.
+        config: what no setting changes, resolved; read fast. Where it sharpens labels, `SHARPENED` is measured too.
         start: the highest timestep at which anything is pushed.
         classes: number of classes of the data; 0 where it has none.
         seeds: whether the labels under another draw of the noise are found, too.
-        sharpen: how labels will be read: `SHARPENED` is measured where they are sharpened.
         settings: those that are wanted now.
         twins: how many untrained denoisers are measured in the model's place; none, the model itself.
         seconds: of work that there still are; once they are over nothing more is measured.
@@ -128,7 +125,6 @@ class CalibrationJob:
     start: int
     classes: int = 0
     seeds: bool = False
-    sharpen: Sharpening = "none"
     settings: tuple[Setting, ...] = ()
     twins: int = 0
     seconds: float = math.inf
@@ -151,7 +147,6 @@ class CalibrationJob:
             "calibration": kept.to_dict(),
             "criteria": list(CRITERIA),
             "seeds": self.seeds,
-            "read": self.sharpen,
             "masks_of": self.config.inversion.steps,
         }
 
@@ -165,7 +160,7 @@ class CalibrationJob:
     @property
     def optional(self) -> tuple[str, ...]:
         """Criteria of `OPTIONAL` that are measured."""
-        return (SEEDS,) * self.seeds + (SHARPENED,) * (self.sharpen != "none")
+        return (SEEDS,) * self.seeds + (SHARPENED,) * (self.config.sharpen != "none")
 
     def prepare(self, model: ProbeModel, cells: Collection[Cell]) -> None:
         """Nothing is needed before the first picture."""
@@ -190,7 +185,7 @@ class CalibrationJob:
             yield cell, record | {SECONDS: seconds}
 
     def _picture(self, model: ProbeModel, sample: Sample) -> Picture:
-        return Picture(model, sample, self.config, self.start, self.classes, self.sharpen)
+        return Picture(model, sample, self.config, self.start, self.classes)
 
     def _record(self, picture: Picture, setting: Setting) -> dict[str, float | np.ndarray]:
         try:
@@ -222,6 +217,6 @@ class CalibrationJob:
             return picture.confusion(labels)
 
         found = {PUSHED: confusion("none"), ENLARGED: picture.enlarged_confusion}
-        if self.sharpen != "none":
-            found |= {SHARP_PUSHED: confusion(self.sharpen), SHARP_ENLARGED: picture.sharp_enlarged_confusion}
+        if SHARPENED in self.optional:
+            found |= {SHARP_PUSHED: confusion(self.config.sharpen), SHARP_ENLARGED: picture.sharp_enlarged_confusion}
         return found

@@ -76,7 +76,7 @@ class Calibration:
         values = {setting: self.values(setting, CRITERION).mean() for setting in held}
         return tuple(sorted(held, key=lambda setting: -np.nan_to_num(values[setting], nan=-np.inf)))
 
-    @property
+    @cached_property
     def best(self) -> Setting:
         """The setting of the highest criterion that `keeps_sharpened`; it may not be told from the preset."""
         return next((setting for setting in self.complete if self.keeps_sharpened(setting)), self.preset)
@@ -85,9 +85,7 @@ class Calibration:
         """Whether its sharpened labels, where they will be, explain as much as the preset's do; as far as is known."""
         if SHARPENED not in self.criteria:
             return True
-        both = [name for name in self._pictures_of(setting) if name in self.records[self.preset]]
-        apart = self.values(setting, SHARPENED, both) - self.values(self.preset, SHARPENED, both)
-        return bool(np.nan_to_num(apart.mean(), nan=-np.inf) >= 0)
+        return self.difference(setting, self.preset, SHARPENED).value >= 0
 
     @cached_property
     def equals(self) -> tuple[Setting, ...]:
@@ -166,10 +164,10 @@ class Calibration:
         """The criterion of a setting over its pictures with its 95% interval: a share, -1 … 1."""
         return _interval(self.values(setting, CRITERION, self._pictures_of(setting)))
 
-    def difference(self, one: Setting, other: Setting) -> Interval:
-        """How much higher the criterion of one setting is than another's, over the pictures that both have."""
+    def difference(self, one: Setting, other: Setting, criterion: str = CRITERION) -> Interval:
+        """How much higher a criterion of one setting is than another's, over the pictures that both have."""
         both = [name for name in self._pictures_of(one) if name in self.records[other]]
-        return _interval(self.values(one, CRITERION, both) - self.values(other, CRITERION, both))
+        return _interval(self.values(one, criterion, both) - self.values(other, criterion, both))
 
     @property
     def criteria(self) -> tuple[str, ...]:

@@ -368,7 +368,7 @@ class Report:
                     "method": gain.method,
                     "over": gain.over,
                     "protocol": gain.miou.protocol,
-                    "clusters": gain.clusters[0] if len(gain.clusters) == 1 else list(gain.clusters),
+                    "clusters": _numbers_json(gain.clusters),
                     **_json(gain.miou),
                 }
                 for gain in self.gains
@@ -385,7 +385,7 @@ class Report:
                 {
                     "method": apart.method,
                     "over": apart.over,
-                    "clusters": apart.clusters[0] if len(apart.clusters) == 1 else list(apart.clusters),
+                    "clusters": _numbers_json(apart.clusters),
                     **_figures_json(apart.figures),
                 }
                 for apart in self.differences
@@ -569,6 +569,10 @@ def _cell_json(cell: Cell) -> dict[str, Any]:
 def _numbers(clusters: Sequence[int | None]) -> str:
     texts = ["auto" if count is None else str(count) for count in clusters]
     return texts[0] if len(texts) == 1 else f"mean of {', '.join(texts)}"
+
+
+def _numbers_json(clusters: Sequence[int | None]) -> int | list[int | None] | None:
+    return clusters[0] if len(clusters) == 1 else list(clusters)
 
 
 def _points(score: Score, sign: str = "") -> tuple[str, str]:
