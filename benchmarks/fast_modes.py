@@ -38,6 +38,7 @@ from emerdiff_probe.models.loading import load_model
 from emerdiff_probe.models.probe_model import ProbeModel
 from emerdiff_probe.pocket.world import PART_NAMES, draw_scene
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig
+from emerdiff_probe.segmentation.result import Segmentation
 from emerdiff_probe.segmentation.segment import segment
 from emerdiff_probe.viz.figures import SHADES
 
@@ -123,10 +124,21 @@ def some_modes(names: str) -> dict[str, dict[str, Any]]:
     return {EXACT: known[EXACT], **PLAIN} | {name: known[name] for name in wanted}
 
 
-def score(model: ProbeModel, seed: int, config: EmerDiffConfig) -> Arrays:
-    """Confusion with the parts of a scene, and seconds of the whole and of every part of the work."""
-    scene = draw_scene(seed)
-    found = segment(model, scene.image, config)
+def score(model: ProbeModel, seed: int, config: EmerDiffConfig, made: dict[EmerDiffConfig, Segmentation]) -> Arrays:
+    """Confusion with the parts of a scene, and seconds of the whole and of every part of the work.
+
+    Args:
+        model: that segments.
+        seed: of the scene.
+        config: how it is segmented.
+        made: results of the scene so far, by what their difference maps depend on, which one run serves for all
+            readings; the new one is added.
+    """
+    scene, maps = draw_scene(seed), config.change(sharpen=None)
+    if maps in made:
+        found = made[maps].read(config.sharpen)
+    else:
+        found = made[maps] = segment(model, scene.image, config)
     confusion = majority_confusion(found.labels, scene.parts, len(PART_NAMES))
     return {
         "confusion": confusion.astype(np.uint32),
@@ -143,8 +155,9 @@ def measure(
     folders = {name: folder_of(store, asdict(config), model.fingerprint, *machine) for name, config in modes.items()}
     scores: dict[str, list[Arrays]] = {name: [] for name in modes}
     for seed in tqdm(seeds, desc="scenes"):
+        made: dict[EmerDiffConfig, Segmentation] = {}
         for name, config in modes.items():
-            scores[name].append(kept(folders[name] / f"{seed}.safetensors", partial(score, model, seed, config)))
+            scores[name].append(kept(folders[name] / f"{seed}.safetensors", partial(score, model, seed, config, made)))
     return scores
 
 

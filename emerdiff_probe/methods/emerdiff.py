@@ -13,6 +13,7 @@ from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.reading.readout import Readout
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig
 from emerdiff_probe.segmentation.presets import MODES
+from emerdiff_probe.segmentation.result import Segmentation
 from emerdiff_probe.segmentation.segment import segment_probed
 
 
@@ -41,10 +42,27 @@ class EmerDiff:
         told = "".join(f", {name} {_text(settings[name])}" for name in self.varied if name in settings)
         return "emerdiff" + approximate + " without injection" * (self.config.modulation.injection == ()) + told
 
+    @property
+    def maps(self) -> EmerDiffConfig:
+        """What difference maps depend on, but for the number of clusters; the rest is how labels are read off them."""
+        return self.config.change(sharpen=None)
+
     def segment(self, probed: ProbedImage, clusters: int | None = None) -> np.ndarray:
         """As `Segmenter.segment`; without a number by the criterion "auto"."""
-        config = resolve_for(probed, self.config.change(clusters=check_count(self, clusters) or "auto"))
-        return segment_probed(probed, config).labels
+        return self.find(probed, clusters).labels
+
+    def find(self, probed: ProbedImage, clusters: int | None = None) -> Segmentation:
+        """The whole of what `segment` gives the labels of."""
+        return segment_probed(probed, self._resolved(probed, clusters))
+
+    def read(self, found: Segmentation, probed: ProbedImage, clusters: int | None = None) -> Segmentation:
+        """What `find` would find, from what a method with the same `maps` has found."""
+        sharpen = self._resolved(probed, clusters).sharpen
+        assert sharpen is not None  # of a resolved configuration
+        return found.read(sharpen)
+
+    def _resolved(self, probed: ProbedImage, clusters: int | None) -> EmerDiffConfig:
+        return resolve_for(probed, self.config.change(clusters=check_count(self, clusters) or "auto"))
 
 
 def _text(value: Any) -> str:

@@ -37,7 +37,7 @@ from emerdiff_probe.probe import ProbedImage
 from emerdiff_probe.runs.store import Store
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig, find_feature_sites
 from emerdiff_probe.segmentation.presets import FAST
-from emerdiff_probe.segmentation.segment import segment
+from emerdiff_probe.segmentation.segment import segment, segment_probed
 from emerdiff_probe.segmentation.settings import FeatureSettings
 
 COMPARED = (EmerDiff(), Bilinear(), DiffCut(), RgbKMeans())
@@ -471,6 +471,32 @@ def test_emerdiff_among_its_rivals_is_segment(model, config, size, name, changes
     assert np.array_equal(resolved.segment(probed, 4), expected)
     assert np.array_equal(METHODS[name].segment(probed, 4), expected)  # 101 is nearest to 281
     assert resolved.name == METHODS[name].name == name
+
+
+def test_emerdiff_read_in_several_ways_is_run_once_and_says_what_it_says_alone(
+    model, scenes, config, tmp_path, monkeypatch
+):
+    variants = {"sharpen": "none"}, {"sharpen": "wls", "strength": 90.0}, {"sharpen": "wls"}
+    plain, other, sharp = (
+        EmerDiff(EmerDiffConfig().change(**settings), varied=("sharpen", "strength")) for settings in variants
+    )
+    runs = []
+
+    def counted(*given):
+        runs.append(given)
+        return segment_probed(*given)
+
+    monkeypatch.setattr("emerdiff_probe.methods.emerdiff.segment_probed", counted)
+    evaluation = Evaluation((plain, other, sharp), (2, 3), config)
+    together = run_evaluation(model, scenes, evaluation, store=tmp_path / "together")
+    assert len(runs) == 2 * 2 * len(scenes)  # strengths, numbers
+    alone = run_evaluation(model, scenes, Evaluation((sharp,), (2, 3), config), store=tmp_path / "alone")
+    for count in (2, 3):
+        own, _, read = (Cell(method.name, count) for method in evaluation.methods)
+        assert all((together.labels(name, read) == alone.labels(name, read)).all() for name in together.images)
+        assert any((together.labels(name, read) != together.labels(name, own)).any() for name in together.images)
+        for first, second in zip(together.records(own), together.records(read), strict=True):
+            assert second.seconds > first.seconds / 2  # the maps' time is in both
 
 
 def test_a_cost_is_the_time_and_the_peak_of_the_work_alone(model):

@@ -90,6 +90,17 @@ def test_labels_are_read_off_the_maps_as_the_configuration_says(model, config, s
     assert (result.difference_maps >= 0).all()
 
 
+def test_a_result_read_in_another_way_is_that_of_segmenting_anew(result, model, config):
+    read = result.read("wls")
+    anew = segment(model, result.image, config.change(sharpen="wls"))
+    assert read.config == anew.config != result.config
+    assert (read.labels == anew.labels).all()
+    assert (read.responses == anew.responses).all()
+    assert (read.labels != result.labels).any()
+    assert read.seconds.keys() == result.seconds.keys()
+    assert (read.read(result.config.sharpen).labels == result.labels).all()
+
+
 def test_the_result_carries_what_made_it(result, model, config):
     assert result.config == config
     assert result.fingerprint == model.fingerprint
