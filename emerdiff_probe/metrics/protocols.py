@@ -458,11 +458,12 @@ def region_sums(features: np.ndarray, labels: np.ndarray, count: int) -> tuple[n
         raise InputError("the features hold NaN or infinite values: the denoiser overflowed; use float32")
     rows, columns = (_upsampling(*sizes) for sizes in zip(features.shape[:2], labels.shape, strict=True))
     sums, pixels = np.zeros((count, features.shape[2])), np.zeros(count, np.int64)
-    for region in np.unique(labels[(labels >= 0) & (labels < count)]):
-        inside = labels == region
-        weights = rows.T @ inside.astype(np.float64) @ columns  # (grid_height, grid_width)
-        sums[region] = np.tensordot(weights, features.astype(np.float64), 2)
-        pixels[region] = inside.sum()
+    regions, sizes = np.unique(labels[(labels >= 0) & (labels < count)], return_counts=True)
+    if len(regions):
+        inside = (labels == region for region in regions)
+        weights = np.stack([rows.T @ each.astype(np.float64) @ columns for each in inside])  # (region, height, width)
+        sums[regions] = np.tensordot(weights, features.astype(np.float64), 2)
+        pixels[regions] = sizes
     return sums, pixels
 
 
