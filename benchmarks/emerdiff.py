@@ -1,11 +1,12 @@
 """How fast EmerDiff is beside the paper written straightforwardly, and how equal.
 
     python -m benchmarks.emerdiff --model pocket --clusters 8 20 30
+    python -m benchmarks.emerdiff --model pocket --clusters 12 --own --modes fast draft
     python -m benchmarks.emerdiff --model sd14-shape --size 192 --clusters 20 --repeats 1
 
-Reference and library run in turn, each in a process of its own for every number of masks, on one scene of the world. A
-first run of each is not timed: it counts FLOP. Memory is what a run held at most beyond what was resident when the
-weights had been loaded.
+Reference and library run in turn, each in a process of its own for every number of masks, on one scene of the world,
+under the paper's settings; with `--own` the library under those that a user of the model gets. A first run of each is
+not timed: it counts FLOP. Memory is what a run held at most beyond what was resident when the weights had been loaded.
 """
 
 from __future__ import annotations
@@ -40,14 +41,16 @@ from emerdiff_probe.segmentation.presets import paper_preset
 from emerdiff_probe.segmentation.segment import segment
 from emerdiff_probe.sites import find_site
 
-MODES = ("reference", "exact", "fast")
+LIBRARY = {"exact": EmerDiffConfig.for_model, "fast": EmerDiffConfig.fast, "draft": EmerDiffConfig.draft}
+"""Settings of the library's modes by name."""
+MODES = ("reference", *LIBRARY)
 SIZE_ON_CPU = 192
 """Pixels at which Stable Diffusion's architecture ends in minutes on two cores."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What is measured, on what."""
+    """What is measured, on what; `own` is whether the library runs by the model's own settings, not the paper's."""
 
     model: str
     device: str
@@ -56,6 +59,7 @@ class Setup:
     scene: int
     steps: int
     modulate_at: int
+    own: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,14 +120,19 @@ def _loaded(setup: Setup) -> tuple[ProbeModel, Scene, float]:
     return model, scene, held(model.device)
 
 
-def _config(setup: Setup, mode: str, clusters: int) -> EmerDiffConfig:
+def _library_config(setup: Setup, mode: str, clusters: int) -> EmerDiffConfig:
+    model, _, _ = _loaded(setup)
+    return LIBRARY[mode](model, clusters=clusters) if setup.own else _paper_config(setup, mode, clusters)
+
+
+def _paper_config(setup: Setup, mode: str, clusters: int) -> EmerDiffConfig:
+    """The paper's features, layers and reading, as the yardstick's."""
     model, _, _ = _loaded(setup)
     changes: dict[str, Any] = {"clusters": clusters, "steps": setup.steps, "modulate_at": setup.modulate_at}
-    # The paper's features, layers and reading, as the yardstick's.
     changes |= {"feature_timesteps": 1, "feature_draws": 1, "sharpen": "none"}
     paper = paper_preset(model).options
     changes |= {name: paper[name] for name in ("feature_sites", "layer")}
-    return (EmerDiffConfig.fast if mode == "fast" else EmerDiffConfig.for_model)(model, **changes)
+    return LIBRARY[mode](model, **changes)
 
 
 Result = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -132,7 +141,7 @@ Result = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 def _library(setup: Setup, mode: str, clusters: int) -> Callable[[], Result]:
     model, scene, _ = _loaded(setup)
-    config = _config(setup, mode, clusters)
+    config = _library_config(setup, mode, clusters)
 
     def work() -> Result:
         found = segment(model, scene.image, config)
@@ -143,7 +152,7 @@ def _library(setup: Setup, mode: str, clusters: int) -> Callable[[], Result]:
 
 def _reference(setup: Setup, clusters: int) -> Callable[[], Result]:
     model, scene, _ = _loaded(setup)
-    config = _config(setup, "exact", clusters)
+    config = _paper_config(setup, "exact", clusters)
     model.pipeline.scheduler = model.scheduler
     paper = Paper(
         clusters=clusters,
@@ -274,11 +283,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=None, help=f"pixels of a side, for {SD14_SHAPE}")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--modulate-at", type=int, default=281)
+    parser.add_argument("--own", action="store_true", help="the library by the model's own settings")
     parser.add_argument("--scene", type=int, default=0, help="seed of the scene")
     given = parser.parse_args(arguments)
     device = find_device(given.device)
     size = given.size or (SIZE_ON_CPU if given.model == SD14_SHAPE and device.type == "cpu" else None)
-    setup = Setup(given.model, str(device), given.precision, size, given.scene, given.steps, given.modulate_at)
+    where = given.model, str(device), given.precision, size
+    setup = Setup(*where, given.scene, given.steps, given.modulate_at, given.own)
     modes = ("reference", *given.modes)
     ceiling = matrix_product_ceiling(setup)
     print(f"{setup}\n{torch.get_num_threads()} threads; matrix product {ceiling / 1e9:.0f} GFLOP/s", flush=True)

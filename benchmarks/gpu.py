@@ -4,9 +4,10 @@
     python -m benchmarks.gpu --train-minutes 8 --images PHOTOGRAPHS --init MODEL --out trained
 
 The first measures Stable Diffusion v1.4's architecture (random weights, float16, 512 x 512): the paper written plainly,
-exact and fast mode with 8, 20 and 30 masks (seconds, memory, share of what a matrix product reaches), and the laws on
-the device: injecting a trajectory's own attention changes nothing, a batch equals one at a time, memory that runs out
-halves batches and changes no result, float16 finds float32's labels. What the minutes do not pay for is told, not done.
+exact, fast and draft mode with 8, 20 and 30 masks (seconds, memory, share of what a matrix product reaches), and the
+laws on the device: injecting a trajectory's own attention changes nothing, a batch equals one at a time, memory that
+runs out halves batches and changes no result, float16 finds float32's labels. What the minutes do not pay for is told,
+not done.
 
 The second goes on training from a pipeline folder in bfloat16, and leaves the weights in files of less than 16 MB each.
 Every finished part is a line of JSON at once. On a processor it runs at a small size (`--size 64 --clusters 2 --steps
@@ -27,7 +28,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 
-from benchmarks.emerdiff import Run, Setup, agreement, matrix_product_ceiling, run
+from benchmarks.emerdiff import LIBRARY, Run, Setup, agreement, matrix_product_ceiling, run
 from benchmarks.shapes import SD14_SHAPE, load
 from emerdiff_probe.interventions import InjectAttention, Modulate
 from emerdiff_probe.models.loading import find_device, load_model
@@ -63,7 +64,7 @@ class Clock:
 
 
 def speed(setup: Setup, clusters: Sequence[int], clock: Clock) -> Iterator[dict[str, Any]]:
-    """Seconds, memory and share of the ceiling of the three modes; each is run twice, of which the second is timed.
+    """Seconds, memory and share of the ceiling of every mode; each is run twice, of which the second is timed.
 
     The first run of the plain method, which asks for one row at a time and takes longest, has two masks: its FLOP are
     counted from those of one row and one image, as both runs ask for the same.
@@ -79,7 +80,7 @@ def speed(setup: Setup, clusters: Sequence[int], clock: Clock) -> Iterator[dict[
         found: dict[str, tuple[Run, dict[str, Any] | None]] = {
             "reference": (replace(reference, flop=_scaled_flop(two, reference)), None)
         }
-        for mode in ("exact", "fast"):
+        for mode in LIBRARY:
             counted = run(setup, mode, masks, counting=True)
             timed = replace(run(setup, mode, masks, counting=False), flop=counted.flop)
             found[mode] = timed, agreement(timed, reference)

@@ -1,6 +1,7 @@
 """Benchmarks: the yardstick is the method that it measures, counts are right, and tables say what was stored."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -79,12 +80,18 @@ def test_the_yardstick_asks_as_often_as_the_paper_and_the_library_less(runs):
     assert runs["reference"].rows == runs["reference"].calls == 10 + STEPS * (1 + 2 * 3)
     assert (runs["exact"].rows, runs["exact"].calls) == (1 + STEPS * (1 + 2 * 3), 1 + STEPS)
     assert runs["fast"].rows == 1 + fast_steps(STEPS) * (1 + 3)
-    assert runs["reference"].flop > runs["exact"].flop > runs["fast"].flop > 0
+    assert runs["draft"].rows == 1 + DRAFT["denoising_steps"] * (1 + 3)
+    assert runs["reference"].flop > runs["exact"].flop > runs["fast"].flop > runs["draft"].flop > 0
+
+
+def test_a_user_gets_the_models_own_settings(setup):
+    one = run(replace(setup, own=True), "draft", 3, counting=False)
+    assert one.rows == DRAWS + DRAFT["denoising_steps"] * (1 + 3)
 
 
 def test_rows_of_the_table_are_ratios_to_the_yardstick(setup, runs):
-    exact, fast = rows_of(setup, 3, {mode: [one, one] for mode, one in runs.items()})
-    assert (exact["mode"], fast["mode"]) == ("exact", "fast")
+    exact, *others = rows_of(setup, 3, {mode: [one, one] for mode, one in runs.items()})
+    assert [row["mode"] for row in (exact, *others)] == ["exact", "fast", "draft"]
     assert exact["speedup"] == pytest.approx(runs["reference"].seconds / runs["exact"].seconds, rel=1e-2)
     assert exact["miou_ratio"] == pytest.approx(1, abs=0.01)
 
@@ -123,9 +130,7 @@ def test_finished_scenes_are_not_measured_again(model, tmp_path, monkeypatch):
     first = fast_modes.measure(model, range(1), modes, tmp_path)
     asked = []
     score = fast_modes.score
-    monkeypatch.setattr(
-        fast_modes, "score", lambda model, seed, config: asked.append(seed) or score(model, seed, config)
-    )
+    monkeypatch.setattr(fast_modes, "score", lambda *given: asked.append(given[1]) or score(*given))
     second = fast_modes.measure(model, range(2), modes, tmp_path)
     assert asked == [1]
     assert all(np.array_equal(first["exact"][0][name], second["exact"][0][name]) for name in first["exact"][0])

@@ -18,16 +18,16 @@ STEPS = 6
 """501, 401, 301, 201, 101, 1 of the grid of ten."""
 
 
-def test_a_day_with_a_gpu_begins_with_the_laws_and_the_three_modes(folder, capsys):
+def test_a_day_with_a_gpu_begins_with_the_laws_and_every_mode(folder, capsys):
     gpu.main(f"--model {folder} --device cpu --precision float32 --clusters 2 3 --steps 10 --modulate-at 501".split())
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [line["part"] for line in told] == ["device", *["law"] * 3, "ceiling", *["speed"] * 6]
+    assert [line["part"] for line in told] == ["device", *["law"] * 3, "ceiling", *["speed"] * 2 * len(MODES)]
     assert all(line["holds"] for line in told[1:4])
-    three = {line["mode"]: line for line in told if line.get("clusters") == 3}
-    assert list(three) == list(MODES)
-    assert three["reference"]["rows"] == 10 + STEPS * (1 + 2 * 3)
-    assert three["exact"]["label_agreement"] > 0.999
-    assert all(0 < line["share_of_ceiling"] < 1 for line in three.values())
+    three_masks = {line["mode"]: line for line in told if line.get("clusters") == 3}
+    assert list(three_masks) == list(MODES)
+    assert three_masks["reference"]["rows"] == 10 + STEPS * (1 + 2 * 3)
+    assert three_masks["exact"]["label_agreement"] > 0.999
+    assert all(0 < line["share_of_ceiling"] < 1 for line in three_masks.values())
     assert gpu.law("any", torch.tensor([1.0, 2.1]), torch.tensor([1.0, 2.0]), 0.02) == {
         "part": "law",
         "law": "any",
