@@ -4,6 +4,7 @@
     python -m benchmarks.fast_modes --scenes 200 --modes "3 steps; 1 step, latents; 2 steps, 4 draws"
 
 Every mode is read off under sharpening, as `EmerDiffConfig.for_model` has it; the paper's exact mode beside them not.
+Nor are the masks alone a mode: enlarged and sharpened without any push, they say what a push has to be worth.
 Protocol: majority, as in `benchmarks.pocket_quality`; shares of exact mode's mIoU and gains over the paper's with 95%
 paired bootstrap intervals over scenes. Seconds are those of whole segmentations, medians over scenes, on a machine that
 should do nothing else. Finished scenes are kept in the store, so that a run that was stopped goes on, and more modes or
@@ -14,6 +15,7 @@ be, and the fastest that beats the paper's exact mode, which is what `draft` sho
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -36,13 +38,17 @@ from emerdiff_probe.metrics.intervals import bootstrap
 from emerdiff_probe.metrics.overlaps import majority_confusion
 from emerdiff_probe.models.loading import load_model
 from emerdiff_probe.models.probe_model import ProbeModel
-from emerdiff_probe.pocket.world import PART_NAMES, draw_scene
+from emerdiff_probe.pocket.world import PART_NAMES, Scene, draw_scene
+from emerdiff_probe.reading.features import one_hot_masks
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig
 from emerdiff_probe.segmentation.result import Segmentation
 from emerdiff_probe.segmentation.segment import segment
+from emerdiff_probe.segmentation.sharpen import read_labels
 from emerdiff_probe.viz.figures import SHADES
 
-EXACT, PAPER = "exact", "the paper's"
+EXACT, PAPER, MASKS = "exact", "the paper's", "masks alone"
+BESIDE = (PAPER, MASKS)
+"""What modes are held against, and are not chosen from."""
 KEPT = 98.0
 """Percent of exact mode's mIoU that the fast mode has to keep."""
 STEPS: Mapping[str, dict[str, Any]] = {
@@ -74,8 +80,8 @@ DRAWS: Mapping[str, dict[str, Any]] = {
     "": {},
     **{f"{count} draw{'s' * (count > 1)}": {"feature_draws": count} for count in (8, 4, 1)},
 }
-PLAIN: Mapping[str, dict[str, Any]] = {PAPER: {"sharpen": "none"}}
-"""The exact readout as the paper reads it off, without sharpening."""
+HELD_AGAINST: Mapping[str, dict[str, Any]] = {PAPER: {"sharpen": "none"}, MASKS: {}}
+"""Switches of `BESIDE`: the exact readout as the paper reads it off, without sharpening; and none, for no push."""
 
 
 def all_modes() -> dict[str, dict[str, Any]]:
@@ -111,7 +117,7 @@ def front_modes() -> dict[str, dict[str, Any]]:
 
 
 def some_modes(names: str) -> dict[str, dict[str, Any]]:
-    """The exact mode, the paper's, and those named between semicolons; those of the front when there is no name.
+    """The exact mode, what modes are held against, and those named between semicolons; the front's when none is.
 
     Raises:
         InputError: there is no such mode.
@@ -121,29 +127,43 @@ def some_modes(names: str) -> dict[str, dict[str, Any]]:
     for name in wanted:
         if name not in known:
             raise InputError(f"no mode {name!r}; accepted: {'; '.join(known)}")
-    return {EXACT: known[EXACT], **PLAIN} | {name: known[name] for name in wanted}
+    return {EXACT: known[EXACT], **HELD_AGAINST} | {name: known[name] for name in wanted}
 
 
-def score(model: ProbeModel, seed: int, config: EmerDiffConfig, made: dict[EmerDiffConfig, Segmentation]) -> Arrays:
-    """Confusion with the parts of a scene, and seconds of the whole and of every part of the work.
+Made = dict[EmerDiffConfig, Segmentation]
+"""Results of one scene, by what their difference maps depend on: one run serves for all readings."""
 
-    Args:
-        model: that segments.
-        seed: of the scene.
-        config: how it is segmented.
-        made: results of the scene so far, by what their difference maps depend on, which one run serves for all
-            readings; the new one is added.
-    """
-    scene, maps = draw_scene(seed), config.change(sharpen=None)
+
+def score(model: ProbeModel, seed: int, config: EmerDiffConfig, made: Made) -> Arrays:
+    """Confusion with the parts of a scene, and seconds of the whole and of every part of the work."""
+    scene = draw_scene(seed)
+    found = _find(model, scene, config, made)
+    return _arrays(found.labels, scene, found.seconds)
+
+
+def score_masks(model: ProbeModel, seed: int, config: EmerDiffConfig, made: Made) -> Arrays:
+    """As `score`, of the same low-resolution masks without a push: enlarged bilinearly, and sharpened alike."""
+    scene = draw_scene(seed)
+    found = _find(model, scene, config, made)
+    began = time.perf_counter()
+    labels, _ = read_labels(one_hot_masks(found.low_resolution_masks).float(), scene.image, config.sharpen)
+    seconds = found.seconds | {"modulate": 0.0, "assign": time.perf_counter() - began}
+    return _arrays(labels, scene, seconds)
+
+
+def _find(model: ProbeModel, scene: Scene, config: EmerDiffConfig, made: Made) -> Segmentation:
+    maps = config.change(sharpen=None)
     if maps in made:
-        found = made[maps].read(config.sharpen)
-    else:
-        found = made[maps] = segment(model, scene.image, config)
-    confusion = majority_confusion(found.labels, scene.parts, len(PART_NAMES))
+        return made[maps].read(config.sharpen)
+    made[maps] = segment(model, scene.image, config)
+    return made[maps]
+
+
+def _arrays(labels: np.ndarray, scene: Scene, seconds: Mapping[str, float]) -> Arrays:
     return {
-        "confusion": confusion.astype(np.uint32),
-        "seconds": np.array(sum(found.seconds.values())),
-        **{part: np.array(seconds) for part, seconds in found.seconds.items()},
+        "confusion": majority_confusion(labels, scene.parts, len(PART_NAMES)).astype(np.uint32),
+        "seconds": np.array(sum(seconds.values())),
+        **{part: np.array(each) for part, each in seconds.items()},
     }
 
 
@@ -152,12 +172,17 @@ def measure(
 ) -> dict[str, list[Arrays]]:
     """Scores of every mode and scene, from the store where they are there already; scene by scene, modes in turn."""
     machine = (model.device.type, str(model.dtype), torch.get_num_threads())  # on which the seconds depend
-    folders = {name: folder_of(store, asdict(config), model.fingerprint, *machine) for name, config in modes.items()}
+    work = {name: score_masks if name == MASKS else score for name in modes}
+    folders = {
+        name: folder_of(store, asdict(config), model.fingerprint, *machine, *([MASKS] if name == MASKS else []))
+        for name, config in modes.items()
+    }
     scores: dict[str, list[Arrays]] = {name: [] for name in modes}
     for seed in tqdm(seeds, desc="scenes"):
-        made: dict[EmerDiffConfig, Segmentation] = {}
+        made: Made = {}
         for name, config in modes.items():
-            scores[name].append(kept(folders[name] / f"{seed}.safetensors", partial(score, model, seed, config, made)))
+            scored = partial(work[name], model, seed, config, made)
+            scores[name].append(kept(folders[name] / f"{seed}.safetensors", scored))
     return scores
 
 
@@ -202,14 +227,16 @@ def report(scores: Mapping[str, Sequence[Arrays]]) -> pd.DataFrame:
             }
         )
     table = pd.DataFrame(rows).sort_values("seconds", kind="stable", ignore_index=True)
-    table["front"] = table["miou"] > table["miou"].cummax().shift(fill_value=-1.0)
+    own = table["miou"].mask(table["mode"].isin(BESIDE), -1.0)
+    table["front"] = own > own.cummax().shift(fill_value=-1.0)
     return table
 
 
 def choose(table: pd.DataFrame) -> dict[str, str | None]:
     """What the table says `fast` and `draft` should be: names of modes, None where no mode is good enough."""
-    good = {"fast": table["share"] >= KEPT, "draft": table["gain_low"] > 0}
-    return {choice: next(iter(table["mode"][held & (table["mode"] != PAPER)]), None) for choice, held in good.items()}
+    own = table[~table["mode"].isin(BESIDE)]
+    good = {"fast": own["share"] >= KEPT, "draft": own["gain_low"] > 0}
+    return {choice: next(iter(own["mode"][held]), None) for choice, held in good.items()}
 
 
 def pareto_figure(table: pd.DataFrame, clusters: int) -> go.Figure:
