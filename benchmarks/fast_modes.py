@@ -8,8 +8,9 @@ Nor are the masks alone a mode: enlarged and sharpened without any push, they sa
 Protocol: majority, as in `benchmarks.pocket_quality`; shares of exact mode's mIoU and gains over the paper's with 95%
 paired bootstrap intervals over scenes. Seconds are those of whole segmentations, medians over scenes, on a machine that
 should do nothing else. Finished scenes are kept in the store, so that a run that was stopped goes on, and more modes or
-scenes can follow. The last lines name the fastest mode that keeps 98% of exact mode's mIoU, which is what `fast` should
-be, and the fastest that beats the paper's exact mode, which is what `draft` should be.
+scenes can follow. The last lines name the fastest mode that keeps 98% of exact mode's mIoU, and the fastest that beats
+the paper's exact mode: candidates for `fast` and `draft`, which photographs have to confirm (`emerdiff-probe evaluate
+--denoising-steps …`), for on scenes sharpening hides what a push is worth.
 """
 
 from __future__ import annotations
@@ -233,7 +234,7 @@ def report(scores: Mapping[str, Sequence[Arrays]]) -> pd.DataFrame:
 
 
 def choose(table: pd.DataFrame) -> dict[str, str | None]:
-    """What the table says `fast` and `draft` should be: names of modes, None where no mode is good enough."""
+    """Candidates for `fast` and `draft`: names of modes, None where no mode is good enough."""
     own = table[~table["mode"].isin(BESIDE)]
     good = {"fast": own["share"] >= KEPT, "draft": own["gain_low"] > 0}
     return {choice: next(iter(own["mode"][held]), None) for choice, held in good.items()}

@@ -79,6 +79,21 @@ class ProbedImage:
         other._features, other._coarse = {}, {}
         return other
 
+    def with_draws(self, draws: int) -> ProbedImage:
+        """The same inverted image, whose features are means over the first of its draws of noise alone; nothing kept.
+
+        As if it had been probed with so many.
+
+        Raises:
+            InputError: none, or more than it was probed with.
+        """
+        if not is_integer(draws, 1, self.draws):
+            raise InputError(f"{draws!r} draws of an image probed with {self.draws}; accepted: 1 to {self.draws}")
+        other = self.afresh()
+        other.draws = draws
+        other._drawn = replace(self.trajectory, latents=self._drawn.latents[:, :draws])
+        return other
+
     @cached_property
     def reconstruction(self) -> Tensor:
         """The image as the autoencoder paints it: (3, height, width) float32 on the CPU, about [-1, 1]."""

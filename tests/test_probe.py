@@ -48,6 +48,18 @@ def test_the_first_draw_is_the_trajectory(model):
     assert torch.equal(many._drawn.at(101)[:1], many.trajectory.at(101))
 
 
+def test_the_first_draws_are_those_of_an_image_probed_with_so_few(model):
+    site, four = find_site(model, "up8.self1.query"), probe(model, 4)
+    four.features(site, 301)
+    two = four.with_draws(2)
+    assert torch.equal(two.features(site, 301), probe(model, 2).features(site, 301))
+    assert (two.draws, four.draws) == (2, 4)
+    assert not torch.equal(two.features(site, 301), four.features(site, 301))
+    for draws in (0, 5):
+        with pytest.raises(InputError, match="accepted: 1 to 4"):
+            four.with_draws(draws)
+
+
 @pytest.mark.parametrize("draws", [0, -1, 1.5, True])
 def test_a_bad_number_of_draws_is_refused(model, draws):
     with pytest.raises(InputError, match="draws of noise"):

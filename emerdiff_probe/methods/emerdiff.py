@@ -36,9 +36,14 @@ class EmerDiff:
     def name(self) -> str:
         """For tables: what is approximate, what is left out, and the settings that tell it from others."""
         readout = self.config.readout or Readout()
-        modes = {Readout(**approximations): f" {mode}" for mode, approximations in MODES.items()}
-        approximate = {Readout(): "", **modes}.get(readout, " approximate")
         settings = self.config.options()
+        alike = {mode: EmerDiffConfig().change(**approximations) for mode, approximations in MODES.items()}
+        named = (
+            f" {mode}"
+            for mode, config in alike.items()
+            if config.readout == readout and config.options().items() <= settings.items()
+        )
+        approximate = "" if readout == Readout() else next(named, " approximate")
         told = "".join(f", {name} {_text(settings[name])}" for name in self.varied if name in settings)
         return "emerdiff" + approximate + " without injection" * (self.config.modulation.injection == ()) + told
 
@@ -52,8 +57,14 @@ class EmerDiff:
         return self.find(probed, clusters).labels
 
     def find(self, probed: ProbedImage, clusters: int | None = None) -> Segmentation:
-        """The whole of what `segment` gives the labels of."""
-        return segment_probed(probed, self._resolved(probed, clusters))
+        """The whole of what `segment` gives the labels of.
+
+        Raises:
+            InputError: features of more draws of noise than the image was probed with; or as `Segmenter.segment`.
+        """
+        config = self._resolved(probed, clusters)
+        draws = config.features.draws
+        return segment_probed(probed if draws == probed.draws else probed.with_draws(draws), config)
 
     def read(self, found: Segmentation, probed: ProbedImage, clusters: int | None = None) -> Segmentation:
         """What `find` would find, from what a method with the same `maps` has found."""

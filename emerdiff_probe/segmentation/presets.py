@@ -37,19 +37,20 @@ FAST: dict[str, Any] = {
     "sign_patterns": "auto",
     "shared_levels": 1,
 }
-"""Approximations of the fast mode: the fastest of those that `python -m benchmarks.fast_modes` found to keep 98% of
-the pocket model's mIoU."""
+"""Approximations of the fast mode: the fastest that keeps exact mode's mIoU on drawn scenes (`python -m
+benchmarks.fast_modes`) and on photographs as well, where two to five steps without the rest lose 3 points."""
 DRAFT: dict[str, Any] = {
     "denoising_steps": 2,
     "compare": "latents",
     "one_sided": True,
     "sign_patterns": "auto",
     "shared_levels": 1,
+    "feature_draws": 1,
 }
-"""Approximations of the draft mode: two steps tell what belongs together, and sharpening finds where it ends. Chosen in
-a trial; `python -m benchmarks.fast_modes` names the fastest of its modes that beats the paper's exact one."""
+"""Approximations of the draft mode: two steps tell what belongs together, and sharpening finds where it ends; one draw
+of noise halves the time of features. One step would be faster yet, and its labels are those of the enlarged masks."""
 MODES: Mapping[str, Mapping[str, Any]] = MappingProxyType({"fast": FAST, "draft": DRAFT})
-"""Approximate modes by name."""
+"""Approximate modes by name: the options that they set."""
 KNOWN = ("sd1", "sd2", "sdxl", "pocket")
 """Families that settings are known for; others get them by rule."""
 MEASURED: Mapping[str, Any] = MappingProxyType({"sharpen": "wls"})
@@ -164,7 +165,7 @@ def stage_features(model: ProbeModel, resolution: int) -> tuple[str, ...]:
 
 
 def approximations(mode: str, model: ProbeModel) -> dict[str, Any]:
-    """The approximations of a mode, by its name in `MODES`, as far as the model's levels have them."""
+    """The settings of a mode, by its name in `MODES`, as far as the model's levels have them."""
     return {**MODES[mode], "shared_levels": min(MODES[mode]["shared_levels"], model.levels - 1)}
 
 

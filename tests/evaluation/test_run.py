@@ -499,6 +499,17 @@ def test_emerdiff_read_in_several_ways_is_run_once_and_says_what_it_says_alone(
             assert second.seconds > first.seconds / 2  # the maps' time is in both
 
 
+def test_a_method_reads_as_many_draws_of_noise_as_it_says_and_never_more_than_there_are(model, scenes, config):
+    image = scenes[0].pixels()
+    probed = config.probe(model, image)
+    one = EmerDiff(config.change(feature_draws=1))
+    alone = segment(model, image, config.change(feature_draws=1, clusters=3))
+    assert (one.segment(probed, 3) == alone.labels).all()
+    assert one.find(probed, 3).config == alone.config
+    with pytest.raises(InputError, match="3 draws of an image probed with 2"):
+        EmerDiff(config.change(feature_draws=3)).segment(probed, 3)
+
+
 def test_a_cost_is_the_time_and_the_peak_of_the_work_alone(model):
     def allocate(mebibytes):
         return lambda: np.ones(mebibytes * 2**20, np.uint8).sum()
