@@ -87,8 +87,7 @@ def test_the_yardstick_asks_as_often_as_the_paper_and_the_library_less(runs):
 
 def test_a_user_gets_the_models_own_settings(setup):
     one = run(replace(setup, own=True), "draft", 3, counting=False)
-    features = len(POCKET["feature_timesteps"]) * DRAFT["feature_draws"]
-    assert one.rows == features + DRAFT["denoising_steps"] * (1 + 3)
+    assert one.rows == DRAWS + DRAFT["denoising_steps"] * (1 + 3)
 
 
 def test_rows_of_the_table_are_ratios_to_the_yardstick(setup, runs):

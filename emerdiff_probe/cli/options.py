@@ -46,7 +46,7 @@ FLAGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 APPROXIMATE: Mapping[str, str] = MappingProxyType(
     {
         "fast": "Several times as fast and nearly as good, by approximations.",
-        "draft": "As fast as two denoising steps and one draw of noise are, for a first look.",
+        "draft": "As fast as two denoising steps are, for a first look.",
     }
 )
 """Flags of the approximate modes, and their help."""

@@ -23,6 +23,7 @@ from emerdiff_probe.methods.sharpening import Sharpened
 from emerdiff_probe.methods.supervised import LinearProbe, ProbeTraining, SupervisedUNet, UNetTraining
 from emerdiff_probe.methods.upsampling import Bilinear, Clustered, Guided, Nearest
 from emerdiff_probe.methods.walking import RandomWalk
+from emerdiff_probe.reading.readout import Readout
 from emerdiff_probe.segmentation.configuration import EmerDiffConfig
 from emerdiff_probe.segmentation.presets import MODES
 from emerdiff_probe.segmentation.settings import OPTIONS
@@ -32,7 +33,7 @@ Method = Segmenter | Reference | Naming | Predictions
 
 _ALL: tuple[Segmenter, ...] = (
     EmerDiff(),
-    *(EmerDiff(EmerDiffConfig().change(**approximations)) for approximations in MODES.values()),
+    *(EmerDiff(EmerDiffConfig(readout=Readout(**approximations))) for approximations in MODES.values()),
     EmerDiff(EmerDiffConfig().change(injection=())),
     Nearest(),
     Bilinear(),

@@ -36,14 +36,9 @@ class EmerDiff:
     def name(self) -> str:
         """For tables: what is approximate, what is left out, and the settings that tell it from others."""
         readout = self.config.readout or Readout()
+        modes = {Readout(**approximations): f" {mode}" for mode, approximations in MODES.items()}
+        approximate = {Readout(): "", **modes}.get(readout, " approximate")
         settings = self.config.options()
-        alike = {mode: EmerDiffConfig().change(**approximations) for mode, approximations in MODES.items()}
-        named = (
-            f" {mode}"
-            for mode, config in alike.items()
-            if config.readout == readout and config.options().items() <= settings.items()
-        )
-        approximate = "" if readout == Readout() else next(named, " approximate")
         told = "".join(f", {name} {_text(settings[name])}" for name in self.varied if name in settings)
         return "emerdiff" + approximate + " without injection" * (self.config.modulation.injection == ()) + told
 

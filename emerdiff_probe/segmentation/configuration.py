@@ -67,10 +67,7 @@ class EmerDiffConfig(Settings):
 
     @classmethod
     def draft(cls, model: ProbeModel, **options: Any) -> Self:
-        """The settings of `for_model`, as fast as two denoising steps and one draw of noise are, under these options.
-
-        For a first look: low-resolution masks of one draw are other masks, too.
-        """
+        """The settings of `for_model`, as fast as two denoising steps are, under these options."""
         return cls._approximate("draft", model, options)
 
     @classmethod

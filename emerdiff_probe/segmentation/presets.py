@@ -45,12 +45,12 @@ DRAFT: dict[str, Any] = {
     "one_sided": True,
     "sign_patterns": "auto",
     "shared_levels": 1,
-    "feature_draws": 1,
 }
-"""Approximations of the draft mode: two steps tell what belongs together, and sharpening finds where it ends; one draw
-of noise halves the time of features. One step would be faster yet, and its labels are those of the enlarged masks."""
+"""Approximations of the draft mode: two steps tell what belongs together, and sharpening finds where it ends. Its
+labels beat the paper's exact ones; those of one step are the enlarged masks', and masks of one draw of noise are worse
+(benchmarks/NOTES.md, "Approximations")."""
 MODES: Mapping[str, Mapping[str, Any]] = MappingProxyType({"fast": FAST, "draft": DRAFT})
-"""Approximate modes by name: the options that they set."""
+"""Approximate modes by name."""
 KNOWN = ("sd1", "sd2", "sdxl", "pocket")
 """Families that settings are known for; others get them by rule."""
 MEASURED: Mapping[str, Any] = MappingProxyType({"sharpen": "wls"})
@@ -165,7 +165,7 @@ def stage_features(model: ProbeModel, resolution: int) -> tuple[str, ...]:
 
 
 def approximations(mode: str, model: ProbeModel) -> dict[str, Any]:
-    """The settings of a mode, by its name in `MODES`, as far as the model's levels have them."""
+    """The approximations of a mode, by its name in `MODES`, as far as the model's levels have them."""
     return {**MODES[mode], "shared_levels": min(MODES[mode]["shared_levels"], model.levels - 1)}
 
 

@@ -81,9 +81,6 @@ def test_a_name_follows_from_resolved_settings():
     assert configure(METHODS["emerdiff"], fast).name == "emerdiff fast"
     assert configure(METHODS["emerdiff"], fast.change(skip_after=5)).name == "emerdiff approximate"
     assert configure(METHODS["emerdiff"], EmerDiffConfig().change(**DRAFT)).name == "emerdiff draft"
-    draws = EmerDiffConfig().change(**DRAFT).change(feature_draws=2)
-    assert configure(METHODS["emerdiff"], draws).name == "emerdiff approximate"
-    assert configure(METHODS["emerdiff draft"], draws).name == "emerdiff draft", "what it was given stays"
     assert configure(METHODS["emerdiff"], EmerDiffConfig(readout=Readout())).name == "emerdiff"
     assert configure(METHODS["emerdiff"], EmerDiffConfig().change(injection=())).name == "emerdiff without injection"
 
