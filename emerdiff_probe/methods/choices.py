@@ -20,8 +20,8 @@ def feature_sites(model: ProbeModel, *names: str) -> tuple[Site, ...]:
 
 
 def resolve_for(probed: ProbedImage, config: EmerDiffConfig) -> EmerDiffConfig:
-    """Settings in which what is left open is the best known for the model, as far as the image's trajectory has it."""
-    inverted = config.fill({"steps": probed.trajectory.steps})
+    """Settings in which what is left open is the best known for the model, as far as the probed image has it."""
+    inverted = config.fill({"steps": probed.trajectory.steps, "feature_draws": probed.draws})
     return inverted.resolve(probed.model, probed.trajectory.timesteps)
 
 
