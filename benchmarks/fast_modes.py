@@ -155,10 +155,10 @@ def score_masks(model: ProbeModel, seed: int, config: EmerDiffConfig, made: Made
 
 def _find(model: ProbeModel, scene: Scene, config: EmerDiffConfig, made: Made) -> Segmentation:
     maps = config.change(sharpen=None)
-    if maps in made:
-        return made[maps].read(config.sharpen)
-    made[maps] = segment(model, scene.image, config)
-    return made[maps]
+    if maps not in made:
+        made[maps] = segment(model, scene.image, config)
+    found = made[maps]
+    return found if found.config == config else found.read(config.sharpen)
 
 
 def _arrays(labels: np.ndarray, scene: Scene, seconds: Mapping[str, float]) -> Arrays:
